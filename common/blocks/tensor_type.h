@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "common/core/result.h"
+
+namespace retort {
+
+/// How a tensor's values are stored; numbers are GGUF's (ggml_type). Layouts: docs/format.md.
+enum class TensorType : std::uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ8_0 = 8,
+  kBF16 = 30,
+};
+
+struct TensorTypeInfo {
+  TensorType type;
+  std::string_view name;       ///< "Q8_0"
+  std::uint32_t block_values;  ///< values per block along a row
+  std::uint32_t block_bytes;
+};
+
+/// Nullptr when the number is not one of TensorType.
+const TensorTypeInfo* find_tensor_type(std::uint32_t ggml_type);
+const TensorTypeInfo& info(TensorType type);
+/// By name, either case: "q8_0".
+std::optional<TensorType> tensor_type_from(std::string_view name);
+
+/// Bytes of one row of `columns` values; nothing when a block does not divide it.
+std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns);
+
+/// Scalar reference encoder and decoder of one row; sizes must match row_bytes (asserted).
+/// Q8_0: d = max|x|/127 as F16, q = round-to-nearest(x/d), the same bytes as llama.cpp's reference quantizer.
+void encode_row(TensorType type, std::span<const float> values, std::span<std::byte> out);
+void decode_row(TensorType type, std::span<const std::byte> bytes, std::span<float> out);
+
+std::uint16_t f32_to_f16(float value);  ///< IEEE 754 binary16, round to nearest even
+float f16_to_f32(std::uint16_t bits);
+std::uint16_t f32_to_bf16(float value);  ///< round to nearest even
+float bf16_to_f32(std::uint16_t bits);
+
+}  // namespace retort

@@ -1,0 +1,176 @@
+#include "common/core/file.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+namespace retort {
+
+File::~File() {
+  if (fd_ >= 0) ::close(fd_);
+}
+File::File(File&& other) noexcept : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+File& File::operator=(File&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+int File::release() { return std::exchange(fd_, -1); }
+
+Result<File> File::open_read(const std::filesystem::path& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return fail_errno(path.string(), "cannot open");
+  return File(fd, path);
+}
+
+Result<File> File::open_write(const std::filesystem::path& path, bool truncate) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | (truncate ? O_TRUNC : 0), 0600);
+  if (fd < 0) return fail_errno(path.string(), "cannot open for writing");
+  return File(fd, path);
+}
+
+Result<std::uint64_t> File::size() const {
+  struct stat info {};
+  if (::fstat(fd_, &info) != 0) return fail_errno(path_.string(), "cannot stat");
+  return static_cast<std::uint64_t>(info.st_size);
+}
+
+Result<void> File::read_exact_at(std::uint64_t offset, std::span<char> out) const {
+  while (!out.empty()) {
+    const ssize_t got = ::pread(fd_, out.data(), out.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return fail_errno(path_.string(), "cannot read");
+    if (got == 0) return fail(ErrorCode::kCorrupt, path_.string(), "ends at byte {}", offset);
+    out = out.subspan(static_cast<std::size_t>(got));
+    offset += static_cast<std::uint64_t>(got);
+  }
+  return {};
+}
+
+Result<void> File::write_all_at(std::uint64_t offset, std::string_view bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t put = ::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return fail_errno(path_.string(), "cannot write");
+    bytes.remove_prefix(static_cast<std::size_t>(put));
+    offset += static_cast<std::uint64_t>(put);
+  }
+  return {};
+}
+
+Result<void> File::sync() const {
+  if (::fdatasync(fd_) != 0) return fail_errno(path_.string(), "cannot write to disk");
+  return {};
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(data_, size_);
+}
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
+  const File file = RETORT_TRY(File::open_read(path));
+  struct stat info {};
+  if (::fstat(file.fd(), &info) != 0) return fail_errno(path.string(), "cannot stat");
+  if (!S_ISREG(info.st_mode)) return fail(ErrorCode::kInvalid, path.string(), "not a regular file");
+  MappedFile mapped;
+  mapped.size_ = static_cast<std::size_t>(info.st_size);
+  if (mapped.size_ == 0) return mapped;
+  void* data = ::mmap(nullptr, mapped.size_, PROT_READ, MAP_SHARED, file.fd(), 0);
+  if (data == MAP_FAILED) {
+    mapped.size_ = 0;
+    return fail_errno(path.string(), "cannot map");
+  }
+  mapped.data_ = data;
+  return mapped;
+}
+
+Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t limit_bytes) {
+  const File file = RETORT_TRY(File::open_read(path));
+  std::string out;
+  char buffer[65536];
+  for (;;) {  // not by size: files under /proc and /sys say 0
+    const ssize_t got = ::read(file.fd(), buffer, sizeof buffer);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return fail_errno(path.string(), "cannot read");
+    if (got == 0) return out;
+    if (out.size() + static_cast<std::size_t>(got) > limit_bytes)
+      return fail(ErrorCode::kOutOfBudget, path.string(), "larger than the limit of {} bytes", limit_bytes);
+    out.append(buffer, static_cast<std::size_t>(got));
+  }
+}
+
+Result<void> sync_folder(const std::filesystem::path& folder) {
+  const int fd = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return fail_errno(folder.string(), "cannot open folder");
+  const File file(fd, folder);
+  if (::fsync(fd) != 0) return fail_errno(folder.string(), "cannot write folder to disk");
+  return {};
+}
+
+Result<void> write_file_atomic(const std::filesystem::path& path, std::string_view bytes, unsigned mode) {
+  std::filesystem::path temporary = path;
+  temporary += ".tmp-" + std::to_string(::getpid());
+  const auto write = [&]() -> Result<void> {
+    const File file = RETORT_TRY(File::open_write(temporary, true));
+    if (::fchmod(file.fd(), mode) != 0) return fail_errno(temporary.string(), "cannot set the mode");
+    RETORT_TRY(file.write_all_at(0, bytes));
+    RETORT_TRY(file.sync());
+    if (::rename(temporary.c_str(), path.c_str()) != 0) return fail_errno(path.string(), "cannot rename into place");
+    return sync_folder(path.parent_path());
+  };
+  Result<void> done = write();
+  if (!done) ::unlink(temporary.c_str());
+  return done;
+}
+
+Result<void> make_folders(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) {
+    errno = error.value();
+    return fail_errno(folder.string(), "cannot create folder");
+  }
+  return {};
+}
+
+Result<FileLock> FileLock::take(const std::filesystem::path& path) {
+  FileLock lock;
+  lock.file_ = RETORT_TRY(File::open_write(path, false));
+  if (::flock(lock.file_.fd(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return fail_errno(path.string(), "cannot lock");
+    const std::string holder = read_file(path, 64).value_or("");
+    return fail(ErrorCode::kConflict, path.string(), "held by another process{}{}", holder.empty() ? "" : ", id ", holder);
+  }
+  const std::string pid = std::to_string(::getpid());
+  if (::ftruncate(lock.file_.fd(), 0) != 0) return fail_errno(path.string(), "cannot truncate");
+  RETORT_TRY(lock.file_.write_all_at(0, pid));
+  return lock;
+}
+
+bool FileLock::held(const std::filesystem::path& path) {
+  const Result<File> file = File::open_read(path);
+  if (!file) return false;
+  if (::flock(file->fd(), LOCK_SH | LOCK_NB) == 0) return false;  // released as the descriptor closes
+  return errno == EWOULDBLOCK;
+}
+
+Result<std::uint64_t> free_disk_bytes(const std::filesystem::path& path) {
+  struct statvfs info {};
+  if (::statvfs(path.c_str(), &info) != 0) return fail_errno(path.string(), "cannot ask for free space");
+  return static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
+}
+
+}  // namespace retort

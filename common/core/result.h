@@ -1,0 +1,44 @@
+#pragma once
+
+#include <fmt/format.h>
+
+#include <tl/expected.hpp>
+#include <type_traits>
+#include <utility>
+
+#include "common/core/error.h"
+
+namespace retort {
+
+/// A value, or the Error that stands in its place. Ignoring one is a compile error.
+template <typename T>
+class [[nodiscard]] Result : public tl::expected<T, Error> {
+ public:
+  using tl::expected<T, Error>::expected;
+
+  /// The value, moved out; only where there is one. For RETORT_TRY (tl::expected<void> has no value()).
+  T take() && {
+    if constexpr (!std::is_void_v<T>) return std::move(**this);
+  }
+};
+
+/// What a failing function returns: `return fail(ErrorCode::kInvalid, "file.gguf", "{} tensors", n);`
+template <typename... Args>
+tl::unexpected<Error> fail(ErrorCode code, std::string where, fmt::format_string<Args...> format, Args&&... args) {
+  return tl::unexpected<Error>(Error{code, fmt::format(format, std::forward<Args>(args)...), std::move(where)});
+}
+/// Hands an error on, unchanged.
+inline tl::unexpected<Error> fail(Error error) { return tl::unexpected<Error>(std::move(error)); }
+
+/// An I/O failure with errno's text: fail_errno("path", "cannot open"). ENOSPC becomes kOutOfBudget.
+tl::unexpected<Error> fail_errno(std::string where, std::string_view what);
+
+}  // namespace retort
+
+/// The value of a Result, or return its error from the enclosing function.
+#define RETORT_TRY(expression)                                                        \
+  __extension__({                                                                        \
+    auto retort_try_result = (expression);                                               \
+    if (!retort_try_result) return ::retort::fail(std::move(retort_try_result).error()); \
+    std::move(retort_try_result).take();                                              \
+  })

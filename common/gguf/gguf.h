@@ -1,0 +1,88 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "common/blocks/tensor_type.h"
+#include "common/core/file.h"
+#include "common/core/result.h"
+
+namespace retort {
+
+/// A GGUF metadata value. Integers of every width are widened to 64 bits on reading and written in the width that
+/// llama.cpp expects of the key (uint32 unless the writer is told otherwise).
+using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::string, std::vector<std::int64_t>,
+                               std::vector<double>, std::vector<std::string>>;
+
+/// A tensor of an open GGUF file.
+struct GgufTensor {
+  std::string name;
+  /// GGUF's order: shape[0] is the fastest (columns, K), shape[1] the rows (N). One to four dimensions.
+  std::vector<std::uint64_t> shape;
+  TensorType type = TensorType::kF32;
+  std::uint64_t offset = 0;         ///< from the start of the file
+  std::span<const std::byte> data;  ///< into the mapping; checked to lie inside the file
+
+  std::uint64_t columns() const { return shape.empty() ? 1 : shape[0]; }
+  std::uint64_t rows() const;  ///< product of the other dimensions
+};
+
+/// An open, validated GGUF v2/v3 file: every count, length, offset and type in it has been checked against the file's
+/// size, names are unique, tensors are aligned and do not overlap. Thread: any (read-only).
+class GgufFile {
+ public:
+  static Result<GgufFile> open(const std::filesystem::path& path);
+  /// The same over bytes that outlive the result (fuzzing, tests).
+  static Result<GgufFile> parse(std::span<const std::byte> bytes, std::string_view where);
+
+  const GgufValue* find(std::string_view key) const;
+  /// Typed access; kInvalid names the key when it is missing or of another type.
+  Result<std::string> text(std::string_view key) const;
+  Result<std::uint64_t> uint(std::string_view key) const;
+  Result<double> number(std::string_view key) const;
+
+  const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }
+  const std::vector<GgufTensor>& tensors() const { return tensors_; }
+  const GgufTensor* tensor(std::string_view name) const;
+  /// Bytes before the first tensor: magic, metadata, tensor list and padding.
+  std::uint64_t header_length() const { return header_length_; }
+  std::uint64_t file_length() const { return file_length_; }
+  const std::string& where() const { return where_; }
+
+ private:
+  MappedFile file_;
+  std::string where_;
+  std::vector<std::pair<std::string, GgufValue>> metadata_;
+  std::vector<GgufTensor> tensors_;
+  std::uint64_t header_length_ = 0, file_length_ = 0;
+};
+
+/// Writes a GGUF v3 file, tensors 32-byte aligned, through a temporary name and a rename.
+class GgufWriter {
+ public:
+  void set(std::string key, GgufValue value);
+  /// `fill` is asked, in order, for the tensor's encoded bytes when the file is written, so that only one tensor is
+  /// in memory at a time. `out` has exactly the encoded size.
+  void add_tensor(std::string name, std::vector<std::uint64_t> shape, TensorType type,
+                  std::function<Result<void>(std::span<std::byte> out)> fill);
+  /// kOutOfBudget when the disk is full (nothing is left behind), kIo, or what `fill` returned.
+  Result<void> write(const std::filesystem::path& path) const;
+
+ private:
+  struct Pending {
+    std::string name;
+    std::vector<std::uint64_t> shape;
+    TensorType type;
+    std::function<Result<void>(std::span<std::byte>)> fill;
+  };
+  std::vector<std::pair<std::string, GgufValue>> metadata_;
+  std::vector<Pending> tensors_;
+};
+
+}  // namespace retort

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/core/result.h"
+
+namespace retort {
+
+enum class ModelFamily { kLlama, kGpt2 };
+std::string_view to_string(ModelFamily family);  ///< "llama", "gpt2": also GGUF's general.architecture
+
+/// One transformer layer's widths. They may differ from layer to layer after pruning.
+struct LayerShape {
+  std::uint32_t n_head = 0;     ///< query heads
+  std::uint32_t n_head_kv = 0;  ///< key/value heads; divides n_head
+  std::uint32_t n_ff = 0;       ///< FFN neurons
+  bool operator==(const LayerShape&) const = default;
+};
+
+/// The architecture of a decoder: what config.json, GGUF metadata and a StudentSpec all come down to.
+struct ModelConfig {
+  ModelFamily family = ModelFamily::kLlama;
+  std::uint32_t n_vocab = 0;
+  std::uint32_t n_ctx = 0;      ///< longest context it was trained for, tokens
+  std::uint32_t n_embd = 0;
+  std::uint32_t head_dim = 0;   ///< the same in all layers; n_head * head_dim need not equal n_embd after pruning
+  std::vector<LayerShape> layers;
+  float norm_eps = 1e-5f;       ///< RMS norm (llama) or layer norm (gpt2)
+  float rope_theta = 10000.0f;  ///< llama only
+  bool tied_embeddings = true;  ///< the output head is the token embedding
+  std::int32_t bos_token = -1;  ///< -1: none
+  std::int32_t eos_token = -1;
+
+  std::uint32_t n_layer() const { return static_cast<std::uint32_t>(layers.size()); }
+  bool operator==(const ModelConfig&) const = default;
+};
+
+/// Bounds that hold for anything read from outside (every count positive and below a sane limit, n_head_kv divides
+/// n_head, …). kInvalid names the field.
+Result<void> validate(const ModelConfig& config, std::string_view where);
+
+/// One matrix-vector product (or other weight-bearing operation) of a forward pass over one token. Written once, here:
+/// the runtime's graph, the agent's microbenchmark and the predictor all read this list.
+struct Operation {
+  std::string tensor;         ///< GGUF name of its weight, for example "blk.0.attn_q.weight"
+  std::uint32_t rows = 0;     ///< N, output features
+  std::uint32_t columns = 0;  ///< K, input features
+};
+std::vector<Operation> operations(const ModelConfig& config);
+
+/// Parameters, with tied embeddings counted once.
+std::uint64_t parameter_count(const ModelConfig& config);
+/// Bytes of the K and V caches for `n_ctx` tokens at `bytes_per_value` (4: F32, 2: F16).
+std::uint64_t kv_cache_bytes(const ModelConfig& config, std::uint32_t n_ctx, std::uint32_t bytes_per_value);
+
+}  // namespace retort

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/core/result.h"
+#include "common/gguf/gguf.h"
+
+namespace retort {
+
+using TokenId = std::int32_t;
+
+/// Text to token ids and back. Two kinds so far: SentencePiece-type BPE with byte fallback (GGUF "llama"), and
+/// byte-level BPE with GPT-2's splitting (GGUF "gpt2"). Exact against Hugging Face's and llama.cpp's. Thread: any.
+class Tokenizer {
+ public:
+  /// From a Hugging Face tokenizer.json (tokenizer_config.json beside it is read when it is there, for bos/eos).
+  /// kUnsupported names the model, normalizer or pre-tokenizer that we do not do.
+  static Result<Tokenizer> from_huggingface(const std::filesystem::path& tokenizer_json);
+  static Result<Tokenizer> from_huggingface_text(std::string_view tokenizer_json, std::string_view tokenizer_config,
+                                                 std::string_view where);
+  /// From tokenizer.ggml.* metadata.
+  static Result<Tokenizer> from_gguf(const GgufFile& file);
+
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  Tokenizer(const Tokenizer&);  ///< cheap: the vocabulary is shared
+  Tokenizer& operator=(const Tokenizer&);
+  ~Tokenizer();
+
+  /// With `add_special`, what the tokenizer's own template adds (usually bos). Any bytes are accepted; special tokens
+  /// written in the text are ordinary text unless `parse_special`.
+  std::vector<TokenId> encode(std::string_view text, bool add_special, bool parse_special = false) const;
+  /// Bytes, which need not be whole UTF-8 characters at the ends. Special tokens give nothing; ids outside the
+  /// vocabulary give nothing.
+  std::string decode(std::span<const TokenId> ids) const;
+  /// One token's bytes, as it continues a text (a leading space is kept): for streaming.
+  std::string piece(TokenId id) const;
+
+  std::uint32_t vocabulary_size() const;
+  TokenId bos() const;  ///< -1: none
+  TokenId eos() const;
+  bool is_special(TokenId id) const;
+
+  /// Writes tokenizer.ggml.* so that llama.cpp gives the same ids.
+  void write_gguf(GgufWriter& writer) const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::shared_ptr<const Impl> impl);
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace retort

@@ -1,0 +1,109 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/core/file.h"
+#include "common/core/hex.h"
+#include "common/core/json.h"
+#include "common/core/random.h"
+#include "common/core/sha256.h"
+#include "common/core/units.h"
+#include "tests/support/support.h"
+
+namespace retort {
+namespace {
+
+using testing::TemporaryFolder;
+
+TEST(Sha256, KnownAnswers) {
+  EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  EXPECT_EQ(sha256_hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+TEST(Sha256, FileRange) {
+  TemporaryFolder folder;
+  ASSERT_OK(write_file_atomic(folder / "f", "xxabcyy"));
+  EXPECT_EQ(*sha256_file_hex(folder / "f", 2, 3), sha256_hex("abc"));
+  EXPECT_EQ(sha256_file_hex(folder / "f", 2, 9).error().code, ErrorCode::kCorrupt);
+  EXPECT_EQ(sha256_file_hex(folder / "f", 8).error().code, ErrorCode::kCorrupt);
+}
+
+TEST(Hex, RoundTripAndRefusal) {
+  EXPECT_EQ(to_hex(std::string("\x00\xff\x10", 3)), "00ff10");
+  EXPECT_EQ(*from_hex("00FF10"), std::string("\x00\xff\x10", 3));
+  EXPECT_FALSE(from_hex("abc"));
+  EXPECT_FALSE(from_hex("zz"));
+}
+
+TEST(File, AtomicWriteReplacesAndLeavesNoTemporary) {
+  TemporaryFolder folder;
+  ASSERT_OK(write_file_atomic(folder / "a", "one"));
+  ASSERT_OK(write_file_atomic(folder / "a", "two"));
+  EXPECT_EQ(*read_file(folder / "a"), "two");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1);
+  EXPECT_EQ(write_file_atomic(folder / "no/such/folder", "x").error().code, ErrorCode::kNotFound);
+}
+
+TEST(File, LockIsHeldAcrossProcessesAndFreedByDeath) {
+  TemporaryFolder folder;
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    auto lock = FileLock::take(folder / "lock");
+    [[maybe_unused]] const ssize_t n = write(ready[1], lock ? "y" : "n", 1);
+    pause();
+    _exit(0);
+  }
+  char answer = 0;
+  ASSERT_EQ(read(ready[0], &answer, 1), 1);
+  ASSERT_EQ(answer, 'y');
+  EXPECT_TRUE(FileLock::held(folder / "lock"));
+  const auto second = FileLock::take(folder / "lock");
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().code, ErrorCode::kConflict);
+  EXPECT_NE(second.error().message.find(std::to_string(child)), std::string::npos);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  EXPECT_FALSE(FileLock::held(folder / "lock"));
+  EXPECT_OK(FileLock::take(folder / "lock"));
+}
+
+TEST(Units, Sizes) {
+  EXPECT_EQ(*parse_bytes("350K"), 350u * 1024);
+  EXPECT_EQ(*parse_bytes("1.5 MiB"), 3u << 19);
+  EXPECT_FALSE(parse_bytes("12 apples"));
+  EXPECT_FALSE(parse_bytes("-1"));
+  EXPECT_EQ(format_bytes(340), "340 B");
+  EXPECT_EQ(format_bytes(1 << 20), "1.0 MiB");
+  EXPECT_EQ(format_seconds(200), "3 min 20 s");
+}
+
+TEST(Json, ErrorsSayWhere) {
+  const auto bad = parse_json("{\n \"a\": 1,\n oops}", "config.json");
+  ASSERT_FALSE(bad);
+  EXPECT_EQ(bad.error().where, "config.json");
+  EXPECT_NE(bad.error().message.find("line 3"), std::string::npos) << bad.error().message;
+  EXPECT_FALSE(parse_json("{} x", "t"));
+  EXPECT_FALSE(parse_json(std::string(100, '['), "t"));
+  const auto good = parse_json(R"({"n": 7, "s": "x"})", "t");
+  ASSERT_OK(good);
+  EXPECT_EQ(*json_uint(good->get_object(), "n", "t"), 7u);
+  EXPECT_FALSE(json_uint(good->get_object(), "n", "t", 6));
+  EXPECT_FALSE(json_string(good->get_object(), "n", "t"));
+  EXPECT_EQ(json_string(good->get_object(), "missing", "t").error().message, "'missing' is missing");
+}
+
+TEST(Json, NearestSuggestsOnlyWhatIsClose) {
+  EXPECT_EQ(nearest("temperatur", {"temperature", "steps"}), "temperature");
+  EXPECT_EQ(nearest("zzzzzz", {"temperature", "steps"}), std::nullopt);
+}
+
+TEST(SeededRandom, RepeatsItself) {
+  SeededRandom a(7), b(7), c(8);
+  const std::uint64_t first = a.next_u64();
+  EXPECT_EQ(first, b.next_u64());
+  EXPECT_NE(first, c.next_u64());
+}
+
+}  // namespace
+}  // namespace retort
