@@ -7,17 +7,17 @@ namespace retort {
 
 /// What the caller should do about a failure. Few on purpose: each code is an action.
 enum class ErrorCode {
-  kInvalid,       ///< reject the input: it can never work as given
-  kUnsupported,   ///< well-formed, but we do not do this (the message names what we do)
-  kCorrupt,       ///< bytes that are not what they claim to be (hash, bounds, checksum)
-  kNotFound,      ///< the named thing does not exist
-  kConflict,      ///< exists already, or another holder has it
-  kDenied,        ///< no right to do this (token, key, signature)
-  kOutOfBudget,   ///< does not fit: memory, disk, size, queue
-  kUnavailable,   ///< retry later, or reconnect
-  kIo,            ///< the operating system refused; the message holds its reason
-  kCancelled,     ///< somebody asked us to stop
-  kInternal,      ///< a bug, or a library threw something we cannot name
+  kInvalid,      ///< reject the input: it can never work as given
+  kUnsupported,  ///< well-formed, but we do not do this (the message names what we do)
+  kCorrupt,      ///< bytes that are not what they claim to be (hash, bounds, checksum)
+  kNotFound,     ///< the named thing does not exist
+  kConflict,     ///< exists already, or another holder has it
+  kDenied,       ///< no right to do this (token, key, signature)
+  kOutOfBudget,  ///< does not fit: memory, disk, size, queue
+  kUnavailable,  ///< retry later, or reconnect
+  kIo,           ///< the operating system refused; the message holds its reason
+  kCancelled,    ///< somebody asked us to stop
+  kInternal,     ///< a bug, or a library threw something we cannot name
 };
 
 /// Stable snake_case name ("out_of_budget"): used in JSON and on the wire.

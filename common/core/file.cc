@@ -128,7 +128,8 @@ Result<void> write_file_atomic(const std::filesystem::path& path, std::string_vi
     if (::fchmod(file.fd(), mode) != 0) return fail_errno(temporary.string(), "cannot set the mode");
     RETORT_TRY(file.write_all_at(0, bytes));
     RETORT_TRY(file.sync());
-    if (::rename(temporary.c_str(), path.c_str()) != 0) return fail_errno(path.string(), "cannot rename into place");
+    if (::rename(temporary.c_str(), path.c_str()) != 0)
+      return fail_errno(path.string(), "cannot rename into place");
     return sync_folder(path.parent_path());
   };
   Result<void> done = write();
@@ -152,7 +153,8 @@ Result<FileLock> FileLock::take(const std::filesystem::path& path) {
   if (::flock(lock.file_.fd(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return fail_errno(path.string(), "cannot lock");
     const std::string holder = read_file(path, 64).value_or("");
-    return fail(ErrorCode::kConflict, path.string(), "held by another process{}{}", holder.empty() ? "" : ", id ", holder);
+    return fail(ErrorCode::kConflict, path.string(), "held by another process{}{}",
+                holder.empty() ? "" : ", id ", holder);
   }
   const std::string pid = std::to_string(::getpid());
   if (::ftruncate(lock.file_.fd(), 0) != 0) return fail_errno(path.string(), "cannot truncate");

@@ -55,9 +55,10 @@ class MappedFile {
 /// The whole file; kOutOfBudget above `limit_bytes`.
 Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t limit_bytes = 1ull << 30);
 
-/// Replaces `path` in one step: temporary file beside it, fdatasync, rename, fsync of the folder. After a crash one
-/// finds the old bytes or the new, never a mixture.
-Result<void> write_file_atomic(const std::filesystem::path& path, std::string_view bytes, unsigned mode = 0600);
+/// Replaces `path` in one step: temporary file beside it, fdatasync, rename, fsync of the folder. After a
+/// crash one finds the old bytes or the new, never a mixture.
+Result<void> write_file_atomic(const std::filesystem::path& path, std::string_view bytes,
+                               unsigned mode = 0600);
 
 /// fsync of a folder, so that a rename or a new name in it lasts.
 Result<void> sync_folder(const std::filesystem::path& folder);
@@ -65,8 +66,8 @@ Result<void> sync_folder(const std::filesystem::path& folder);
 /// create_directories with a clear error.
 Result<void> make_folders(const std::filesystem::path& folder);
 
-/// An advisory lock (flock) held until the object goes or the process ends, however it ends. kConflict when another
-/// process holds it; the message names its process id where the file tells.
+/// An advisory lock (flock) held until the object goes or the process ends, however it ends. kConflict when
+/// another process holds it; the message names its process id where the file tells.
 class FileLock {
  public:
   FileLock() = default;

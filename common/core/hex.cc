@@ -21,7 +21,8 @@ Result<std::string> from_hex(std::string_view text) {
     if (c >= 'A' && c <= 'F') return c - 'A' + 10;
     return -1;
   };
-  if (text.size() % 2 != 0) return fail(ErrorCode::kInvalid, "", "hexadecimal text of odd length {}", text.size());
+  if (text.size() % 2 != 0)
+    return fail(ErrorCode::kInvalid, "", "hexadecimal text of odd length {}", text.size());
   std::string out(text.size() / 2, '\0');
   for (std::size_t i = 0; i < out.size(); ++i) {
     const int high = digit(text[2 * i]), low = digit(text[2 * i + 1]);

@@ -8,7 +8,8 @@
 namespace retort {
 namespace {
 
-tl::unexpected<Error> wrong(std::string_view key, std::string_view where, std::string_view wanted, bool there) {
+tl::unexpected<Error> wrong(std::string_view key, std::string_view where, std::string_view wanted,
+                            bool there) {
   if (!there) return fail(ErrorCode::kInvalid, std::string(where), "'{}' is missing", key);
   return fail(ErrorCode::kInvalid, std::string(where), "'{}' must be {}", key, wanted);
 }
@@ -56,9 +57,10 @@ Result<json::value> parse_json(std::string_view text, std::string_view where) {
   if (error) {
     const std::string_view before = text.substr(0, read);
     const auto line = 1 + std::count(before.begin(), before.end(), '\n');
-    const auto column = before.size() - (before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1) + 1;
-    return fail(ErrorCode::kInvalid, std::string(where), "not valid JSON at line {}, column {}: {}", line, column,
-                error.message());
+    const auto column =
+        before.size() - (before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1) + 1;
+    return fail(ErrorCode::kInvalid, std::string(where), "not valid JSON at line {}, column {}: {}", line,
+                column, error.message());
   }
   return parser.release();
 }
@@ -91,7 +93,8 @@ Result<std::uint64_t> json_uint(const json::object& object, std::string_view key
   else
     return wrong(key, where, "a non-negative integer", value != nullptr);
   if (number > max)
-    return fail(ErrorCode::kInvalid, std::string(where), "'{}' is {}, more than the limit of {}", key, number, max);
+    return fail(ErrorCode::kInvalid, std::string(where), "'{}' is {}, more than the limit of {}", key, number,
+                max);
   return number;
 }
 
@@ -107,13 +110,15 @@ Result<bool> json_bool(const json::object& object, std::string_view key, std::st
   return value->get_bool();
 }
 
-Result<const json::object*> json_object(const json::object& object, std::string_view key, std::string_view where) {
+Result<const json::object*> json_object(const json::object& object, std::string_view key,
+                                        std::string_view where) {
   const json::value* value = object.if_contains(key);
   if (value == nullptr || !value->is_object()) return wrong(key, where, "an object", value != nullptr);
   return &value->get_object();
 }
 
-Result<const json::array*> json_array(const json::object& object, std::string_view key, std::string_view where) {
+Result<const json::array*> json_array(const json::object& object, std::string_view key,
+                                      std::string_view where) {
   const json::value* value = object.if_contains(key);
   if (value == nullptr || !value->is_array()) return wrong(key, where, "an array", value != nullptr);
   return &value->get_array();
@@ -138,7 +143,8 @@ std::optional<std::string> nearest(std::string_view word, const std::vector<std:
       std::size_t diagonal = row[0];
       row[0] = i;
       for (std::size_t j = 1; j <= b.size(); ++j) {
-        const std::size_t next = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
+        const std::size_t next =
+            std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
         diagonal = row[j];
         row[j] = next;
       }

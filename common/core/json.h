@@ -24,8 +24,10 @@ Result<std::uint64_t> json_uint(const json::object& object, std::string_view key
                                 std::uint64_t max = INT64_MAX);
 Result<double> json_number(const json::object& object, std::string_view key, std::string_view where);
 Result<bool> json_bool(const json::object& object, std::string_view key, std::string_view where);
-Result<const json::object*> json_object(const json::object& object, std::string_view key, std::string_view where);
-Result<const json::array*> json_array(const json::object& object, std::string_view key, std::string_view where);
+Result<const json::object*> json_object(const json::object& object, std::string_view key,
+                                        std::string_view where);
+Result<const json::array*> json_array(const json::object& object, std::string_view key,
+                                      std::string_view where);
 Result<const json::object*> as_object(const json::value& value, std::string_view where);
 
 /// True when the member is there and not null.

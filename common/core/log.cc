@@ -35,12 +35,16 @@ void log_line(LogLevel level, std::string_view message) {
   constexpr int kPriorities[] = {7, 6, 4, 3};
   static const bool journal = std::getenv("JOURNAL_STREAM") != nullptr;
   const auto index = static_cast<std::size_t>(level);
-  std::string line = journal ? fmt::format("<{}>", kPriorities[index])
-                             : fmt::format("{} {:5} ", to_rfc3339(SystemClock().unix_millis()), kNames[index]);
+  std::string line = journal
+                         ? fmt::format("<{}>", kPriorities[index])
+                         : fmt::format("{} {:5} ", to_rfc3339(SystemClock().unix_millis()), kNames[index]);
   for (const char c : message) {
-    if (c == '\n') line += "\\n";
-    else if (static_cast<unsigned char>(c) < 0x20 && c != '\t') line += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-    else line += c;
+    if (c == '\n')
+      line += "\\n";
+    else if (static_cast<unsigned char>(c) < 0x20 && c != '\t')
+      line += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    else
+      line += c;
   }
   line += '\n';
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());

@@ -24,8 +24,10 @@ class [[nodiscard]] Result : public tl::expected<T, Error> {
 
 /// What a failing function returns: `return fail(ErrorCode::kInvalid, "file.gguf", "{} tensors", n);`
 template <typename... Args>
-tl::unexpected<Error> fail(ErrorCode code, std::string where, fmt::format_string<Args...> format, Args&&... args) {
-  return tl::unexpected<Error>(Error{code, fmt::format(format, std::forward<Args>(args)...), std::move(where)});
+tl::unexpected<Error> fail(ErrorCode code, std::string where, fmt::format_string<Args...> format,
+                           Args&&... args) {
+  return tl::unexpected<Error>(
+      Error{code, fmt::format(format, std::forward<Args>(args)...), std::move(where)});
 }
 /// Hands an error on, unchanged.
 inline tl::unexpected<Error> fail(Error error) { return tl::unexpected<Error>(std::move(error)); }
@@ -36,9 +38,9 @@ tl::unexpected<Error> fail_errno(std::string where, std::string_view what);
 }  // namespace retort
 
 /// The value of a Result, or return its error from the enclosing function.
-#define RETORT_TRY(expression)                                                        \
+#define RETORT_TRY(expression)                                                           \
   __extension__({                                                                        \
     auto retort_try_result = (expression);                                               \
     if (!retort_try_result) return ::retort::fail(std::move(retort_try_result).error()); \
-    std::move(retort_try_result).take();                                              \
+    std::move(retort_try_result).take();                                                 \
   })

@@ -38,13 +38,16 @@ std::string sha256_hex(std::string_view bytes) {
   return hash.finish_hex();
 }
 
-Result<std::string> sha256_file_hex(const std::filesystem::path& path, std::uint64_t offset, std::uint64_t length) {
+Result<std::string> sha256_file_hex(const std::filesystem::path& path, std::uint64_t offset,
+                                    std::uint64_t length) {
   const File file = RETORT_TRY(File::open_read(path));
   const std::uint64_t size = RETORT_TRY(file.size());
-  if (offset > size) return fail(ErrorCode::kCorrupt, path.string(), "offset {} beyond its {} bytes", offset, size);
+  if (offset > size)
+    return fail(ErrorCode::kCorrupt, path.string(), "offset {} beyond its {} bytes", offset, size);
   if (length == UINT64_MAX) length = size - offset;
   if (length > size - offset)
-    return fail(ErrorCode::kCorrupt, path.string(), "{} bytes wanted at {}, but it ends at {}", length, offset, size);
+    return fail(ErrorCode::kCorrupt, path.string(), "{} bytes wanted at {}, but it ends at {}", length,
+                offset, size);
   Sha256 hash;
   std::string buffer(std::min<std::uint64_t>(length, 1 << 20), '\0');
   while (length > 0) {

@@ -9,8 +9,8 @@
 
 namespace retort {
 
-/// Streaming SHA-256 through libcrypto, which uses the CPU's SHA instructions (1.7 GB/s measured, against libsodium's 0.3).
-/// Thread: one at a time.
+/// Streaming SHA-256 through libcrypto, which uses the CPU's SHA instructions (1.7 GB/s measured, against
+/// libsodium's 0.3). Thread: one at a time.
 class Sha256 {
  public:
   Sha256();

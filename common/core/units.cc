@@ -23,19 +23,26 @@ Result<std::uint64_t> parse_bytes(std::string_view text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   const auto bad = [&] {
-    return fail(ErrorCode::kInvalid, "", "'{}' is not a size; write for example 4096, 350K, 64M or 1.5G", text);
+    return fail(ErrorCode::kInvalid, "", "'{}' is not a size; write for example 4096, 350K, 64M or 1.5G",
+                text);
   };
   if (error != std::errc() || !std::isfinite(value) || value < 0) return bad();
   std::string suffix;
   for (const char* p = end; p != text.data() + text.size(); ++p)
     if (*p != ' ') suffix += static_cast<char>(std::toupper(static_cast<unsigned char>(*p)));
   int power = 0;
-  if (suffix.empty() || suffix == "B") power = 0;
-  else if (suffix == "K" || suffix == "KB" || suffix == "KIB") power = 1;
-  else if (suffix == "M" || suffix == "MB" || suffix == "MIB") power = 2;
-  else if (suffix == "G" || suffix == "GB" || suffix == "GIB") power = 3;
-  else if (suffix == "T" || suffix == "TB" || suffix == "TIB") power = 4;
-  else return bad();
+  if (suffix.empty() || suffix == "B")
+    power = 0;
+  else if (suffix == "K" || suffix == "KB" || suffix == "KIB")
+    power = 1;
+  else if (suffix == "M" || suffix == "MB" || suffix == "MIB")
+    power = 2;
+  else if (suffix == "G" || suffix == "GB" || suffix == "GIB")
+    power = 3;
+  else if (suffix == "T" || suffix == "TB" || suffix == "TIB")
+    power = 4;
+  else
+    return bad();
   value *= std::pow(1024.0, power);
   if (value > 9.0e18) return bad();
   return static_cast<std::uint64_t>(std::llround(value));

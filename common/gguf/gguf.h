@@ -15,10 +15,10 @@
 
 namespace retort {
 
-/// A GGUF metadata value. Integers of every width are widened to 64 bits on reading and written in the width that
-/// llama.cpp expects of the key (uint32 unless the writer is told otherwise).
-using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::string, std::vector<std::int64_t>,
-                               std::vector<double>, std::vector<std::string>>;
+/// A GGUF metadata value. Integers of every width are widened to 64 bits on reading and written in the width
+/// that llama.cpp expects of the key (uint32 unless the writer is told otherwise).
+using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::string,
+                               std::vector<std::int64_t>, std::vector<double>, std::vector<std::string>>;
 
 /// A tensor of an open GGUF file.
 struct GgufTensor {
@@ -33,8 +33,8 @@ struct GgufTensor {
   std::uint64_t rows() const;  ///< product of the other dimensions
 };
 
-/// An open, validated GGUF v2/v3 file: every count, length, offset and type in it has been checked against the file's
-/// size, names are unique, tensors are aligned and do not overlap. Thread: any (read-only).
+/// An open, validated GGUF v2/v3 file: every count, length, offset and type in it has been checked against
+/// the file's size, names are unique, tensors are aligned and do not overlap. Thread: any (read-only).
 class GgufFile {
  public:
   static Result<GgufFile> open(const std::filesystem::path& path);
@@ -67,8 +67,8 @@ class GgufFile {
 class GgufWriter {
  public:
   void set(std::string key, GgufValue value);
-  /// `fill` is asked, in order, for the tensor's encoded bytes when the file is written, so that only one tensor is
-  /// in memory at a time. `out` has exactly the encoded size.
+  /// `fill` is asked, in order, for the tensor's encoded bytes when the file is written, so that only one
+  /// tensor is in memory at a time. `out` has exactly the encoded size.
   void add_tensor(std::string name, std::vector<std::uint64_t> shape, TensorType type,
                   std::function<Result<void>(std::span<std::byte> out)> fill);
   /// kOutOfBudget when the disk is full (nothing is left behind), kIo, or what `fill` returned.

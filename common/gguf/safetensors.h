@@ -25,14 +25,14 @@ struct SafeTensor {
   void read_f32(std::uint64_t first, std::span<float> out) const;
 };
 
-/// One file, or the shards that an index names: memory-mapped, validated (header length, ranges inside the file,
-/// sizes that match shapes, no overlap, no duplicate names). Thread: any (read-only).
+/// One file, or the shards that an index names: memory-mapped, validated (header length, ranges inside the
+/// file, sizes that match shapes, no overlap, no duplicate names). Thread: any (read-only).
 class Safetensors {
  public:
   /// A single .safetensors file. A pickle (or anything else) is kInvalid and says what it looks like.
   static Result<Safetensors> open(const std::filesystem::path& file);
-  /// A folder: model.safetensors, or model.safetensors.index.json with its shards (names may not leave the folder).
-  /// A folder that only has pickles (pytorch_model.bin) is kUnsupported and says how to convert.
+  /// A folder: model.safetensors, or model.safetensors.index.json with its shards (names may not leave the
+  /// folder). A folder that only has pickles (pytorch_model.bin) is kUnsupported and says how to convert.
   static Result<Safetensors> open_folder(const std::filesystem::path& folder);
   static Result<Safetensors> parse(std::span<const std::byte> bytes, std::string_view where);
 

@@ -19,14 +19,15 @@ Result<void> validate(const ModelConfig& config, std::string_view where) {
     RETORT_TRY(check(layer.n_head_kv, layer.n_head, "the number of key/value heads"));
     RETORT_TRY(check(layer.n_ff, 1u << 20, "the FFN width"));
     if (layer.n_head % layer.n_head_kv != 0)
-      return fail(ErrorCode::kInvalid, std::string(where), "{} key/value heads do not divide {} heads", layer.n_head_kv,
-                  layer.n_head);
+      return fail(ErrorCode::kInvalid, std::string(where), "{} key/value heads do not divide {} heads",
+                  layer.n_head_kv, layer.n_head);
   }
   if (config.family == ModelFamily::kLlama && config.head_dim % 2 != 0)
     return fail(ErrorCode::kInvalid, std::string(where), "head width {} is odd, rotary embedding needs pairs",
                 config.head_dim);
   if (!(config.norm_eps > 0 && config.norm_eps < 1))
-    return fail(ErrorCode::kInvalid, std::string(where), "norm epsilon {} is outside (0, 1)", config.norm_eps);
+    return fail(ErrorCode::kInvalid, std::string(where), "norm epsilon {} is outside (0, 1)",
+                config.norm_eps);
   if (!(config.rope_theta > 0))
     return fail(ErrorCode::kInvalid, std::string(where), "rope theta {} is not positive", config.rope_theta);
   return {};
@@ -53,7 +54,8 @@ std::vector<Operation> operations(const ModelConfig& config) {
       ops.push_back({prefix + "ffn_down.weight", config.n_embd, layer.n_ff});
     }
   }
-  ops.push_back({config.tied_embeddings ? "token_embd.weight" : "output.weight", config.n_vocab, config.n_embd});
+  ops.push_back(
+      {config.tied_embeddings ? "token_embd.weight" : "output.weight", config.n_vocab, config.n_embd});
   return ops;
 }
 
@@ -65,7 +67,8 @@ std::uint64_t parameter_count(const ModelConfig& config) {
   if (config.family == ModelFamily::kLlama) return count + (2 * config.n_layer() + 1) * embd;  // RMS norms
   count += std::uint64_t{config.n_ctx} * embd + 2 * embd;  // positions, final norm
   for (const LayerShape& layer : config.layers) {
-    const std::uint64_t q = std::uint64_t{layer.n_head} * config.head_dim, kv = std::uint64_t{layer.n_head_kv} * config.head_dim;
+    const std::uint64_t q = std::uint64_t{layer.n_head} * config.head_dim,
+                        kv = std::uint64_t{layer.n_head_kv} * config.head_dim;
     count += 4 * embd + (q + 2 * kv) + embd + layer.n_ff + embd;  // two norms, four biases
   }
   return count;

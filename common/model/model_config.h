@@ -24,9 +24,10 @@ struct LayerShape {
 struct ModelConfig {
   ModelFamily family = ModelFamily::kLlama;
   std::uint32_t n_vocab = 0;
-  std::uint32_t n_ctx = 0;      ///< longest context it was trained for, tokens
+  std::uint32_t n_ctx = 0;  ///< longest context it was trained for, tokens
   std::uint32_t n_embd = 0;
-  std::uint32_t head_dim = 0;   ///< the same in all layers; n_head * head_dim need not equal n_embd after pruning
+  std::uint32_t head_dim =
+      0;  ///< the same in all layers; n_head * head_dim need not equal n_embd after pruning
   std::vector<LayerShape> layers;
   float norm_eps = 1e-5f;       ///< RMS norm (llama) or layer norm (gpt2)
   float rope_theta = 10000.0f;  ///< llama only
@@ -38,12 +39,12 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 };
 
-/// Bounds that hold for anything read from outside (every count positive and below a sane limit, n_head_kv divides
-/// n_head, …). kInvalid names the field.
+/// Bounds that hold for anything read from outside (every count positive and below a sane limit, n_head_kv
+/// divides n_head, …). kInvalid names the field.
 Result<void> validate(const ModelConfig& config, std::string_view where);
 
-/// One matrix-vector product (or other weight-bearing operation) of a forward pass over one token. Written once, here:
-/// the runtime's graph, the agent's microbenchmark and the predictor all read this list.
+/// One matrix-vector product (or other weight-bearing operation) of a forward pass over one token. Written
+/// once, here: the runtime's graph, the agent's microbenchmark and the predictor all read this list.
 struct Operation {
   std::string tensor;         ///< GGUF name of its weight, for example "blk.0.attn_q.weight"
   std::uint32_t rows = 0;     ///< N, output features

@@ -15,15 +15,16 @@ namespace retort {
 
 using TokenId = std::int32_t;
 
-/// Text to token ids and back. Two kinds so far: SentencePiece-type BPE with byte fallback (GGUF "llama"), and
-/// byte-level BPE with GPT-2's splitting (GGUF "gpt2"). Exact against Hugging Face's and llama.cpp's. Thread: any.
+/// Text to token ids and back. Two kinds so far: SentencePiece-type BPE with byte fallback (GGUF "llama"),
+/// and byte-level BPE with GPT-2's splitting (GGUF "gpt2"). Exact against Hugging Face's and llama.cpp's.
+/// Thread: any.
 class Tokenizer {
  public:
-  /// From a Hugging Face tokenizer.json (tokenizer_config.json beside it is read when it is there, for bos/eos).
-  /// kUnsupported names the model, normalizer or pre-tokenizer that we do not do.
+  /// From a Hugging Face tokenizer.json (tokenizer_config.json beside it is read when it is there, for
+  /// bos/eos). kUnsupported names the model, normalizer or pre-tokenizer that we do not do.
   static Result<Tokenizer> from_huggingface(const std::filesystem::path& tokenizer_json);
-  static Result<Tokenizer> from_huggingface_text(std::string_view tokenizer_json, std::string_view tokenizer_config,
-                                                 std::string_view where);
+  static Result<Tokenizer> from_huggingface_text(std::string_view tokenizer_json,
+                                                 std::string_view tokenizer_config, std::string_view where);
   /// From tokenizer.ggml.* metadata.
   static Result<Tokenizer> from_gguf(const GgufFile& file);
 
@@ -33,11 +34,11 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&);
   ~Tokenizer();
 
-  /// With `add_special`, what the tokenizer's own template adds (usually bos). Any bytes are accepted; special tokens
-  /// written in the text are ordinary text unless `parse_special`.
+  /// With `add_special`, what the tokenizer's own template adds (usually bos). Any bytes are accepted;
+  /// special tokens written in the text are ordinary text unless `parse_special`.
   std::vector<TokenId> encode(std::string_view text, bool add_special, bool parse_special = false) const;
-  /// Bytes, which need not be whole UTF-8 characters at the ends. Special tokens give nothing; ids outside the
-  /// vocabulary give nothing.
+  /// Bytes, which need not be whole UTF-8 characters at the ends. Special tokens give nothing; ids outside
+  /// the vocabulary give nothing.
   std::string decode(std::span<const TokenId> ids) const;
   /// One token's bytes, as it continues a text (a leading space is kept): for streaming.
   std::string piece(TokenId id) const;

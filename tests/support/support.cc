@@ -22,7 +22,8 @@ std::filesystem::path source(std::string_view relative) {
 
 std::filesystem::path asset(std::string_view below_assets) {
   const char* root = std::getenv("RETORT_ASSETS_DIR");
-  const std::filesystem::path folder = root != nullptr ? std::filesystem::path(root) : source("../shared/assets");
+  const std::filesystem::path folder =
+      root != nullptr ? std::filesystem::path(root) : source("../shared/assets");
   const std::filesystem::path path = folder / below_assets;
   return std::filesystem::exists(path) ? path : std::filesystem::path();
 }

@@ -37,7 +37,8 @@ class ManualClock final : public Clock {
   std::chrono::steady_clock::time_point steady_{std::chrono::seconds(1000)};
 };
 
-/// The folder of a shared teacher ("stories-260k") or data set, or an empty path where the shared assets are absent.
+/// The folder of a shared teacher ("stories-260k") or data set, or an empty path where the shared assets are
+/// absent.
 std::filesystem::path asset(std::string_view below_assets);
 /// Folder of the built binaries and of the source tree.
 std::filesystem::path binary(std::string_view name);
@@ -54,6 +55,6 @@ template <typename T>
 #define EXPECT_OK(result) EXPECT_TRUE(::retort::testing::succeeded(result))
 #define ASSERT_OK(result) ASSERT_TRUE(::retort::testing::succeeded(result))
 /// Skips the test, and says so, where an asset is absent.
-#define RETORT_NEED_ASSET(variable, name)                                   \
-  const std::filesystem::path variable = ::retort::testing::asset(name);    \
+#define RETORT_NEED_ASSET(variable, name)                                \
+  const std::filesystem::path variable = ::retort::testing::asset(name); \
   if (variable.empty()) GTEST_SKIP() << "shared asset " << (name) << " is not here"

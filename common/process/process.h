@@ -1,0 +1,74 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <boost/asio/io_context.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/core/result.h"
+
+namespace retort {
+
+/// How to start a program.
+struct ProcessSpec {
+  std::vector<std::string> arguments;              ///< arguments[0] is the program, a path or a name on PATH
+  std::map<std::string, std::string> environment;  ///< added to ours
+  std::filesystem::path folder;                    ///< working folder; empty: ours
+  std::filesystem::path stdout_file, stderr_file;  ///< appended to; empty: /dev/null
+  bool own_session = false;      ///< setsid: outlives us, and a terminal's Ctrl-C does not reach it
+  bool die_with_parent = false;  ///< PR_SET_PDEATHSIG(SIGKILL)
+  int nice = 0;
+};
+
+/// Starts it; descriptors other than 0, 1, 2 are closed in the child, signals are reset. kNotFound when the
+/// program is not there. The child must be watched (below), or it stays a zombie.
+Result<pid_t> start_process(const ProcessSpec& spec);
+
+/// A process's identity that a reused id cannot fake: id and start time (field 22 of /proc/<id>/stat).
+struct ProcessIdentity {
+  pid_t pid = 0;
+  std::uint64_t start_ticks = 0;
+};
+/// kNotFound when there is no such process.
+Result<ProcessIdentity> identify_process(pid_t pid);
+bool is_running(const ProcessIdentity& identity);
+
+/// Watches a process, ours or adopted, through a pidfd on the reactor. Thread: reactor.
+class ProcessWatch {
+ public:
+  /// `exit_code`: the exit status, 128 + signal, or -1 where it is not our child and cannot be known. Called
+  /// once, at once (posted) when the process is gone already; never after the object is destroyed.
+  using OnExit = std::function<void(int exit_code)>;
+  ProcessWatch(boost::asio::io_context& reactor, pid_t pid, OnExit on_exit);
+  ~ProcessWatch();
+  ProcessWatch(const ProcessWatch&) = delete;
+  ProcessWatch& operator=(const ProcessWatch&) = delete;
+  pid_t pid() const;
+  /// Through the pidfd, so that it can never hit another process that got the id since.
+  void signal(int number);
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+/// Proportional set size of a process, bytes (/proc/<id>/smaps_rollup); kNotFound when it is gone.
+Result<std::uint64_t> pss_bytes(pid_t pid);
+
+/// The CPU allowance in cores' worth: the least of online cores, affinity and cgroup quota (v1 and v2).
+double cpu_allowance();
+/// The memory this process may use: the least of the machine's and the cgroup limits (v1 and v2) above it.
+std::uint64_t memory_allowance_bytes();
+
+/// Tells systemd (NOTIFY_SOCKET) "READY=1", "WATCHDOG=1", "STOPPING=1"; does nothing where there is none.
+void notify_service_manager(std::string_view state);
+/// Half of WATCHDOG_USEC, in milliseconds; 0 where there is no watchdog.
+std::uint64_t watchdog_interval_millis();
+
+}  // namespace retort

@@ -1,0 +1,135 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "common/core/result.h"
+#include "common/model/device.h"
+
+namespace retort::wire {
+
+/// The protocol's version; both sides accept their own and its neighbours (schemas/EVOLUTION.md).
+inline constexpr std::uint16_t kProtocolVersion = 1;
+/// Largest frame either side accepts.
+inline constexpr std::size_t kMaxFrameBytes = 2u << 20;
+/// Payload bytes of a chunk at most.
+inline constexpr std::uint32_t kMaxChunkBytes = 256u << 10;
+
+// Device to coordinator
+// -------------------------------------------------------------------------------------------
+
+/// First message of a session by a device that has no identity yet. The CURVE key of the connection becomes
+/// its key.
+struct Enrol {
+  std::string token_secret;
+  std::string name;
+  DeviceProfile profile;
+};
+/// First message of a session by an enrolled device. `epoch` of the envelope is new and larger than any
+/// before.
+struct Hello {
+  std::string device_id;
+  std::string agent_version;
+  DeviceStatus status;
+};
+struct ProfileUpdate {
+  DeviceProfile profile;
+};
+struct StatusReport {
+  DeviceStatus status;
+};
+/// Jittered; carries the status's digest only, so that an idle device costs little.
+struct Heartbeat {
+  std::uint64_t generation = 0;
+};
+struct ManifestRequest {
+  std::string artifact;
+};
+/// At most kMaxChunkBytes of an artifact, from `offset`. A device keeps at most its credit of these in
+/// flight.
+struct ChunkRequest {
+  std::string artifact;
+  std::uint64_t offset = 0;
+  std::uint32_t length = 0;
+};
+/// Deduplicated by (device, batch): batch numbers grow for ever, across epochs.
+struct TelemetryBatch {
+  std::uint64_t batch = 0;
+  std::uint64_t dropped_before = 0;
+  std::vector<TelemetryPoint> points;
+};
+
+// Coordinator to device
+// -------------------------------------------------------------------------------------------
+
+struct Enrolled {
+  std::string device_id;
+  std::string signing_key; /* Ed25519 public key, hexadecimal: trust on first use, inside CURVE */
+};
+struct Welcome {
+  std::uint32_t heartbeat_millis = 0;
+  std::uint32_t chunk_credit = 0;
+  UnixMillis coordinator_time = 0;
+  std::uint64_t telemetry_acknowledged = 0;
+};
+struct Desired {
+  DesiredState desired;
+};
+/// The signed TUF targets metadata that lists the artifact, as its exact JSON bytes.
+struct Manifest {
+  std::string artifact;
+  std::string signed_json;
+};
+struct Chunk {
+  std::string artifact;
+  std::uint64_t offset = 0;
+  std::string bytes;
+};
+/// On disk at the coordinator: the device may forget this batch and all before it.
+struct TelemetryAck {
+  std::uint64_t batch = 0;
+};
+/// Overload: come back after this long.
+struct ComeBack {
+  std::uint32_t after_millis = 0;
+};
+
+// Either way
+// --------------------------------------------------------------------------------------------------------
+
+/// A request could not be met; `about` names it ("enrol", "chunk <sha256>").
+struct Refused {
+  std::string about;
+  std::string code;
+  std::string message;
+};
+/// Answer to a message kind that the receiver does not know; never a dropped connection.
+struct Unsupported {
+  std::uint16_t kind = 0;
+};
+
+using Payload = std::variant<Enrol, Hello, ProfileUpdate, StatusReport, Heartbeat, ManifestRequest,
+                             ChunkRequest, TelemetryBatch, Enrolled, Welcome, Desired, Manifest, Chunk,
+                             TelemetryAck, ComeBack, Refused, Unsupported>;
+
+/// One frame: at least once, deduplicated by (device, epoch, sequence).
+struct Envelope {
+  std::uint16_t version = kProtocolVersion;
+  std::uint64_t epoch = 0;         ///< the device's session; the coordinator echoes it
+  std::uint64_t sequence = 0;      ///< from 1 in each direction and epoch
+  std::uint64_t acknowledged = 0;  ///< the highest sequence of the other side seen without a gap
+  Payload payload;
+};
+
+/// Cap'n Proto bytes of an envelope (schemas/envelope.capnp).
+std::string encode(const Envelope& envelope);
+/// Of untrusted bytes: any alignment, size, nesting and counts are checked. kCorrupt, kOutOfBudget (too
+/// large), and for an unknown payload kind an Envelope that holds Unsupported{kind}.
+Result<Envelope> decode(std::string_view frame);
+
+}  // namespace retort::wire
