@@ -32,6 +32,29 @@ ErrorCode error_code_from(std::string_view name) {
   return ErrorCode::kInternal;
 }
 
+int exit_code(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kInvalid:
+    case ErrorCode::kUnsupported:
+    case ErrorCode::kCorrupt:
+    case ErrorCode::kNotFound:
+    case ErrorCode::kConflict:
+      return 3;
+    case ErrorCode::kOutOfBudget:
+      return 4;
+    case ErrorCode::kUnavailable:
+      return 5;
+    case ErrorCode::kDenied:
+      return 6;
+    case ErrorCode::kCancelled:
+      return 130;
+    case ErrorCode::kIo:
+    case ErrorCode::kInternal:
+      break;
+  }
+  return 1;
+}
+
 std::string Error::describe() const { return where.empty() ? message : where + ": " + message; }
 
 }  // namespace retort

@@ -24,6 +24,9 @@ enum class ErrorCode {
 std::string_view to_string(ErrorCode code);
 /// Inverse of to_string; kInternal when the name is unknown.
 ErrorCode error_code_from(std::string_view name);
+/// What every program of ours exits with: 1 failure, 3 bad input, 4 out of budget, 5 unavailable, 6 denied,
+/// 130 interrupted (0 is success, 2 wrong usage).
+int exit_code(ErrorCode code);
 
 /// A failure: what happened, for a person, and where (which file, device, tensor, recipe line).
 struct Error {
