@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "common/core/json.h"
+#include "common/core/result.h"
+
+namespace retort::cli {
+
+/// Where the coordinator is and who asks.
+struct Connection {
+  std::string server;  ///< "http://127.0.0.1:8440"
+  std::string token;   ///< may be empty: only /health answers then
+};
+
+/// The token: `token`, else the first line of `token_file`, else of `fallback_file` where that exists, else
+/// "".
+Result<std::string> find_token(const std::string& token, const std::string& token_file,
+                               const std::filesystem::path& fallback_file);
+
+/// "?a=1&b=x%20y" of the members that are not empty; "" when all are.
+std::string query_of(const std::vector<std::pair<std::string, std::string>>& members);
+/// Percent-encodes everything but RFC 3986's unreserved characters.
+std::string escape_url(std::string_view text);
+
+/// The coordinator's REST interface. An application/problem+json answer becomes its Error; no connection is
+/// kUnavailable and names the URL. Thread: one.
+class Rest {
+ public:
+  static Result<Rest> open(Connection connection);
+  ~Rest();
+  Rest(Rest&&) noexcept;
+
+  Result<json::value> get(const std::string& path);
+  Result<json::value> post(const std::string& path, const json::value& body);
+  Result<json::value> put(const std::string& path, const json::value& body);
+  Result<json::value> remove(const std::string& path);
+  /// Sends a file's bytes.
+  Result<json::value> upload(const std::string& path, const std::filesystem::path& file,
+                             std::string_view content_type);
+  struct Text {
+    std::string body;
+    std::uint64_t next_offset = 0;
+  };
+  /// An answer that is not JSON, with its Next-Offset header.
+  Result<Text> get_text(const std::string& path);
+  /// Into `file` (which appears only when whole), piece by piece by Range.
+  Result<void> download(const std::string& path, const std::filesystem::path& file, std::uint64_t bytes,
+                        const std::function<void(std::uint64_t done)>& on_progress);
+  /// True when the coordinator is on this host, so that both sides see the same files.
+  bool local() const;
+
+ private:
+  struct Impl;
+  explicit Rest(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace retort::cli
