@@ -615,6 +615,7 @@ def main():
     parser.add_argument('--judge', type=int, default=300, metavar='N', help='held-out descriptions to judge on (default: %(default)s)')
     parser.add_argument('--bin', default=os.path.join(ROOT, 'build/release/bin'), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     if options.tokens < 1 or options.judge < 1:
         parser.error('--tokens and --judge must be positive')
     if options.stop:

@@ -32,11 +32,15 @@ struct Watched {
 template <typename Tell>
 Result<void> refresh(Rest& rest, Watched& watched, const Tell& tell) {
   const json::value record = RETORT_TRY(rest.get("/v1/jobs/" + watched.job.id));
-  // The log first is read after the record, so that a job seen as ended has its whole log read.
-  const Rest::Text log =
-      RETORT_TRY(rest.get_text(fmt::format("/v1/jobs/{}/logs?offset={}", watched.job.id, watched.offset)));
-  watched.offset = log.next_offset;
-  std::string text = std::move(watched.partial) + log.body;
+  // The log is read after the record, to its end, so that nothing is missing when the job has ended.
+  std::string text = std::move(watched.partial);
+  for (;;) {
+    const Rest::Text log =
+        RETORT_TRY(rest.get_text(fmt::format("/v1/jobs/{}/logs?offset={}", watched.job.id, watched.offset)));
+    text += log.body;
+    if (log.next_offset <= watched.offset) break;
+    watched.offset = log.next_offset;
+  }
   std::size_t start = 0;
   for (std::size_t end; (end = text.find('\n', start)) != std::string::npos; start = end + 1)
     if (const std::string told =

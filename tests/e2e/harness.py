@@ -183,6 +183,14 @@ class Fleet:
             raise AssertionError(f'retort {" ".join(arguments)}: status {run.returncode}: {run.stderr}\n{self.logs()}')
         return json.loads(run.stdout) if run.stdout.strip() else None
 
+    def run_tailor(self, teacher, classes, tokens, seconds=400):
+        """`retort tailor --watch` on the datasets train and judged."""
+        command = [program('retort'), 'tailor', '--teacher', teacher, '--train', 'train', '--held-out', 'judged',
+                   '--tokens', str(tokens), '--watch']
+        for name in classes:
+            command += ['--class', name]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=self.env, timeout=seconds)
+
     def wait(self, what, probe, *processes, seconds=60):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

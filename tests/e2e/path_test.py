@@ -31,8 +31,7 @@ class Path(harness.FleetTest):
 
         for name, seed in (('train', 1), ('judged', 2)):
             fleet.retort('dataset', 'import', harness.make_texts(fleet.path(name + '.jsonl'), 200, seed), '--name', name)
-        watch = fleet.run_retort('tailor', '--teacher', 'tiny', '--class', 'any', '--train', 'train', '--held-out',
-                                 'judged', '--tokens', '8192', '--watch')
+        watch = fleet.run_tailor('tiny', ['any'], tokens=8192)
         self.assertEqual(watch.returncode, 0, watch.stdout + watch.stderr + fleet.logs())
         self.assertIn('succeeded', watch.stdout)
         job = fleet.retort('job', 'ls')[0]
