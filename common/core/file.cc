@@ -121,18 +121,24 @@ Result<void> sync_folder(const std::filesystem::path& folder) {
 }
 
 Result<void> write_file_atomic(const std::filesystem::path& path, std::string_view bytes, unsigned mode) {
+  return write_file_with(
+      path, [&](const File& file) { return file.write_all_at(0, bytes); }, mode);
+}
+
+Result<void> write_file_with(const std::filesystem::path& path,
+                             const std::function<Result<void>(const File&)>& write, unsigned mode) {
   std::filesystem::path temporary = path;
   temporary += ".tmp-" + std::to_string(::getpid());
-  const auto write = [&]() -> Result<void> {
+  const auto write_all = [&]() -> Result<void> {
     const File file = RETORT_TRY(File::open_write(temporary, true));
     if (::fchmod(file.fd(), mode) != 0) return fail_errno(temporary.string(), "cannot set the mode");
-    RETORT_TRY(file.write_all_at(0, bytes));
+    RETORT_TRY(write(file));
     RETORT_TRY(file.sync());
     if (::rename(temporary.c_str(), path.c_str()) != 0)
       return fail_errno(path.string(), "cannot rename into place");
     return sync_folder(path.parent_path());
   };
-  Result<void> done = write();
+  Result<void> done = write_all();
   if (!done) ::unlink(temporary.c_str());
   return done;
 }

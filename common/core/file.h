@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,6 +60,9 @@ Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t l
 /// crash one finds the old bytes or the new, never a mixture.
 Result<void> write_file_atomic(const std::filesystem::path& path, std::string_view bytes,
                                unsigned mode = 0600);
+/// The same with a writer that fills the temporary file; when it fails, nothing is left behind.
+Result<void> write_file_with(const std::filesystem::path& path,
+                             const std::function<Result<void>(const File&)>& write, unsigned mode = 0600);
 
 /// fsync of a folder, so that a rename or a new name in it lasts.
 Result<void> sync_folder(const std::filesystem::path& folder);

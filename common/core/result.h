@@ -37,10 +37,13 @@ tl::unexpected<Error> fail_errno(std::string where, std::string_view what);
 
 }  // namespace retort
 
-/// The value of a Result, or return its error from the enclosing function.
-#define RETORT_TRY(expression)                                                           \
-  __extension__({                                                                        \
-    auto retort_try_result = (expression);                                               \
-    if (!retort_try_result) return ::retort::fail(std::move(retort_try_result).error()); \
-    std::move(retort_try_result).take();                                                 \
+/// The value of a Result, or return its error from the enclosing function. Uses may nest.
+#define RETORT_TRY(expression) RETORT_TRY_NAMED(expression, RETORT_TRY_JOIN(retort_try_, __COUNTER__))
+#define RETORT_TRY_JOIN(a, b) RETORT_TRY_JOIN_NOW(a, b)
+#define RETORT_TRY_JOIN_NOW(a, b) a##b
+#define RETORT_TRY_NAMED(expression, name)                     \
+  __extension__({                                              \
+    auto name = (expression);                                  \
+    if (!name) return ::retort::fail(std::move(name).error()); \
+    std::move(name).take();                                    \
   })

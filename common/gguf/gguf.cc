@@ -1,0 +1,389 @@
+#include "common/gguf/gguf.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <unordered_set>
+
+namespace retort {
+namespace {
+
+constexpr std::uint64_t kMaxMetadata = 1 << 16, kMaxTensors = 1 << 20, kMaxKeyBytes = 1 << 16;
+
+/// GGUF's value types, by number.
+enum : std::uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
+
+/// Reads little-endian values and never past the end: after the first failure every read gives zero and `ok`
+/// is false.
+class Cursor {
+ public:
+  explicit Cursor(std::span<const std::byte> bytes) : bytes_(bytes) {}
+  template <typename T>
+  T read() {
+    T value{};
+    if (bytes_.size() - at_ < sizeof(T)) return ok_ = false, value;
+    std::memcpy(&value, bytes_.data() + at_, sizeof(T));
+    at_ += sizeof(T);
+    return value;
+  }
+  std::string text(std::uint64_t limit) {
+    const auto length = read<std::uint64_t>();
+    if (!ok_ || length > limit || length > left()) return ok_ = false, std::string();
+    std::string out(reinterpret_cast<const char*>(bytes_.data()) + at_, length);
+    at_ += length;
+    return out;
+  }
+  std::uint64_t left() const { return bytes_.size() - at_; }
+  std::uint64_t at() const { return at_; }
+  bool ok() const { return ok_; }
+
+ private:
+  std::span<const std::byte> bytes_;
+  std::uint64_t at_ = 0;
+  bool ok_ = true;
+};
+
+bool is_unsigned(std::uint32_t type) { return type == kU8 || type == kU16 || type == kU32 || type == kU64; }
+bool is_signed(std::uint32_t type) { return type == kI8 || type == kI16 || type == kI32 || type == kI64; }
+
+std::uint64_t read_unsigned(Cursor& in, std::uint32_t type) {
+  switch (type) {
+    case kU8:
+      return in.read<std::uint8_t>();
+    case kU16:
+      return in.read<std::uint16_t>();
+    case kU32:
+      return in.read<std::uint32_t>();
+    default:
+      return in.read<std::uint64_t>();
+  }
+}
+std::int64_t read_signed(Cursor& in, std::uint32_t type) {
+  switch (type) {
+    case kI8:
+      return in.read<std::int8_t>();
+    case kI16:
+      return in.read<std::int16_t>();
+    case kI32:
+      return in.read<std::int32_t>();
+    default:
+      return in.read<std::int64_t>();
+  }
+}
+std::size_t scalar_bytes(std::uint32_t type) {
+  constexpr std::size_t kBytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 8 /* a string's length */, 0, 8, 8, 8};
+  return type < std::size(kBytes) ? kBytes[type] : 0;
+}
+
+Result<GgufValue> read_value(Cursor& in, std::uint32_t type, std::string_view where, const std::string& key) {
+  const auto bad = [&](std::string_view what) {
+    return fail(ErrorCode::kCorrupt, std::string(where), "metadata '{}': {}", key, what);
+  };
+  if (is_unsigned(type)) return GgufValue(read_unsigned(in, type));
+  if (is_signed(type)) return GgufValue(read_signed(in, type));
+  if (type == kF32) return GgufValue(static_cast<double>(in.read<float>()));
+  if (type == kF64) return GgufValue(in.read<double>());
+  if (type == kBool) return GgufValue(in.read<std::uint8_t>() != 0);
+  if (type == kString) return GgufValue(in.text(in.left()));
+  if (type != kArray) return bad(fmt::format("unknown value type {}", type));
+  const auto element = in.read<std::uint32_t>();
+  const auto count = in.read<std::uint64_t>();
+  if (element == kArray) return bad("arrays of arrays are not supported");
+  const std::size_t least = scalar_bytes(element);
+  if (least == 0) return bad(fmt::format("unknown element type {}", element));
+  if (!in.ok() || count > in.left() / least)
+    return bad(fmt::format("{} elements are more than the file holds", count));
+  if (element == kString) {
+    std::vector<std::string> out;
+    out.reserve(count);
+    for (std::uint64_t i = 0; i < count && in.ok(); ++i) out.push_back(in.text(in.left()));
+    return GgufValue(std::move(out));
+  }
+  if (element == kF32 || element == kF64) {
+    std::vector<double> out(count);
+    for (double& x : out) x = element == kF32 ? in.read<float>() : in.read<double>();
+    return GgufValue(std::move(out));
+  }
+  std::vector<std::int64_t> out(count);
+  for (std::int64_t& x : out) {
+    if (element == kBool)
+      x = in.read<std::uint8_t>();
+    else if (is_signed(element))
+      x = read_signed(in, element);
+    else
+      x = static_cast<std::int64_t>(read_unsigned(in, element));
+  }
+  return GgufValue(std::move(out));
+}
+
+/// rows * row bytes, or nothing on overflow or when a block does not divide the row.
+std::optional<std::uint64_t> tensor_bytes(TensorType type, const std::vector<std::uint64_t>& shape) {
+  const auto row = row_bytes(type, shape.empty() ? 1 : shape[0]);
+  if (!row) return std::nullopt;
+  std::uint64_t bytes = *row;
+  for (std::size_t i = 1; i < shape.size(); ++i)
+    if (__builtin_mul_overflow(bytes, shape[i], &bytes)) return std::nullopt;
+  return bytes;
+}
+
+std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
+  return (value + alignment - 1) / alignment * alignment;
+}
+
+}  // namespace
+
+std::uint64_t GgufTensor::rows() const {
+  std::uint64_t rows = 1;
+  for (std::size_t i = 1; i < shape.size(); ++i) rows *= shape[i];
+  return rows;
+}
+
+Result<GgufFile> GgufFile::open(const std::filesystem::path& path) {
+  MappedFile mapped = RETORT_TRY(MappedFile::open(path));
+  GgufFile file = RETORT_TRY(parse(mapped.bytes(), path.string()));
+  file.file_ = std::move(mapped);
+  return file;
+}
+
+Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_view where) {
+  const auto corrupt = [&](std::string what) {
+    return fail(ErrorCode::kCorrupt, std::string(where), "{}", what);
+  };
+  if (bytes.size() < 4 || std::memcmp(bytes.data(), "GGUF", 4) != 0)
+    return fail(ErrorCode::kInvalid, std::string(where), "not a GGUF file (it does not begin with 'GGUF')");
+  Cursor in(bytes.subspan(4));
+  const auto version = in.read<std::uint32_t>();
+  if (!in.ok()) return corrupt("truncated after the magic");
+  if (version != 2 && version != 3)
+    return fail(ErrorCode::kUnsupported, std::string(where),
+                "GGUF version {}; versions 2 and 3 are supported", version);
+  const auto n_tensors = in.read<std::uint64_t>(), n_metadata = in.read<std::uint64_t>();
+  // A tensor entry takes at least 24 bytes, a metadata entry 13: counts beyond that lie.
+  if (!in.ok() || n_tensors > kMaxTensors || n_metadata > kMaxMetadata ||
+      n_tensors * 24 + n_metadata * 13 > in.left())
+    return corrupt(
+        fmt::format("its header claims {} tensors and {} metadata entries, more than the file can hold",
+                    n_tensors, n_metadata));
+  GgufFile file;
+  file.where_ = where;
+  file.file_length_ = bytes.size();
+  std::unordered_set<std::string> seen;
+  for (std::uint64_t i = 0; i < n_metadata; ++i) {
+    std::string key = in.text(kMaxKeyBytes);
+    const auto type = in.read<std::uint32_t>();
+    if (!in.ok()) return corrupt(fmt::format("truncated in metadata entry {} of {}", i + 1, n_metadata));
+    GgufValue value = RETORT_TRY(read_value(in, type, where, key));
+    if (!in.ok()) return corrupt(fmt::format("metadata '{}' runs past the end of the file", key));
+    if (!seen.insert(key).second) return corrupt(fmt::format("metadata '{}' is there twice", key));
+    file.metadata_.emplace_back(std::move(key), std::move(value));
+  }
+  std::uint64_t alignment = 32;
+  if (file.find("general.alignment") != nullptr) {
+    alignment = RETORT_TRY(file.uint("general.alignment"));
+    if (alignment == 0 || alignment > 1 << 20 || !std::has_single_bit(alignment))
+      return corrupt(fmt::format("general.alignment is {}, not a power of two up to 1 MiB", alignment));
+  }
+  seen.clear();
+  for (std::uint64_t i = 0; i < n_tensors; ++i) {
+    GgufTensor tensor;
+    tensor.name = in.text(kMaxKeyBytes);
+    const auto dimensions = in.read<std::uint32_t>();
+    if (!in.ok()) return corrupt(fmt::format("truncated in tensor entry {} of {}", i + 1, n_tensors));
+    const auto bad = [&](std::string what) {
+      return fail(ErrorCode::kCorrupt, std::string(where), "tensor '{}': {}", tensor.name, what);
+    };
+    if (dimensions < 1 || dimensions > 4) return bad(fmt::format("{} dimensions, outside 1…4", dimensions));
+    std::uint64_t count = 1;
+    for (std::uint32_t d = 0; d < dimensions; ++d) {
+      tensor.shape.push_back(in.read<std::uint64_t>());
+      if (tensor.shape.back() == 0 || __builtin_mul_overflow(count, tensor.shape.back(), &count))
+        return bad("a dimension is zero or their product overflows");
+    }
+    const auto type = in.read<std::uint32_t>();
+    tensor.offset = in.read<std::uint64_t>();
+    if (!in.ok()) return bad("its entry is truncated");
+    if (!seen.insert(tensor.name).second) return bad("is there twice");
+    const TensorTypeInfo* entry = find_tensor_type(type);
+    if (entry == nullptr)
+      return fail(ErrorCode::kUnsupported, std::string(where),
+                  "tensor '{}' has type number {}; F32, F16, BF16 and Q8_0 are supported", tensor.name, type);
+    tensor.type = entry->type;
+    if (!tensor_bytes(tensor.type, tensor.shape))
+      return bad(fmt::format("{} columns are not a multiple of {}'s block", tensor.columns(), entry->name));
+    file.tensors_.push_back(std::move(tensor));
+  }
+  const std::uint64_t data_start = align_up(in.at() + 4, alignment);
+  if (n_tensors > 0 && data_start > bytes.size()) return corrupt("truncated before the tensors");
+  file.header_length_ = std::min<std::uint64_t>(data_start, bytes.size());
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
+  for (GgufTensor& tensor : file.tensors_) {
+    const std::uint64_t length = *tensor_bytes(tensor.type, tensor.shape);
+    if (tensor.offset % alignment != 0 || tensor.offset > bytes.size() - data_start ||
+        length > bytes.size() - data_start - tensor.offset)
+      return fail(ErrorCode::kCorrupt, std::string(where),
+                  "tensor '{}': {} bytes at offset {} do not lie inside the file, or are not aligned to {}",
+                  tensor.name, length, tensor.offset, alignment);
+    tensor.offset += data_start;
+    tensor.data = bytes.subspan(tensor.offset, length);
+    ranges.emplace_back(tensor.offset, length);
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (std::size_t i = 1; i < ranges.size(); ++i)
+    if (ranges[i].first < ranges[i - 1].first + ranges[i - 1].second) return corrupt("two tensors overlap");
+  return file;
+}
+
+const GgufValue* GgufFile::find(std::string_view key) const {
+  for (const auto& [name, value] : metadata_)
+    if (name == key) return &value;
+  return nullptr;
+}
+
+const GgufTensor* GgufFile::tensor(std::string_view name) const {
+  for (const GgufTensor& tensor : tensors_)
+    if (tensor.name == name) return &tensor;
+  return nullptr;
+}
+
+Result<std::string> GgufFile::text(std::string_view key) const {
+  const GgufValue* value = find(key);
+  if (value != nullptr)
+    if (const auto* text = std::get_if<std::string>(value)) return *text;
+  return fail(ErrorCode::kInvalid, where_, "metadata '{}' is {}", key,
+              value == nullptr ? "missing" : "not a text");
+}
+
+Result<std::uint64_t> GgufFile::uint(std::string_view key) const {
+  const GgufValue* value = find(key);
+  if (value != nullptr) {
+    if (const auto* n = std::get_if<std::uint64_t>(value)) return *n;
+    if (const auto* n = std::get_if<std::int64_t>(value); n != nullptr && *n >= 0)
+      return static_cast<std::uint64_t>(*n);
+  }
+  return fail(ErrorCode::kInvalid, where_, "metadata '{}' is {}", key,
+              value == nullptr ? "missing" : "not a non-negative integer");
+}
+
+Result<double> GgufFile::number(std::string_view key) const {
+  const GgufValue* value = find(key);
+  if (value != nullptr)
+    if (const auto* n = std::get_if<double>(value)) return *n;
+  return fail(ErrorCode::kInvalid, where_, "metadata '{}' is {}", key,
+              value == nullptr ? "missing" : "not a number");
+}
+
+// Writing
+// -------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+template <typename T>
+void put(std::string& out, T value) {
+  out.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
+void put_text(std::string& out, std::string_view text) {
+  put<std::uint64_t>(out, text.size());
+  out.append(text);
+}
+
+void put_value(std::string& out, const GgufValue& value) {
+  if (const auto* u = std::get_if<std::uint64_t>(&value)) {
+    const bool wide = *u > std::numeric_limits<std::uint32_t>::max();
+    put<std::uint32_t>(out, wide ? kU64 : kU32);
+    if (wide)
+      put(out, *u);
+    else
+      put(out, static_cast<std::uint32_t>(*u));
+  } else if (const auto* i = std::get_if<std::int64_t>(&value)) {
+    const bool narrow = *i >= INT32_MIN && *i <= INT32_MAX;
+    put<std::uint32_t>(out, narrow ? kI32 : kI64);
+    if (narrow)
+      put(out, static_cast<std::int32_t>(*i));
+    else
+      put(out, *i);
+  } else if (const auto* d = std::get_if<double>(&value)) {
+    put<std::uint32_t>(out, kF32);
+    put(out, static_cast<float>(*d));
+  } else if (const auto* b = std::get_if<bool>(&value)) {
+    put<std::uint32_t>(out, kBool);
+    put<std::uint8_t>(out, *b ? 1 : 0);
+  } else if (const auto* text = std::get_if<std::string>(&value)) {
+    put<std::uint32_t>(out, kString);
+    put_text(out, *text);
+  } else if (const auto* ints = std::get_if<std::vector<std::int64_t>>(&value)) {
+    put<std::uint32_t>(out, kArray);
+    put<std::uint32_t>(out, kI32);
+    put<std::uint64_t>(out, ints->size());
+    for (const std::int64_t x : *ints) put(out, static_cast<std::int32_t>(x));
+  } else if (const auto* numbers = std::get_if<std::vector<double>>(&value)) {
+    put<std::uint32_t>(out, kArray);
+    put<std::uint32_t>(out, kF32);
+    put<std::uint64_t>(out, numbers->size());
+    for (const double x : *numbers) put(out, static_cast<float>(x));
+  } else if (const auto* texts = std::get_if<std::vector<std::string>>(&value)) {
+    put<std::uint32_t>(out, kArray);
+    put<std::uint32_t>(out, kString);
+    put<std::uint64_t>(out, texts->size());
+    for (const std::string& x : *texts) put_text(out, x);
+  }
+}
+
+}  // namespace
+
+void GgufWriter::set(std::string key, GgufValue value) {
+  for (auto& [name, old] : metadata_)
+    if (name == key) return void(old = std::move(value));
+  metadata_.emplace_back(std::move(key), std::move(value));
+}
+
+void GgufWriter::add_tensor(std::string name, std::vector<std::uint64_t> shape, TensorType type,
+                            std::function<Result<void>(std::span<std::byte>)> fill) {
+  tensors_.push_back({std::move(name), std::move(shape), type, std::move(fill)});
+}
+
+Result<void> GgufWriter::write(const std::filesystem::path& path) const {
+  constexpr std::uint64_t kAlignment = 32;
+  std::string header = "GGUF";
+  put<std::uint32_t>(header, 3);
+  put<std::uint64_t>(header, tensors_.size());
+  put<std::uint64_t>(header, metadata_.size());
+  for (const auto& [key, value] : metadata_) {
+    put_text(header, key);
+    put_value(header, value);
+  }
+  std::uint64_t offset = 0;
+  for (const Pending& tensor : tensors_) {
+    const auto length = tensor_bytes(tensor.type, tensor.shape);
+    if (!length)
+      return fail(ErrorCode::kInvalid, tensor.name, "{} columns are not a multiple of {}'s block of {}",
+                  tensor.shape.empty() ? 0 : tensor.shape[0], info(tensor.type).name,
+                  info(tensor.type).block_values);
+    put_text(header, tensor.name);
+    put<std::uint32_t>(header, static_cast<std::uint32_t>(tensor.shape.size()));
+    for (const std::uint64_t d : tensor.shape) put(header, d);
+    put(header, static_cast<std::uint32_t>(tensor.type));
+    put(header, offset);
+    offset = align_up(offset + *length, kAlignment);
+  }
+  header.resize(align_up(header.size(), kAlignment), '\0');
+
+  return write_file_with(
+      path,
+      [&](const File& file) -> Result<void> {
+        RETORT_TRY(file.write_all_at(0, header));
+        std::uint64_t at = header.size();
+        std::string buffer;
+        for (const Pending& tensor : tensors_) {
+          const std::uint64_t length = *tensor_bytes(tensor.type, tensor.shape);
+          buffer.assign(align_up(length, kAlignment), '\0');
+          RETORT_TRY(tensor.fill(std::as_writable_bytes(std::span(buffer.data(), length))));
+          RETORT_TRY(file.write_all_at(at, buffer));
+          at += buffer.size();
+        }
+        return {};
+      },
+      0644);
+}
+
+}  // namespace retort
