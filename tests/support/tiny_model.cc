@@ -1,0 +1,118 @@
+#include "tests/support/tiny_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <set>
+
+#include "common/core/file.h"
+#include "common/core/json.h"
+#include "common/core/random.h"
+#include "common/hf/hf_model.h"
+
+namespace retort::testing {
+namespace {
+
+std::string utf8_of(unsigned point) {
+  if (point < 0x80) return std::string(1, static_cast<char>(point));
+  return {static_cast<char>(0xc0 | (point >> 6)), static_cast<char>(0x80 | (point & 63))};
+}
+
+}  // namespace
+
+std::string tiny_tokenizer_json() {
+  json::object vocab;
+  vocab["<|endoftext|>"] = 0;
+  unsigned next = 256;
+  for (unsigned b = 0; b < 256; ++b) {
+    const bool printable = (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
+    vocab[utf8_of(printable ? b : next++)] = b + 1;
+  }
+  const std::string space = utf8_of(0x120);  // how GPT-2 writes a space
+  const std::vector<std::pair<std::string, std::string>> wanted = {
+      {"t", "h"},   {"th", "e"},  {space, "the"}, {"i", "n"},     {"a", "n"}, {"e", "r"},   {"o", "n"},
+      {space, "a"}, {"r", "e"},   {"an", "d"},    {space, "and"}, {"e", "d"}, {"in", "g"},  {space, "s"},
+      {space, "w"}, {"o", "r"},   {"a", "t"},     {"e", "s"},     {"l", "l"}, {space, "o"}, {space, "c"},
+      {space, "b"}, {space, "f"}, {space, "p"},   {"e", "n"},     {"a", "r"}, {"o", "u"},   {space, "t"},
+      {"i", "s"},   {"a", "l"},   {space, "m"},   {"i", "t"},     {"o", "m"}, {"l", "e"},   {"a", "s"},
+      {space, "h"}, {"e", "l"},   {space, "d"},   {"i", "c"},     {"u", "r"}, {"a", "c"},   {"o", "w"},
+      {"s", "t"}};
+  json::array merges;
+  std::int64_t id = 257;
+  for (const auto& [left, right] : wanted) {
+    vocab[left + right] = id++;
+    merges.emplace_back(left + " " + right);
+  }
+  json::object root;
+  root["version"] = "1.0";
+  root["added_tokens"] =
+      json::array{json::object{{"id", 0}, {"content", "<|endoftext|>"}, {"special", true}}};
+  root["normalizer"] = nullptr;
+  root["pre_tokenizer"] =
+      json::object{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}};
+  root["post_processor"] = nullptr;
+  root["decoder"] = json::object{{"type", "ByteLevel"}};
+  root["model"] = json::object{{"type", "BPE"}, {"vocab", std::move(vocab)}, {"merges", std::move(merges)}};
+  return json::serialize(root);
+}
+
+std::string tiny_corpus_jsonl(std::size_t documents, std::uint64_t seed) {
+  constexpr std::string_view kSubjects[] = {"the server",  "a small tool",  "the library",
+                                            "this daemon", "a fast parser", "the client"};
+  constexpr std::string_view kVerbs[] = {"reads", "writes", "serves", "compresses", "checks", "prints"};
+  constexpr std::string_view kObjects[] = {"text files", "network packets", "images", "the system log",
+                                           "mail",       "source code"};
+  SeededRandom random(seed);
+  const auto pick = [&](const auto& list) { return std::string(list[random.next_u64() % std::size(list)]); };
+  std::string out;
+  for (std::size_t i = 0; i < documents; ++i) {
+    const std::string text = pick(kSubjects) + " " + pick(kVerbs) + " " + pick(kObjects) + " and " +
+                             pick(kVerbs) + " " + pick(kObjects) + " number " + std::to_string(i) + "\n";
+    out += json::serialize(json::object{{"text", text}}) + "\n";
+  }
+  return out;
+}
+
+Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily family, std::uint64_t seed,
+                              TinyModelOptions options) {
+  ModelConfig c;
+  c.family = family;
+  c.n_vocab = 300;
+  c.n_ctx = options.n_ctx;
+  c.n_embd = options.n_embd;
+  c.head_dim = options.n_embd / options.n_head;
+  c.layers.assign(
+      options.n_layer,
+      {options.n_head, family == ModelFamily::kGpt2 ? options.n_head : options.n_head_kv, options.n_ff});
+  c.tied_embeddings = options.tied;
+  c.bos_token = c.eos_token = 0;
+  RETORT_TRY(make_folders(folder / "tokenizer"));
+  RETORT_TRY(write_file_atomic(folder / "tokenizer/tokenizer.json", tiny_tokenizer_json()));
+  RETORT_TRY(write_file_atomic(
+      folder / "tokenizer/tokenizer_config.json",
+      R"({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": true})"));
+  std::vector<TensorSource> weights;
+  std::uint64_t number = 0;
+  for (WeightShape& weight : hf_weights(c)) {
+    const bool norm =
+        weight.name.find("norm") != std::string::npos || weight.name.find("ln_") != std::string::npos;
+    const bool bias = weight.name.ends_with(".bias");
+    const std::uint64_t tensor_seed = seed * 1000003 + number++;
+    weights.push_back(
+        {std::move(weight.name), std::move(weight.shape), [=](std::span<float> values) -> Result<void> {
+           SeededRandom random(tensor_seed);
+           for (float& x : values) {
+             const double gauss = std::sqrt(-2 * std::log(1 - random.next_unit())) *
+                                  std::cos(2 * std::numbers::pi * random.next_unit());
+             x = static_cast<float>(norm && !bias ? 1 + 0.1 * gauss : 0.08 * gauss);
+           }
+           return {};
+         }});
+  }
+  RETORT_TRY(write_hf_model(folder, c, weights, SafeTensor::DType::kF32, folder / "tokenizer"));
+  std::error_code ignored;
+  std::filesystem::remove_all(folder / "tokenizer", ignored);
+  return {};
+}
+
+}  // namespace retort::testing

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "common/core/result.h"
+#include "common/model/model_config.h"
+
+namespace retort::testing {
+
+struct TinyModelOptions {
+  std::uint32_t n_embd = 64, n_layer = 2, n_head = 4, n_head_kv = 2, n_ff = 96, n_ctx = 128;
+  bool tied = true;
+};
+
+/// Writes a small valid Hugging Face folder with random weights (from `seed`) and a byte-level tokenizer of
+/// 300 tokens: "<|endoftext|>", the 256 bytes, and 43 merges of common English pairs.
+Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily family, std::uint64_t seed,
+                              TinyModelOptions options = {});
+
+/// The tokenizer.json alone.
+std::string tiny_tokenizer_json();
+
+/// A few hundred short, different English-like documents, as JSONL {"text"}; deterministic.
+std::string tiny_corpus_jsonl(std::size_t documents, std::uint64_t seed);
+
+}  // namespace retort::testing

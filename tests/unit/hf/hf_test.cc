@@ -1,0 +1,132 @@
+#include "common/core/json.h"
+#include "common/hf/hf_model.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+using testing::TemporaryFolder;
+
+TEST(HfModel, TinyModelsOpenAndBecomeGgufWithTheSameConfig) {
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2}) {
+    TemporaryFolder folder;
+    ASSERT_OK(testing::write_tiny_model(folder / "m", family, 1));
+    const auto model = open_hf_model(folder / "m");
+    ASSERT_OK(model);
+    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0}) {
+      ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                                 type, {{"retort.test", std::string("x")}}));
+      const auto file = GgufFile::open(folder / "m.gguf");
+      ASSERT_OK(file);
+      const auto config = read_gguf_config(*file);
+      ASSERT_OK(config);
+      EXPECT_EQ(*config, model->config);
+      EXPECT_EQ(*file->text("retort.test"), "x");
+      EXPECT_EQ(file->tensor("blk.0.attn_norm.weight")->type, TensorType::kF32);
+    }
+    std::uint64_t counted = 0;
+    for (const auto& [name, tensor] : model->weights.tensors()) counted += tensor.count();
+    EXPECT_EQ(counted, parameter_count(model->config));
+  }
+}
+
+TEST(HfModel, PerLayerWidthsSurviveBothFormats) {
+  TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const auto model = open_hf_model(folder / "m");
+  ASSERT_OK(model);
+  ModelConfig cut = model->config;
+  cut.layers[1] = {2, 1, 64};
+  std::vector<TensorSource> weights;
+  for (WeightShape& w : hf_weights(cut))
+    weights.push_back({w.name, w.shape, [](std::span<float> out) -> Result<void> {
+                         std::fill(out.begin(), out.end(), 0.5f);
+                         return {};
+                       }});
+  ASSERT_OK(write_gguf_model(folder / "c.gguf", cut, model->tokenizer, weights, TensorType::kF16, {}));
+  const auto file = GgufFile::open(folder / "c.gguf");
+  ASSERT_OK(file);
+  EXPECT_EQ(*read_gguf_config(*file), cut);
+  ASSERT_OK(write_hf_model(folder / "c", cut, weights, SafeTensor::DType::kF16, folder / "m"));
+  const auto copy = open_hf_model(folder / "c");
+  ASSERT_OK(copy);
+  EXPECT_EQ(copy->config, cut);
+}
+
+TEST(HfModel, LlamaRowsArePermutedToInterleavedPairs) {
+  TemporaryFolder folder;
+  testing::TinyModelOptions options;
+  options.n_head = 2, options.n_head_kv = 1, options.n_embd = 32;  // head width 16
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 2, options));
+  const auto model = open_hf_model(folder / "m");
+  ASSERT_OK(model);
+  ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                             TensorType::kF32, {}));
+  const auto file = GgufFile::open(folder / "m.gguf");
+  ASSERT_OK(file);
+  const SafeTensor* q = model->weights.find("model.layers.0.self_attn.q_proj.weight");
+  const GgufTensor* g = file->tensor("blk.0.attn_q.weight");
+  std::vector<float> from(32), to(32);
+  for (std::uint64_t row = 0; row < 32; ++row) {
+    const std::uint64_t head = row / 16, i = row % 16;
+    q->read_f32(row * 32, from);
+    const std::uint64_t target = head * 16 + (i < 8 ? 2 * i : 2 * (i - 8) + 1);
+    decode_row(TensorType::kF32, g->data.subspan(target * 128, 128), to);
+    EXPECT_EQ(from, to) << row;
+  }
+}
+
+TEST(HfModel, RefusalsSayWhat) {
+  const auto message = [](std::string_view text) {
+    return read_hf_config(text, "config.json").error().message;
+  };
+  EXPECT_NE(message(R"({"model_type":"mamba","vocab_size":3})").find("'mamba'; 'llama' and 'gpt2'"),
+            std::string::npos);
+  EXPECT_NE(message(R"({"vocab_size":3})").find("'model_type' is missing"), std::string::npos);
+  const std::string base =
+      R"("model_type":"llama","vocab_size":10,"hidden_size":8,"intermediate_size":16,"num_hidden_layers":1,"num_attention_heads":2)";
+  EXPECT_OK(read_hf_config("{" + base + "}", "t"));
+  EXPECT_NE(message("{" + base + R"(,"num_key_value_heads":3})").find("key/value heads"), std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"rope_scaling":{"factor":2}})").find("rope_scaling"), std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"hidden_act":"relu"})").find("relu"), std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"attention_bias":true})").find("attention_bias"), std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"rms_norm_eps":0})").find("epsilon"), std::string::npos);
+  EXPECT_FALSE(read_hf_config(R"({"model_type":"llama","vocab_size":99999999999,"hidden_size":8})", "t"));
+}
+
+TEST(HfModel, CrossChecksWeightsAndTokenizer) {
+  TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const std::string config = *read_file(folder / "m/config.json");
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string changed = config;
+    changed.replace(changed.find(from), from.size(), to);
+    EXPECT_OK(write_file_atomic(folder / "m/config.json", changed));
+    return open_hf_model(folder / "m").error().message;
+  };
+  EXPECT_NE(with("\"vocab_size\": 300", "\"vocab_size\": 301").find("300 tokens, the model 301"),
+            std::string::npos);
+  EXPECT_NE(with("\"intermediate_size\": 96", "\"intermediate_size\": 64").find("shape"), std::string::npos);
+  EXPECT_NE(with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3").find("missing"), std::string::npos);
+  EXPECT_NE(with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1").find("no place"), std::string::npos);
+  EXPECT_NE(with("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false").find("lm_head"),
+            std::string::npos);
+}
+
+TEST(HfModel, SharedTeachersOpen) {
+  RETORT_NEED_ASSET(teachers, "teachers");
+  for (const char* name : {"stories-260k", "babyllama-936k", "gpt2-sort-85k"}) {
+    TemporaryFolder folder;
+    const auto model = open_hf_model(teachers / name);
+    ASSERT_OK(model);
+    ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                               TensorType::kF16, {}));
+    const auto file = GgufFile::open(folder / "m.gguf");
+    ASSERT_OK(file);
+    EXPECT_OK(read_gguf_config(*file));
+  }
+}
+
+}  // namespace
+}  // namespace retort
