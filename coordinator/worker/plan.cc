@@ -1,0 +1,231 @@
+#include "coordinator/worker/plan.h"
+
+#include <algorithm>
+
+#include "common/core/units.h"
+#include "common/hf/hf_model.h"
+
+namespace retort {
+namespace {
+
+/// Multiply-adds of one token's forward pass, as floating-point operations; attention scores included.
+double forward_flops(const ModelConfig& config, std::uint32_t window) {
+  double sum = 0;
+  for (const Operation& op : operations(config)) sum += 2.0 * op.rows * op.columns;
+  for (const LayerShape& layer : config.layers) sum += 4.0 * layer.n_head * config.head_dim * window;
+  return sum;
+}
+
+/// Bytes that autograd keeps, or a forward pass needs, for one token: F32 values counted in network.cc.
+std::uint64_t activation_bytes(const ModelConfig& config, std::uint32_t window, bool gradients) {
+  std::uint64_t layers = 0, widest = 0;
+  for (const LayerShape& layer : config.layers) {
+    const std::uint64_t q = std::uint64_t{layer.n_head} * config.head_dim;
+    const std::uint64_t values =
+        10ull * config.n_embd + 12 * q + 5ull * layer.n_ff + 3ull * layer.n_head * window;
+    layers += values;
+    widest = std::max(widest, values);
+  }
+  return 4 * (gradients ? layers : widest);
+}
+
+}  // namespace
+
+Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pass,
+                                  const std::string& where) {
+  ModelConfig out = config;
+  const auto larger = [&](std::string_view what, std::uint32_t wanted, std::uint32_t have) {
+    return fail(ErrorCode::kInvalid, where,
+                "prune.structured: {} {} asked for, but the model has {}; it can only cut", wanted, what,
+                have);
+  };
+  if (pass.layers) {
+    if (*pass.layers > config.n_layer()) return larger("layers", *pass.layers, config.n_layer());
+    out.layers.resize(*pass.layers);
+    for (const LayerShape& layer : config.layers)
+      if (layer != config.layers[0] && *pass.layers != config.n_layer())
+        return fail(
+            ErrorCode::kUnsupported, where,
+            "prune.structured: layers of different widths cannot be cut out, since which ones go is known "
+            "only while it runs; cut layers first, widths later");
+  }
+  for (LayerShape& layer : out.layers) {
+    if (pass.ffn) {
+      if (*pass.ffn > layer.n_ff) return larger("FFN neurons", *pass.ffn, layer.n_ff);
+      layer.n_ff = *pass.ffn;
+    }
+    if (!pass.heads && !pass.kv_heads) continue;
+    const std::uint32_t group = layer.n_head / layer.n_head_kv;
+    const bool all_pairs = group == 1;
+    std::uint32_t kv = pass.kv_heads.value_or(all_pairs ? pass.heads.value_or(0) : layer.n_head_kv);
+    const std::uint32_t heads = pass.heads.value_or(kv * group);
+    if (heads > layer.n_head) return larger("heads", heads, layer.n_head);
+    if (kv > layer.n_head_kv) return larger("key/value heads", kv, layer.n_head_kv);
+    if (heads % kv != 0 || heads / kv > group)
+      return fail(ErrorCode::kInvalid, where,
+                  "prune.structured: {} heads over {} key/value heads: each group has {} now, so kv_heads "
+                  "must divide "
+                  "heads and leave at most {} in a group",
+                  heads, kv, group, group);
+    if (config.family == ModelFamily::kGpt2 && heads != kv)
+      return fail(ErrorCode::kInvalid, where, "prune.structured: GPT-2 has one key/value head for each head");
+    layer.n_head = heads;
+    layer.n_head_kv = kv;
+  }
+  return out;
+}
+
+ModelConfig init_config(const InitShape& shape, std::uint32_t vocabulary, std::int32_t bos,
+                        std::int32_t eos) {
+  ModelConfig config;
+  config.family = ModelFamily::kLlama;
+  config.n_vocab = vocabulary;
+  config.n_ctx = shape.context;
+  config.n_embd = shape.hidden;
+  config.head_dim = shape.hidden / shape.heads;
+  config.layers.assign(shape.layers, {shape.heads, shape.kv_heads, shape.ffn});
+  config.bos_token = bos;
+  config.eos_token = eos;
+  return config;
+}
+
+std::uint32_t window_of(const OptimisePass& pass, const ModelConfig& config) {
+  return pass.context == 0 ? config.n_ctx : std::min(pass.context, config.n_ctx);
+}
+
+std::uint32_t windows_per_step(const OptimisePass& pass, std::uint32_t window) {
+  return std::max(1u, (pass.batch_tokens + window / 2) / window);
+}
+
+std::uint32_t micro_batch(std::uint32_t windows, std::uint32_t window, std::uint32_t vocabulary) {
+  const std::uint64_t fits = (64ull << 20) / (4ull * window * vocabulary);
+  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(fits, 1, windows));
+}
+
+StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dimensions) {
+  if (dimensions < 2 || name.ends_with("wpe.weight")) return {};
+  return {true, family == ModelFamily::kGpt2 && !name.ends_with("wte.weight") && name != "lm_head.weight"};
+}
+
+std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
+                                   std::uint64_t vocabulary_bytes) {
+  std::uint64_t bytes = vocabulary_bytes * 4 / 5 + 2048;
+  for (const WeightShape& weight : hf_weights(config)) {
+    std::uint64_t count = 1;
+    for (const std::uint64_t size : weight.shape) count *= size;
+    const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
+    if (!stored.matrix) {
+      bytes += 4 * count;
+      continue;
+    }
+    const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
+    bytes += row_bytes(format, columns).value_or(2 * columns) * (count / columns);
+  }
+  return bytes;
+}
+
+Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const ModelConfig* teacher,
+                       std::uint64_t data_bytes, std::uint64_t vocabulary_bytes) {
+  constexpr std::uint64_t kBase = 220ull << 20;  // LibTorch and OpenBLAS, loaded and warm (measured)
+  Plan plan;
+  ModelConfig config = start;
+  std::optional<TensorType> quantized;
+  const std::uint64_t kept = teacher == nullptr ? 0 : 4 * parameter_count(*teacher);
+  for (const Pass& pass : recipe.passes) {
+    PlannedPass planned;
+    planned.name = pass_name(pass);
+    planned.before = config;
+    std::uint64_t extra = 4 * parameter_count(config);
+    if (const auto* p = std::get_if<OptimisePass>(&pass)) {
+      const std::uint32_t window = window_of(*p, config), windows = windows_per_step(*p, window);
+      const std::uint64_t micro = micro_batch(windows, window, config.n_vocab);
+      planned.steps = std::max<std::uint64_t>(1, p->tokens / (std::uint64_t{windows} * window));
+      planned.tokens = planned.steps * windows * window;
+      planned.flops = 3 * forward_flops(config, window) * static_cast<double>(planned.tokens);
+      extra = 4 * extra + micro * window * (activation_bytes(config, window, true) + 16ull * config.n_vocab);
+      if (p->distil && teacher != nullptr) {
+        planned.flops += forward_flops(*teacher, window) * static_cast<double>(planned.tokens);
+        extra += micro * window * (activation_bytes(*teacher, window, false) + 24ull * config.n_vocab);
+      }
+      extra += data_bytes * 2;  // the text, then its tokens
+    } else if (const auto* cut = std::get_if<PrunePass>(&pass)) {
+      config = RETORT_TRY(pruned_config(config, *cut, recipe.where));
+      if (cut->activation) {
+        planned.tokens = cut->calibration_tokens;
+        planned.flops =
+            forward_flops(planned.before, planned.before.n_ctx) * static_cast<double>(planned.tokens);
+        extra += planned.before.n_ctx *
+                 (activation_bytes(planned.before, planned.before.n_ctx, false) + 4ull * config.n_vocab);
+      }
+      extra += 4 * parameter_count(config);
+    } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
+      quantized = rounding->format;
+    } else if (std::holds_alternative<EvaluatePass>(pass)) {
+      planned.tokens = recipe.held_out->max_tokens;
+      planned.flops = forward_flops(config, config.n_ctx) * static_cast<double>(planned.tokens);
+      extra += 16ull * config.n_ctx * config.n_vocab;
+    } else if (const auto* out = std::get_if<ExportPass>(&pass)) {
+      planned.format = out->huggingface
+                           ? (out->dtype == SafeTensor::DType::kF32 ? TensorType::kF32 : TensorType::kF16)
+                           : out->format.value_or(quantized.value_or(TensorType::kF16));
+      planned.file_bytes = predicted_file_bytes(config, planned.format, vocabulary_bytes);
+      planned.name += " " + out->file;
+    }
+    planned.after = config;
+    planned.peak_bytes = kBase + kept + extra;
+    plan.peak_bytes = std::max(plan.peak_bytes, planned.peak_bytes);
+    plan.flops += planned.flops;
+    plan.passes.push_back(std::move(planned));
+  }
+  return plan;
+}
+
+std::string describe(const ModelConfig& config) {
+  const auto [low, high] =
+      std::minmax_element(config.layers.begin(), config.layers.end(),
+                          [](const LayerShape& a, const LayerShape& b) { return a.n_ff < b.n_ff; });
+  return fmt::format(
+      "{} layers, {} wide, {}/{} heads, FFN {}", config.n_layer(), config.n_embd, config.layers[0].n_head,
+      config.layers[0].n_head_kv,
+      low->n_ff == high->n_ff ? fmt::format("{}", low->n_ff) : fmt::format("{}–{}", low->n_ff, high->n_ff));
+}
+
+json::object to_json(const Plan& plan, double flops_per_second) {
+  json::array passes;
+  for (const PlannedPass& pass : plan.passes) {
+    json::object out{{"pass", pass.name},
+                     {"before", describe(pass.before)},
+                     {"after", describe(pass.after)},
+                     {"parameters", parameter_count(pass.after)},
+                     {"tokens", pass.tokens},
+                     {"steps", pass.steps},
+                     {"peak_memory_bytes", pass.peak_bytes},
+                     {"estimated_seconds", pass.flops / flops_per_second}};
+    if (pass.file_bytes != 0) {
+      out["file_bytes"] = pass.file_bytes;
+      out["format"] = info(pass.format).name;
+    }
+    passes.push_back(std::move(out));
+  }
+  return {{"passes", std::move(passes)},
+          {"peak_memory_bytes", plan.peak_bytes},
+          {"estimated_seconds", plan.seconds(flops_per_second)}};
+}
+
+std::string to_table(const Plan& plan, double flops_per_second) {
+  std::string out = fmt::format("{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", "pass",
+                                "model afterwards", "parameters", "tokens", "file", "memory", "time");
+  for (const PlannedPass& pass : plan.passes)
+    out +=
+        fmt::format("{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", pass.name, describe(pass.after),
+                    format_count(parameter_count(pass.after)), pass.tokens ? format_count(pass.tokens) : "",
+                    pass.file_bytes ? format_bytes(pass.file_bytes) : "", format_bytes(pass.peak_bytes),
+                    pass.flops > 0 ? format_seconds(pass.flops / flops_per_second) : "");
+  out += fmt::format(
+      "peak memory about {}, time about {} (from floating-point operations at the {:.0f} GFLOP/s of\n"
+      "matrix products that training reaches here, half of what a 512×512 product measured)\n",
+      format_bytes(plan.peak_bytes), format_seconds(plan.seconds(flops_per_second)), flops_per_second / 1e9);
+  return out;
+}
+
+}  // namespace retort

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/core/json.h"
+#include "common/core/result.h"
+#include "common/model/model_config.h"
+#include "coordinator/worker/recipe.h"
+
+namespace retort {
+
+/// What a pass will do to the model, known before anything runs.
+struct PlannedPass {
+  std::string name;
+  ModelConfig before, after;
+  TensorType format = TensorType::kF16;  ///< export: its tensors' type
+  std::uint64_t tokens = 0, steps = 0, file_bytes = 0, peak_bytes = 0;
+  double flops = 0;
+};
+
+struct Plan {
+  std::vector<PlannedPass> passes;
+  std::uint64_t peak_bytes = 0;
+  double flops = 0;
+
+  /// At `flops_per_second` of matrix products.
+  double seconds(double flops_per_second) const { return flops / flops_per_second; }
+};
+
+/// The model's shape after a cut. kInvalid when a target is larger than what is there or heads do not divide.
+Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pass, const std::string& where);
+/// A Llama of the recipe's shape over a vocabulary.
+ModelConfig init_config(const InitShape& shape, std::uint32_t vocabulary, std::int32_t bos, std::int32_t eos);
+
+/// Length of one training window and windows in a step.
+std::uint32_t window_of(const OptimisePass& pass, const ModelConfig& config);
+std::uint32_t windows_per_step(const OptimisePass& pass, std::uint32_t window);
+/// Windows that go through the model at once, so that logits stay below 64 MiB.
+std::uint32_t micro_batch(std::uint32_t windows, std::uint32_t window, std::uint32_t vocabulary);
+
+/// `teacher`: nullptr when there is none. `data_bytes`: size of the training text, `vocabulary_bytes`: of
+/// tokenizer.json.
+Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const ModelConfig* teacher,
+                       std::uint64_t data_bytes, std::uint64_t vocabulary_bytes);
+
+/// How a GGUF stores a weight: as a matrix of the export's type (GPT-2's Conv1D transposed), or in F32.
+struct StoredAs {
+  bool matrix = false, transposed = false;
+};
+StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dimensions);
+
+/// Bytes of a GGUF of this shape, to within a few per cent.
+std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
+                                   std::uint64_t vocabulary_bytes);
+
+json::object to_json(const Plan& plan, double flops_per_second);
+std::string to_table(const Plan& plan, double flops_per_second);
+/// "5 layers, 128 wide, 8/4 heads, FFN 352"
+std::string describe(const ModelConfig& config);
+
+}  // namespace retort

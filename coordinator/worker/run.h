@@ -1,0 +1,35 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "common/core/result.h"
+
+namespace retort {
+
+struct RunOptions {
+  std::filesystem::path recipe, out, serve_binary;  ///< serve_binary empty: beside us, then on PATH
+  int threads = 1;
+  std::optional<std::uint64_t> memory_limit;  ///< bytes; without one, the least of cgroup and free memory
+  bool dry_run = false, json = false;
+};
+
+/// Set by the signal handler: write a checkpoint at the next step and return kCancelled.
+extern std::atomic<bool> run_interrupted;
+
+/// Runs a recipe in DIR (or goes on where an earlier run stopped); a dry run only prints its plan. The
+/// process's exit status: 130 after an interruption, that of the error, or 0.
+int run_recipe(const RunOptions& options);
+
+/// Threads of LibTorch's own loops (the BLAS takes its number from the environment); call it first.
+void set_loop_threads(int threads);
+
+/// Checks a Hugging Face folder and prints what it is as JSON.
+Result<void> inspect_model(const std::filesystem::path& folder);
+/// Measures a matrix product and says whether the BLAS is a fast one.
+Result<void> check_blas(int threads);
+
+}  // namespace retort
