@@ -1,0 +1,494 @@
+#include "agent/serve/kernels/kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "agent/serve/kernels/kernels.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+// After highway.h: it must see the target's attributes.
+#include <hwy/contrib/math/math-inl.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace retort::kernels {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using Floats = hn::CappedTag<float, 16>;
+using F = hn::Vec<Floats>;
+using Floats4 = hn::FixedTag<float, 4>;
+
+/// Adds up a vector's 128-bit blocks.
+template <class D>
+HWY_INLINE hn::Vec<Floats4> sum_blocks([[maybe_unused]] D d, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(D()) <= 4) {
+    return v;
+  } else {
+    const hn::Half<D> half;
+    return sum_blocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+}
+
+/// The sums of four vectors' lanes, side by side.
+HWY_INLINE hn::Vec<Floats4> sum_lanes(F a, F b, F c, F e) {
+  const Floats d;
+  const hn::RepartitionToWide<Floats> wide;
+  const F ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  const F ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+  const auto ab2 = hn::BitCast(wide, ab), ce2 = hn::BitCast(wide, ce);
+  return sum_blocks(d, hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, ab2, ce2)),
+                               hn::BitCast(d, hn::InterleaveUpper(wide, ab2, ce2))));
+}
+
+HWY_INLINE float sum_lanes(F a) {
+  const Floats d;
+  return hn::GetLane(hn::SumOfLanes(d, a));
+}
+
+/// The first n < Lanes values, zeros behind; reads no further.
+HWY_INLINE F load_first(const float* p, std::size_t n) {
+  const Floats d;
+  return hn::MaskedLoad(hn::FirstN(d, n), d, p);
+}
+
+// ---- how each format's rows are read, as vectors of F32 ----
+struct RowF32 {
+  static constexpr std::size_t kBytes = 4;
+  static HWY_INLINE F load(const std::byte* p) {
+    return hn::LoadU(Floats(), reinterpret_cast<const float*>(p));
+  }
+  static HWY_INLINE F load_part(const std::byte* p, std::size_t n) {
+    return load_first(reinterpret_cast<const float*>(p), n);
+  }
+};
+
+template <class Half16>
+struct Row16 {
+  static constexpr std::size_t kBytes = 2;
+  using Narrow = hn::Rebind<Half16, Floats>;
+  static HWY_INLINE F load(const std::byte* p) {
+    return hn::PromoteTo(Floats(), hn::LoadU(Narrow(), reinterpret_cast<const Half16*>(p)));
+  }
+  static HWY_INLINE F load_part(const std::byte* p, std::size_t n) {
+    HWY_ALIGN std::byte buffer[64] = {};
+    std::memcpy(buffer, p, n * 2);
+    return load(buffer);
+  }
+};
+
+HWY_INLINE float f16_scale(const std::byte* p) {
+  std::uint16_t bits;
+  std::memcpy(&bits, p, 2);
+#if defined(__F16C__) || HWY_TARGET <= HWY_AVX2
+  return _cvtsh_ss(bits);
+#else
+  return f16_to_f32(bits);
+#endif
+}
+
+/// Sums of R matrix rows with T activation rows, written where they belong.
+template <int R, int T>
+HWY_INLINE void store_sums(F (&sums)[R][T], const float* bias, float* out, std::size_t out_stride) {
+  for (int t = 0; t < T; ++t) {
+    if constexpr (R == 4) {
+      const Floats4 d4;
+      auto four = sum_lanes(sums[0][t], sums[1][t], sums[2][t], sums[3][t]);
+      if (bias != nullptr) four = hn::Add(four, hn::LoadU(d4, bias));
+      hn::StoreU(four, d4, out + t * out_stride);
+    } else {
+      // The same tree of additions as in fours, so that a row's result does not depend on where a split
+      // falls.
+      const auto four = sum_lanes(sums[0][t], sums[0][t], sums[0][t], sums[0][t]);
+      const float sum = hn::GetLane(four);
+      out[t * out_stride] = bias != nullptr ? sum + bias[0] : sum;
+    }
+  }
+}
+
+template <class Row, int R, int T>
+HWY_INLINE void tile(const std::byte* w, std::size_t row_size, const float* x, std::size_t columns,
+                     const float* bias, float* out, std::size_t out_stride) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  F sums[R][T];
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) sums[r][t] = hn::Zero(d);
+  std::size_t c = 0;
+  for (; c + lanes <= columns; c += lanes) {
+    F xs[T];
+    for (int t = 0; t < T; ++t) xs[t] = hn::LoadU(d, x + t * columns + c);
+    for (int r = 0; r < R; ++r) {
+      const F ws = Row::load(w + r * row_size + c * Row::kBytes);
+      for (int t = 0; t < T; ++t) sums[r][t] = hn::MulAdd(ws, xs[t], sums[r][t]);
+    }
+  }
+  if (c < columns) {
+    const std::size_t left = columns - c;
+    F xs[T];
+    for (int t = 0; t < T; ++t) xs[t] = load_first(x + t * columns + c, left);
+    for (int r = 0; r < R; ++r) {
+      const F ws = Row::load_part(w + r * row_size + c * Row::kBytes, left);
+      for (int t = 0; t < T; ++t) sums[r][t] = hn::MulAdd(ws, xs[t], sums[r][t]);
+    }
+  }
+  store_sums<R, T>(sums, bias, out, out_stride);
+}
+
+/// Q8_0: whole-number products block by block, then one multiply-add by both scales.
+template <int R, int T>
+HWY_INLINE void tile_q8(const std::byte* w, std::size_t row_size, const std::int16_t* x, const float* scales,
+                        std::size_t columns, const float* bias, float* out, std::size_t out_stride) {
+  const hn::CappedTag<std::int16_t, 32> d16;
+  const hn::Rebind<std::int8_t, decltype(d16)> d8;
+  const hn::RepartitionToWide<decltype(d16)> d32;
+  const Floats d;
+  static_assert(hn::MaxLanes(hn::RepartitionToWide<hn::CappedTag<std::int16_t, 32>>()) ==
+                hn::MaxLanes(Floats()));
+  const std::size_t lanes = hn::Lanes(d16), blocks = columns / 32;
+  F sums[R][T];
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) sums[r][t] = hn::Zero(d);
+  for (std::size_t b = 0; b < blocks; ++b) {
+    for (int r = 0; r < R; ++r) {
+      const std::byte* block = w + r * row_size + b * 34;
+      const float scale = f16_scale(block);
+      const auto* q = reinterpret_cast<const std::int8_t*>(block + 2);
+      hn::Vec<decltype(d32)> sum0[T], sum1[T];
+      for (int t = 0; t < T; ++t) sum0[t] = sum1[t] = hn::Zero(d32);
+      for (std::size_t i = 0; i < 32; i += lanes) {
+        const auto ws = hn::PromoteTo(d16, hn::LoadU(d8, q + i));
+        for (int t = 0; t < T; ++t)
+          sum0[t] = hn::ReorderWidenMulAccumulate(d32, ws, hn::LoadU(d16, x + t * columns + b * 32 + i),
+                                                  sum0[t], sum1[t]);
+      }
+      for (int t = 0; t < T; ++t)
+        sums[r][t] = hn::MulAdd(hn::ConvertTo(d, hn::Add(sum0[t], sum1[t])),
+                                hn::Set(d, scale * scales[t * blocks + b]), sums[r][t]);
+    }
+  }
+  store_sums<R, T>(sums, bias, out, out_stride);
+}
+
+/// Walks rows in fours, and below them tokens in fours; a group of rows stays in the first-level cache while
+/// the tokens pass.
+template <class Tile44, class Tile41, class Tile14, class Tile11>
+HWY_INLINE void walk(std::uint32_t begin, std::uint32_t end, std::uint32_t count, Tile44 tile44,
+                     Tile41 tile41, Tile14 tile14, Tile11 tile11) {
+  std::uint32_t r = begin;
+  for (; r + 4 <= end; r += 4) {
+    std::uint32_t t = 0;
+    for (; t + 4 <= count; t += 4) tile44(r, t);
+    for (; t < count; ++t) tile41(r, t);
+  }
+  for (; r < end; ++r) {
+    std::uint32_t t = 0;
+    for (; t + 4 <= count; t += 4) tile14(r, t);
+    for (; t < count; ++t) tile11(r, t);
+  }
+}
+
+template <class Row>
+void matmul_float(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
+                  const float* bias, float* out, std::size_t stride) {
+  const std::size_t columns = m.columns, row_size = columns * Row::kBytes;
+  const auto run = [&](auto rows, auto tokens) {
+    return [&](std::uint32_t r, std::uint32_t t) HWY_ATTR {
+      tile<Row, decltype(rows)::value, decltype(tokens)::value>(
+          m.data + r * row_size, row_size, x.f32 + t * columns, columns, bias != nullptr ? bias + r : nullptr,
+          out + t * stride + r, stride);
+    };
+  };
+  const std::integral_constant<int, 4> four;
+  const std::integral_constant<int, 1> one;
+  walk(begin, end, x.count, run(four, four), run(four, one), run(one, four), run(one, one));
+}
+
+void matmul_q8(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
+               const float* bias, float* out, std::size_t stride) {
+  const std::size_t columns = m.columns, row_size = columns / 32 * 34;
+  const auto run = [&](auto rows, auto tokens) {
+    return [&](std::uint32_t r, std::uint32_t t) HWY_ATTR {
+      tile_q8<decltype(rows)::value, decltype(tokens)::value>(
+          m.data + r * row_size, row_size, x.q8 + t * columns, x.q8_scale + t * (columns / 32), columns,
+          bias != nullptr ? bias + r : nullptr, out + t * stride + r, stride);
+    };
+  };
+  const std::integral_constant<int, 4> four;
+  const std::integral_constant<int, 1> one;
+  walk(begin, end, x.count, run(four, four), run(four, one), run(one, four), run(one, one));
+}
+
+void Matmul(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end, const float* bias,
+            float* out, std::size_t stride) {
+  switch (m.type) {
+    case TensorType::kF32:
+      return matmul_float<RowF32>(m, x, begin, end, bias, out, stride);
+    case TensorType::kF16:
+      return matmul_float<Row16<hwy::float16_t>>(m, x, begin, end, bias, out, stride);
+    case TensorType::kBF16:
+      return matmul_float<Row16<hwy::bfloat16_t>>(m, x, begin, end, bias, out, stride);
+    case TensorType::kQ8_0:
+      return matmul_q8(m, x, begin, end, bias, out, stride);
+  }
+}
+
+void QuantizeQ8(const float* x, std::uint32_t columns, std::int16_t* q, float* scale) {
+  const Floats d;
+  const hn::Rebind<std::int32_t, Floats> d32;
+  const hn::Rebind<std::int16_t, Floats> d16;
+  const std::size_t lanes = hn::Lanes(d);
+  for (std::uint32_t b = 0; b < columns; b += 32, ++scale) {
+    F largest = hn::Zero(d);
+    for (std::size_t i = 0; i < 32; i += lanes) largest = hn::Max(largest, hn::Abs(hn::LoadU(d, x + b + i)));
+    const float top = hn::GetLane(hn::MaxOfLanes(d, largest));
+    *scale = top / 127.0f;
+    const F inverse = hn::Set(d, top > 0 ? 127.0f / top : 0.0f);
+    for (std::size_t i = 0; i < 32; i += lanes) {
+      const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + b + i), inverse));
+      hn::StoreU(hn::DemoteTo(d16, hn::Min(hn::Max(rounded, hn::Set(d32, -127)), hn::Set(d32, 127))), d16,
+                 q + b + i);
+    }
+  }
+}
+
+void RmsNorm(const float* x, const float* weight, std::uint32_t n, float eps, float* out) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  F squares = hn::Zero(d);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const F v = hn::LoadU(d, x + i);
+    squares = hn::MulAdd(v, v, squares);
+  }
+  if (i < n) {
+    const F v = load_first(x + i, n - i);
+    squares = hn::MulAdd(v, v, squares);
+  }
+  const float scale = 1.0f / std::sqrt(sum_lanes(squares) / static_cast<float>(n) + eps);
+  const F s = hn::Set(d, scale);
+  for (i = 0; i + lanes <= n; i += lanes)
+    hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), s), hn::LoadU(d, weight + i)), d, out + i);
+  for (; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+void LayerNorm(const float* x, const float* weight, const float* bias, std::uint32_t n, float eps,
+               float* out) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  F total = hn::Zero(d);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) total = hn::Add(total, hn::LoadU(d, x + i));
+  float sum = sum_lanes(total);
+  for (; i < n; ++i) sum += x[i];
+  const float mean = sum / static_cast<float>(n);
+  const F m = hn::Set(d, mean);
+  F squares = hn::Zero(d);
+  for (i = 0; i + lanes <= n; i += lanes) {
+    const F v = hn::Sub(hn::LoadU(d, x + i), m);
+    squares = hn::MulAdd(v, v, squares);
+  }
+  float square_sum = sum_lanes(squares);
+  for (; i < n; ++i) square_sum += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / std::sqrt(square_sum / static_cast<float>(n) + eps);
+  const F s = hn::Set(d, scale);
+  for (i = 0; i + lanes <= n; i += lanes)
+    hn::StoreU(hn::MulAdd(hn::Mul(hn::Sub(hn::LoadU(d, x + i), m), s), hn::LoadU(d, weight + i),
+                          hn::LoadU(d, bias + i)),
+               d, out + i);
+  for (; i < n; ++i) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+}
+
+void AddTo(float* x, const float* y, std::size_t n) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) hn::StoreU(hn::Add(hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, x + i);
+  for (; i < n; ++i) x[i] += y[i];
+}
+
+/// x / (1 + exp(−y)). exp's argument is kept where it neither overflows nor loses precision.
+HWY_INLINE F times_sigmoid(F x, F y) {
+  const Floats d;
+  const F e = hn::Exp(d, hn::Min(hn::Max(hn::Neg(y), hn::Set(d, -87.0f)), hn::Set(d, 87.0f)));
+  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), e));
+}
+
+template <class Function>
+HWY_INLINE void map(float* x, const float* y, std::size_t n, Function function) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) hn::StoreU(function(hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, x + i);
+  if (i < n) {
+    HWY_ALIGN float result[16];
+    hn::Store(function(load_first(x + i, n - i), load_first(y + i, n - i)), d, result);
+    std::memcpy(x + i, result, (n - i) * sizeof(float));
+  }
+}
+
+void SiluMul(float* gate, const float* up, std::size_t n) {
+  map(gate, up, n, [](F g, F u) HWY_ATTR { return hn::Mul(times_sigmoid(g, g), u); });
+}
+
+void Gelu(float* x, std::size_t n) {
+  // 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = √(2/π) (x + 0.044715 x³)
+  map(x, x, n, [](F v, F) HWY_ATTR {
+    const Floats d;
+    const F cubic = hn::MulAdd(hn::Mul(hn::Mul(v, v), v), hn::Set(d, 0.044715f), v);
+    return times_sigmoid(v, hn::Mul(cubic, hn::Set(d, 1.5957691216057308f)));
+  });
+}
+
+void Rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* cosine, const float* sine) {
+  for (std::uint32_t h = 0; h < n_head; ++h, x += head_dim)
+    for (std::uint32_t i = 0; i < head_dim / 2; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cosine[i] - b * sine[i];
+      x[2 * i + 1] = a * sine[i] + b * cosine[i];
+    }
+}
+
+HWY_INLINE float largest_of(const float* x, std::size_t n) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  float top = -std::numeric_limits<float>::infinity();
+  std::size_t i = 0;
+  if (n >= lanes) {
+    F best = hn::LoadU(d, x);
+    for (i = lanes; i + lanes <= n; i += lanes) best = hn::Max(best, hn::LoadU(d, x + i));
+    top = hn::GetLane(hn::MaxOfLanes(d, best));
+  }
+  for (; i < n; ++i) top = std::max(top, x[i]);
+  return top;
+}
+
+double LogSumExp(const float* x, std::size_t n) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  const float top = largest_of(x, n);
+  const F t = hn::Set(d, top);
+  double sum = 0;
+  std::size_t i = 0;
+  // Partial sums of a few hundred terms in F32, added up in F64: a large vocabulary loses nothing.
+  while (i + lanes <= n) {
+    F part = hn::Zero(d);
+    for (std::size_t end = std::min(n, i + 32 * lanes); i + lanes <= end; i += lanes)
+      part = hn::Add(part, hn::Exp(d, hn::Max(hn::Sub(hn::LoadU(d, x + i), t), hn::Set(d, -87.0f))));
+    sum += static_cast<double>(sum_lanes(part));
+  }
+  for (; i < n; ++i) sum += std::exp(static_cast<double>(x[i]) - static_cast<double>(top));
+  return static_cast<double>(top) + std::log(sum);
+}
+
+void Attention(const float* q, const float* k, const float* v, std::uint32_t n, std::size_t stride,
+               std::uint32_t head_dim, float scale, float* scores, float* out) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d), padded = (n + lanes - 1) / lanes * lanes;
+  const F s = hn::Set(d, scale);
+  std::size_t j = 0;
+  for (; j + 4 * lanes <= padded; j += 4 * lanes) {
+    F a = hn::Zero(d), b = a, c = a, e = a;
+    for (std::uint32_t i = 0; i < head_dim; ++i) {
+      const F qi = hn::Set(d, q[i]);
+      const float* row = k + i * stride + j;
+      a = hn::MulAdd(qi, hn::LoadU(d, row), a);
+      b = hn::MulAdd(qi, hn::LoadU(d, row + lanes), b);
+      c = hn::MulAdd(qi, hn::LoadU(d, row + 2 * lanes), c);
+      e = hn::MulAdd(qi, hn::LoadU(d, row + 3 * lanes), e);
+    }
+    hn::StoreU(hn::Mul(a, s), d, scores + j);
+    hn::StoreU(hn::Mul(b, s), d, scores + j + lanes);
+    hn::StoreU(hn::Mul(c, s), d, scores + j + 2 * lanes);
+    hn::StoreU(hn::Mul(e, s), d, scores + j + 3 * lanes);
+  }
+  for (; j < padded; j += lanes) {
+    F a = hn::Zero(d);
+    for (std::uint32_t i = 0; i < head_dim; ++i)
+      a = hn::MulAdd(hn::Set(d, q[i]), hn::LoadU(d, k + i * stride + j), a);
+    hn::StoreU(hn::Mul(a, s), d, scores + j);
+  }
+  const F top = hn::Set(d, largest_of(scores, n));
+  F total = hn::Zero(d);
+  for (std::size_t i = n; i < padded; ++i) scores[i] = -std::numeric_limits<float>::infinity();
+  for (j = 0; j < padded; j += lanes) {
+    F e = hn::Exp(d, hn::Max(hn::Sub(hn::LoadU(d, scores + j), top), hn::Set(d, -87.0f)));
+    if (j + lanes > n) e = hn::IfThenElseZero(hn::FirstN(d, n - j), e);
+    total = hn::Add(total, e);
+    hn::StoreU(e, d, scores + j);
+  }
+  const float inverse = 1.0f / sum_lanes(total);
+  std::uint32_t i = 0;
+  for (; i + 4 <= head_dim; i += 4) {
+    F a = hn::Zero(d), b = a, c = a, e = a;
+    const float* row = v + i * stride;
+    for (j = 0; j < padded; j += lanes) {
+      const F p = hn::LoadU(d, scores + j);
+      a = hn::MulAdd(p, hn::LoadU(d, row + j), a);
+      b = hn::MulAdd(p, hn::LoadU(d, row + stride + j), b);
+      c = hn::MulAdd(p, hn::LoadU(d, row + 2 * stride + j), c);
+      e = hn::MulAdd(p, hn::LoadU(d, row + 3 * stride + j), e);
+    }
+    const Floats4 d4;
+    hn::StoreU(hn::Mul(sum_lanes(a, b, c, e), hn::Set(d4, inverse)), d4, out + i);
+  }
+  for (; i < head_dim; ++i) {
+    F a = hn::Zero(d);
+    for (j = 0; j < padded; j += lanes)
+      a = hn::MulAdd(hn::LoadU(d, scores + j), hn::LoadU(d, v + i * stride + j), a);
+    out[i] = sum_lanes(a) * inverse;
+  }
+}
+
+const char* InstructionSet() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace retort::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace retort::kernels {
+
+HWY_EXPORT(Matmul);
+HWY_EXPORT(QuantizeQ8);
+HWY_EXPORT(RmsNorm);
+HWY_EXPORT(LayerNorm);
+HWY_EXPORT(AddTo);
+HWY_EXPORT(SiluMul);
+HWY_EXPORT(Gelu);
+HWY_EXPORT(Rope);
+HWY_EXPORT(LogSumExp);
+HWY_EXPORT(Attention);
+HWY_EXPORT(InstructionSet);
+
+void matmul(const Matrix& matrix, const Activations& x, std::uint32_t row_begin, std::uint32_t row_end,
+            const float* bias, float* out, std::size_t out_stride) {
+  HWY_DYNAMIC_DISPATCH(Matmul)(matrix, x, row_begin, row_end, bias, out, out_stride);
+}
+void quantize_q8(const float* x, std::uint32_t columns, std::int16_t* q, float* scale) {
+  HWY_DYNAMIC_DISPATCH(QuantizeQ8)(x, columns, q, scale);
+}
+void rms_norm(const float* x, const float* weight, std::uint32_t n, float eps, float* out) {
+  HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, n, eps, out);
+}
+void layer_norm(const float* x, const float* weight, const float* bias, std::uint32_t n, float eps,
+                float* out) {
+  HWY_DYNAMIC_DISPATCH(LayerNorm)(x, weight, bias, n, eps, out);
+}
+void add(float* x, const float* y, std::size_t n) { HWY_DYNAMIC_DISPATCH(AddTo)(x, y, n); }
+void silu_mul(float* gate, const float* up, std::size_t n) { HWY_DYNAMIC_DISPATCH(SiluMul)(gate, up, n); }
+void gelu(float* x, std::size_t n) { HWY_DYNAMIC_DISPATCH(Gelu)(x, n); }
+void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* cosine, const float* sine) {
+  HWY_DYNAMIC_DISPATCH(Rope)(x, n_head, head_dim, cosine, sine);
+}
+double log_sum_exp(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExp)(x, n); }
+void attention(const float* q, const float* k, const float* v, std::uint32_t n, std::size_t stride,
+               std::uint32_t head_dim, float scale, float* scores, float* out) {
+  HWY_DYNAMIC_DISPATCH(Attention)(q, k, v, n, stride, head_dim, scale, scores, out);
+}
+const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(InstructionSet)(); }
+
+}  // namespace retort::kernels
+#endif

@@ -1,0 +1,213 @@
+#include "agent/serve/kernels/kernels.h"
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "tests/support/support.h"
+
+namespace retort::kernels {
+namespace {
+
+using Floats = std::vector<float>;
+
+Floats normal(std::size_t n, std::mt19937& random, float scale = 1) {
+  std::normal_distribution<float> distribution(0, scale);
+  Floats out(n);
+  for (float& x : out) x = distribution(random);
+  return out;
+}
+
+struct Weights {
+  std::vector<std::byte> bytes;  ///< exactly as long as the matrix, so that a sanitizer sees reads behind it
+  Floats values;                 ///< what they decode to
+  Matrix matrix;
+};
+
+Weights weights(TensorType type, std::uint32_t rows, std::uint32_t columns, std::mt19937& random) {
+  Weights w;
+  const std::size_t size = *row_bytes(type, columns);
+  w.bytes.resize(size * rows);
+  w.values.resize(std::size_t{rows} * columns);
+  for (std::uint32_t r = 0; r < rows; ++r) {
+    encode_row(type, normal(columns, random), std::span(w.bytes).subspan(r * size, size));
+    decode_row(type, std::span(w.bytes).subspan(r * size, size),
+               std::span(w.values).subspan(std::size_t{r} * columns, columns));
+  }
+  w.matrix = {type, rows, columns, w.bytes.data()};
+  return w;
+}
+
+struct Inputs {
+  Floats f32, scale;
+  std::vector<std::int16_t> q8;
+  Activations activations;
+};
+
+Inputs inputs(std::uint32_t count, std::uint32_t columns, std::mt19937& random) {
+  Inputs x;
+  x.f32 = normal(std::size_t{count} * columns, random);
+  if (columns % 32 == 0) {
+    x.q8.resize(x.f32.size());
+    x.scale.resize(x.f32.size() / 32);
+    for (std::uint32_t t = 0; t < count; ++t)
+      quantize_q8(x.f32.data() + t * columns, columns, x.q8.data() + t * columns,
+                  x.scale.data() + t * (columns / 32));
+  }
+  x.activations = {count, columns, x.f32.data(), x.q8.data(), x.scale.data()};
+  return x;
+}
+
+TEST(Kernels, MatmulAgreesWithPlainSums) {
+  std::mt19937 random(1);
+  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0})
+    for (int round = 0; round < 60; ++round) {
+      const std::uint32_t rows = 1 + random() % 37, count = 1 + random() % 11;
+      const std::uint32_t columns = type == TensorType::kQ8_0 ? 32 * (1 + random() % 9) : 1 + random() % 200;
+      const Weights w = weights(type, rows, columns, random);
+      const Inputs x = inputs(count, columns, random);
+      const Floats bias = normal(rows, random);
+      const bool with_bias = round % 2 == 0;
+      const std::size_t stride = rows + 3;
+      Floats out(count * stride, 7.0f);
+      const std::uint32_t begin = random() % rows, end = begin + 1 + random() % (rows - begin);
+      matmul(w.matrix, x.activations, begin, end, with_bias ? bias.data() : nullptr, out.data(), stride);
+      for (std::uint32_t t = 0; t < count; ++t)
+        for (std::uint32_t r = 0; r < stride; ++r) {
+          if (r < begin || r >= end) {
+            EXPECT_EQ(out[t * stride + r], 7.0f) << "row " << r << " is not ours";
+            continue;
+          }
+          double sum = with_bias ? bias[r] : 0.0, size = 1;
+          for (std::uint32_t c = 0; c < columns; ++c) {
+            const double value = type == TensorType::kQ8_0 ? static_cast<double>(x.q8[t * columns + c]) *
+                                                                 x.scale[(t * columns + c) / 32]
+                                                           : double{x.f32[t * columns + c]};
+            sum += value * w.values[r * columns + c];
+            size += std::fabs(value * w.values[r * columns + c]);
+          }
+          EXPECT_NEAR(out[t * stride + r], sum, 2e-6 * size)
+              << info(type).name << " " << rows << "x" << columns << ", " << count << " tokens";
+        }
+    }
+}
+
+TEST(Kernels, NeitherBatchNorSplitChangesABit) {
+  std::mt19937 random(2);
+  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0}) {
+    const std::uint32_t rows = 23, columns = type == TensorType::kQ8_0 ? 96 : 77, count = 7;
+    const Weights w = weights(type, rows, columns, random);
+    const Inputs x = inputs(count, columns, random);
+    Floats whole(count * rows), parts(count * rows);
+    matmul(w.matrix, x.activations, 0, rows, nullptr, whole.data(), rows);
+    for (std::uint32_t t = 0; t < count; ++t)
+      for (std::uint32_t r = 0; r < rows; r += 5) {
+        Activations one = x.activations;
+        one.count = 1, one.f32 += t * columns;
+        if (type == TensorType::kQ8_0) one.q8 += t * columns, one.q8_scale += t * (columns / 32);
+        matmul(w.matrix, one, r, std::min(rows, r + 5), nullptr, parts.data() + t * rows, rows);
+      }
+    EXPECT_EQ(whole, parts) << info(type).name;
+  }
+}
+
+TEST(Kernels, QuantizedActivationsAreWithinHalfAStep) {
+  std::mt19937 random(3);
+  Floats x = normal(320, random, 3.0f);
+  std::fill(x.begin() + 64, x.begin() + 96, 0.0f);
+  std::vector<std::int16_t> q(x.size());
+  Floats scale(x.size() / 32);
+  quantize_q8(x.data(), 320, q.data(), scale.data());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    EXPECT_LE(std::abs(q[i]), 127);
+    EXPECT_NEAR(q[i] * scale[i / 32], x[i], scale[i / 32] * 0.5001f);
+  }
+  EXPECT_EQ(scale[2], 0.0f);
+}
+
+TEST(Kernels, NormsAndActivationsAgreeWithTheirDefinitions) {
+  std::mt19937 random(4);
+  for (const std::uint32_t n : {1u, 3u, 8u, 16u, 47u, 48u, 288u, 1001u}) {
+    const Floats x = normal(n, random, 2), weight = normal(n, random), bias = normal(n, random);
+    Floats rms(n), layer(n);
+    rms_norm(x.data(), weight.data(), n, 1e-5f, rms.data());
+    layer_norm(x.data(), weight.data(), bias.data(), n, 1e-5f, layer.data());
+    double mean = 0, squares = 0, variance = 0;
+    for (const float v : x) mean += v / n, squares += double{v} * v / n;
+    for (const float v : x) variance += (v - mean) * (v - mean) / n;
+    Floats gate = x, gelus = x, sum = x;
+    silu_mul(gate.data(), weight.data(), n);
+    gelu(gelus.data(), n);
+    add(sum.data(), bias.data(), n);
+    double exponentials = 0;
+    for (std::uint32_t i = 0; i < n; ++i) {
+      const double v = x[i];
+      EXPECT_NEAR(rms[i], v / std::sqrt(squares + 1e-5) * weight[i], 1e-5 * (1 + std::fabs(rms[i])));
+      EXPECT_NEAR(layer[i], (v - mean) / std::sqrt(variance + 1e-5) * weight[i] + bias[i],
+                  2e-5 * (1 + std::fabs(layer[i])));
+      EXPECT_NEAR(gate[i], v / (1 + std::exp(-v)) * weight[i], 1e-6 * (1 + std::fabs(gate[i])));
+      EXPECT_NEAR(gelus[i], 0.5 * v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v))),
+                  2e-6 * (1 + std::fabs(v)));
+      EXPECT_EQ(sum[i], x[i] + bias[i]);
+      exponentials += std::exp(v);
+    }
+    EXPECT_NEAR(log_sum_exp(x.data(), n), std::log(exponentials), 1e-5);
+  }
+}
+
+TEST(Kernels, ActivationsStandFarOutValues) {
+  Floats x{-1e30f, -200, -50, 0, 50, 200, 1e30f}, up(7, 1.0f), y = x;
+  silu_mul(x.data(), up.data(), 7);
+  EXPECT_NEAR(x[1], 0, 1e-30);
+  EXPECT_EQ(x[3], 0);
+  EXPECT_EQ(x[5], 200);
+  EXPECT_EQ(x[6], 1e30f);
+  gelu(y.data(), 6);
+  EXPECT_EQ(y[5], 200);
+  EXPECT_NEAR(y[1], 0, 1e-30);
+  const Floats logits{1000, -1000, 999};
+  EXPECT_NEAR(log_sum_exp(logits.data(), 3), 1000 + std::log(1 + std::exp(-1.0)), 1e-4);
+}
+
+TEST(Kernels, RopeTurnsNeighbouringPairs) {
+  std::mt19937 random(5);
+  const std::uint32_t heads = 3, dim = 10;
+  const Floats x = normal(heads * dim, random);
+  Floats cosine(dim / 2), sine(dim / 2), y = x;
+  for (std::uint32_t i = 0; i < dim / 2; ++i) cosine[i] = std::cos(0.3f * i), sine[i] = std::sin(0.3f * i);
+  rope(y.data(), heads, dim, cosine.data(), sine.data());
+  for (std::uint32_t h = 0; h < heads; ++h)
+    for (std::uint32_t i = 0; i < dim / 2; ++i) {
+      const float *a = &x[h * dim + 2 * i], *b = &y[h * dim + 2 * i];
+      EXPECT_NEAR(b[0], a[0] * cosine[i] - a[1] * sine[i], 1e-6);
+      EXPECT_NEAR(b[1], a[0] * sine[i] + a[1] * cosine[i], 1e-6);
+    }
+}
+
+TEST(Kernels, AttentionAgreesWithItsDefinition) {
+  std::mt19937 random(6);
+  for (const std::uint32_t dim : {1u, 2u, 8u, 13u, 16u, 64u})
+    for (const std::uint32_t n : {1u, 2u, 15u, 16u, 17u, 63u, 64u, 65u, 130u}) {
+      const std::size_t stride = (n + kPositionBlock) / kPositionBlock * kPositionBlock;
+      const Floats q = normal(dim, random), k = normal(dim * stride, random),
+                   v = normal(dim * stride, random);
+      Floats scores(stride), out(dim);
+      const float scale = 0.4f;
+      attention(q.data(), k.data(), v.data(), n, stride, dim, scale, scores.data(), out.data());
+      std::vector<double> p(n);
+      double total = 0;
+      for (std::uint32_t j = 0; j < n; ++j) {
+        double score = 0;
+        for (std::uint32_t i = 0; i < dim; ++i) score += double{q[i]} * k[i * stride + j];
+        total += p[j] = std::exp(score * scale);
+      }
+      for (std::uint32_t i = 0; i < dim; ++i) {
+        double expected = 0;
+        for (std::uint32_t j = 0; j < n; ++j) expected += p[j] / total * v[i * stride + j];
+        EXPECT_NEAR(out[i], expected, 1e-5) << dim << " wide, " << n << " positions";
+      }
+    }
+}
+
+}  // namespace
+}  // namespace retort::kernels
