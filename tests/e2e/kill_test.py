@@ -1,4 +1,5 @@
 """kill -9 of worker, coordinator, agent and serve in mid-job and mid-pull: the same end state each time."""
+import contextlib
 import json
 import os
 import signal
@@ -143,7 +144,7 @@ class Kill(harness.FleetTest):
         with self.subTest('agent in mid-pull'):
             before = fleet.serving('one', artifacts[0]['sha256'])
             fleet.retort('class', 'assign', 'any', artifacts[1]['sha256'])
-            self.catch_pull(artifacts[1]['bytes'])
+            self.catch_pull()
             os.kill(fleet.agents['one'].pid, signal.SIGKILL)
             fleet.agents['one'].wait()
             self.assertTrue(harness.get(before['serve_url'] + '/health'), 'the old student did not serve on')
@@ -153,7 +154,7 @@ class Kill(harness.FleetTest):
 
         with self.subTest('coordinator in mid-pull'):
             fleet.retort('class', 'assign', 'any', artifacts[2]['sha256'])
-            self.catch_pull(artifacts[2]['bytes'])
+            self.catch_pull()
             os.kill(fleet.coordinator.pid, signal.SIGKILL)
             fleet.coordinator.wait()
             time.sleep(1)
@@ -163,7 +164,7 @@ class Kill(harness.FleetTest):
         with self.subTest('serve in mid-pull'):
             before = fleet.serving('one', artifacts[2]['sha256'])
             fleet.retort('class', 'assign', 'any', artifacts[3]['sha256'])
-            self.catch_pull(artifacts[3]['bytes'])
+            self.catch_pull()
             os.kill(before['serve_pid'], signal.SIGKILL)
             fleet.serving('one', artifacts[3]['sha256'])
 
@@ -171,31 +172,23 @@ class Kill(harness.FleetTest):
         self.assertEqual(len(devices), 1)
         fleet.wait('one serve', lambda: len(fleet.pids('retort-serve')) <= 1)
 
-    def catch_pull(self, whole):
-        """Returns when a part of the artifact, but not all of it, lies in the agent's state folder."""
-        state = self.fleet.path('agent-one')
-        before = self.bytes_below(state, 0)
+    def catch_pull(self):
+        """Returns when a pull is under way: its file is there, and has been written to since."""
+        slots = self.fleet.path('agent-one', 'slots')
 
         def part():
-            now = self.bytes_below(state, 0)
-            return any(0 < size - before.get(name, (0, 0))[0] or time_ != before.get(name, (0, 0))[1]
-                       for name, (size, time_) in now.items() if size > 100000)
+            for slot in ('a', 'b'):
+                path = os.path.join(slots, slot, 'model.gguf.part')
+                if os.path.exists(path):
+                    return path
+            return None
 
-        self.fleet.wait(f'a pull of {whole} bytes to begin', part)
-
-    @staticmethod
-    def bytes_below(folder, smallest):
-        """File -> (bytes on disk, time of change)."""
-        found = {}
-        for base, _, names in os.walk(folder):
-            for name in names:
-                try:
-                    stat = os.stat(os.path.join(base, name))
-                except OSError:
-                    continue
-                if stat.st_size >= smallest and not name.startswith('state.db'):
-                    found[os.path.join(base, name)] = (stat.st_blocks * 512, stat.st_mtime_ns)
-        return found
+        path = self.fleet.wait('a pull to begin', part)
+        with contextlib.suppress(FileNotFoundError):
+            begun = os.stat(path).st_mtime_ns
+            deadline = time.monotonic() + 0.3
+            while os.stat(path).st_mtime_ns == begun and time.monotonic() < deadline:
+                pass
 
 
 if __name__ == '__main__':

@@ -1,0 +1,169 @@
+#include "common/http/http.h"
+
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/read.hpp>
+#include <boost/asio/write.hpp>
+#include <future>
+#include <thread>
+
+#include "common/core/file.h"
+#include "tests/support/support.h"
+
+namespace retort {
+namespace {
+
+namespace asio = boost::asio;
+
+/// A server on a thread of its own, with an echo, a stream and a file.
+class Http : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    HttpLimits limits;
+    limits.body_bytes = 1000;
+    limits.header_bytes = 2000;
+    limits.read_timeout = std::chrono::seconds(1);
+    ASSERT_OK(write_file_atomic(folder_ / "f", std::string(600000, 'f')));
+    router_.add("POST", "/echo/{name}", [](HttpRequest r, auto responder) {
+      responder->send(200, "text/plain", r.parameters["name"] + "|" + r.query["q"] + "|" + r.body,
+                      {{"X-Test", "1"}});
+    });
+    router_.add("GET", "/file", [this](HttpRequest, auto responder) {
+      responder->send_file(200, "text/plain", folder_ / "f", 10, 500000);
+    });
+    router_.add("GET", "/drop", [](HttpRequest, auto) {});
+    router_.add("GET", "/stream", [this](HttpRequest, auto responder) {
+      responder->start_stream(200, "text/event-stream");
+      responder->on_closed([this] { closed_.set_value(); });
+      responder->write("one");
+      held_ = responder;
+    });
+    router_.add("GET", "/short-stream", [](HttpRequest, auto responder) {
+      responder->start_stream(200, "text/event-stream");
+      responder->write("a");
+      responder->write("bc");
+      responder->finish();
+    });
+    server_ = std::make_unique<HttpServer>(
+        io_, limits, [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+          router_.dispatch(
+              std::move(request), std::move(responder),
+              [](HttpRequest, auto r) { r->send(404, "text/plain", "no"); },
+              [](std::string allow, auto r) {
+                r->send(405, "text/plain", "no", {{"Allow", allow}});
+              });
+        });
+    const auto port = server_->listen("127.0.0.1", 0);
+    ASSERT_OK(port);
+    port_ = *port;
+    thread_ = std::thread([this] {
+      auto work = asio::make_work_guard(io_);
+      io_.run();
+    });
+  }
+  void TearDown() override {
+    held_.reset();
+    io_.stop();
+    thread_.join();
+    server_.reset();
+  }
+  std::string url(const std::string& path) const {
+    return "http://127.0.0.1:" + std::to_string(port_) + path;
+  }
+  /// Sends raw bytes and returns all that comes back until the server closes.
+  std::string raw(const std::string& bytes) {
+    asio::io_context io;
+    asio::ip::tcp::socket socket(io);
+    socket.connect({asio::ip::make_address("127.0.0.1"), port_});
+    boost::system::error_code error;
+    asio::write(socket, asio::buffer(bytes), error);
+    std::string out;
+    asio::read(socket, asio::dynamic_buffer(out), error);
+    return out;
+  }
+
+  testing::TemporaryFolder folder_;
+  asio::io_context io_;
+  HttpRouter router_;
+  std::unique_ptr<HttpServer> server_;
+  std::shared_ptr<HttpResponder> held_;
+  std::promise<void> closed_;
+  std::uint16_t port_ = 0;
+  std::thread thread_;
+};
+
+TEST_F(Http, RoutesDecodesAndAnswers) {
+  HttpCall call;
+  call.method = "POST";
+  call.url = url("/echo/a%20b?q=x%26y");
+  call.body = "hello";
+  const auto answer = http_call(call);
+  ASSERT_OK(answer);
+  EXPECT_EQ(answer->status, 200);
+  EXPECT_EQ(answer->body, "a b|x&y|hello");
+  EXPECT_EQ(answer->headers.at("x-test"), "1");
+  EXPECT_EQ(http_call({.url = url("/none")})->status, 404);
+  const auto wrong = http_call({.url = url("/echo/x")});
+  EXPECT_EQ(wrong->status, 405);
+  EXPECT_EQ(wrong->headers.at("allow"), "POST");
+  EXPECT_EQ(http_call({.url = url("/drop")})->status, 500);
+}
+
+TEST_F(Http, SendsFilesAndStreams) {
+  const auto file = http_call({.url = url("/file")});
+  ASSERT_OK(file);
+  EXPECT_EQ(file->body, std::string(500000, 'f'));
+  std::string got;
+  HttpCall call;
+  call.url = url("/short-stream");
+  call.on_body = [&](std::string_view bytes) { return got += bytes, true; };
+  ASSERT_OK(http_call(call));
+  EXPECT_EQ(got, "abc");
+  EXPECT_EQ(http_call({.method = "HEAD", .url = url("/file")})->body, "");
+}
+
+TEST_F(Http, NoticesAClientThatLeaves) {
+  HttpCall call;
+  call.url = url("/stream");
+  call.on_body = [](std::string_view) { return false; };
+  ASSERT_OK(http_call(call));
+  EXPECT_EQ(closed_.get_future().wait_for(std::chrono::seconds(5)), std::future_status::ready);
+}
+
+TEST_F(Http, BadRequestsGetClearAnswers) {
+  EXPECT_NE(raw("garbage\r\n\r\n").find(" 400 "), std::string::npos);
+  EXPECT_NE(raw("GET /%00 HTTP/1.1\r\nHost: x\r\n\r\n").find(" 400 "), std::string::npos);
+  EXPECT_NE(raw("GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n").find(" 400 "), std::string::npos);
+  EXPECT_NE(raw("POST /echo/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n").find(" 413 "),
+            std::string::npos);
+  EXPECT_NE(raw("GET / HTTP/1.1\r\nX: " + std::string(5000, 'x') + "\r\n\r\n").find(" 431 "),
+            std::string::npos);
+  EXPECT_EQ(raw("GET / HT"), "");  // a client that never finishes its request is cut
+}
+
+TEST_F(Http, PipelinedRequestsAreAnsweredInOrder) {
+  const std::string answers =
+      raw("POST /echo/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+          "POST /echo/2 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+  const std::size_t one = answers.find("1||"), two = answers.find("2||");
+  ASSERT_NE(one, std::string::npos);
+  ASSERT_NE(two, std::string::npos);
+  EXPECT_LT(one, two);
+}
+
+TEST_F(Http, PortInUseIsNamed) {
+  asio::io_context io;
+  HttpServer second(io, {}, [](HttpRequest, auto) {});
+  const auto port = second.listen("127.0.0.1", port_);
+  ASSERT_FALSE(port);
+  EXPECT_EQ(port.error().code, ErrorCode::kConflict);
+  EXPECT_NE(port.error().describe().find(std::to_string(port_)), std::string::npos);
+}
+
+TEST(HttpClient, UnreachableIsUnavailable) {
+  const auto answer = http_call({.url = "http://127.0.0.1:1/x"});
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().code, ErrorCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace retort
