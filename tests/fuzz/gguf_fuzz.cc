@@ -1,0 +1,63 @@
+// GGUF: the container, the architecture that it claims, and its tokenizer.
+#include "common/core/file.h"
+#include "common/gguf/gguf.h"
+#include "common/hf/hf_model.h"
+#include "tests/fuzz/fuzz_seeds.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+using namespace retort;
+
+std::vector<std::string> fuzz_seeds() {
+  std::vector<std::string> seeds;
+  retort::testing::TemporaryFolder folder;
+  retort::testing::TinyModelOptions small;
+  small.n_embd = 32, small.n_layer = 1, small.n_head = 2, small.n_head_kv = 1, small.n_ff = 32,
+  small.n_ctx = 8;
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2}) {
+    const std::string name = std::string(to_string(family));
+    fuzz::require(retort::testing::write_tiny_model(folder / name, family, 1, small).has_value());
+    const auto model = open_hf_model(folder / name);
+    fuzz::require(model.has_value());
+    fuzz::require(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                                   TensorType::kQ8_0, {})
+                      .has_value());
+    seeds.push_back(*read_file(folder / "m.gguf"));
+  }
+  GgufWriter writer;
+  writer.set("general.alignment", std::uint64_t{32});
+  writer.set("a", std::vector<double>{1, 2, 3});
+  writer.set("b", std::vector<std::string>{"x", ""});
+  writer.set("c", true);
+  for (const char* name : {"t0", "t1"})
+    writer.add_tensor(name, {32, 2}, TensorType::kQ8_0,
+                      [](std::span<std::byte>) -> Result<void> { return {}; });
+  fuzz::require(writer.write(folder / "w.gguf").has_value());
+  seeds.push_back(*read_file(folder / "w.gguf"));
+  return seeds;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const auto file = GgufFile::parse(std::as_bytes(std::span(data, size)), "fuzz");
+  if (!file) return 0;
+  std::uint64_t sum = 0;
+  for (const GgufTensor& tensor : file->tensors()) {
+    fuzz::require(tensor.data.size() <= size && tensor.offset <= size - tensor.data.size());
+    if (!tensor.data.empty())
+      sum += static_cast<std::uint64_t>(tensor.data.front()) + static_cast<std::uint64_t>(tensor.data.back());
+    std::vector<float> row(tensor.columns());
+    decode_row(tensor.type, tensor.data.first(*row_bytes(tensor.type, tensor.columns())), row);
+  }
+  fuzz::require(sum < ~0ull);
+  if (const auto config = read_gguf_config(*file)) {
+    fuzz::require(config->n_vocab > 0);
+    (void)parameter_count(*config);
+  }
+  if (const auto tokenizer = Tokenizer::from_gguf(*file)) {
+    const auto ids = tokenizer->encode("the server's\n \xff client <|endoftext|>", true, true);
+    for (const TokenId id : ids)
+      fuzz::require(id >= 0 && id < static_cast<TokenId>(tokenizer->vocabulary_size()));
+    (void)tokenizer->decode(ids);
+  }
+  return 0;
+}
