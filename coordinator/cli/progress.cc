@@ -38,13 +38,13 @@ std::string figures(const json::object& event) {
 
 double JobProgress::fraction() const {
   if (state == "succeeded") return 1;
-  if (pass_count == 0 || pass_index == 0) return 0;
+  if (pass_count == 0) return 0;
   double within = 0;
   if (steps > 0)
     within = static_cast<double>(std::min(step, steps)) / static_cast<double>(steps);
   else if (token_budget > 0)
     within = static_cast<double>(std::min(tokens, token_budget)) / static_cast<double>(token_budget);
-  return std::min(1.0, (static_cast<double>(pass_index - 1) + within) / static_cast<double>(pass_count));
+  return std::min(1.0, (static_cast<double>(pass_index) + within) / static_cast<double>(pass_count));
 }
 
 void apply_record(JobProgress& job, const json::object& record) {
@@ -72,7 +72,7 @@ std::string apply_log_line(JobProgress& job, std::string_view line) {
   if (kind == "pass_start" || kind == "progress") {
     const std::string before = job.pass + std::to_string(job.pass_index);
     if (std::string pass = text_of(event, "pass"); !pass.empty()) job.pass = std::move(pass);
-    if (const auto index = count_of(event, "pass_index")) job.pass_index = index;
+    job.pass_index = count_of(event, "pass_index");
     if (const auto count = count_of(event, "pass_count")) job.pass_count = count;
     const bool fresh = before != job.pass + std::to_string(job.pass_index);
     if (fresh || kind == "pass_start") {
@@ -87,7 +87,7 @@ std::string apply_log_line(JobProgress& job, std::string_view line) {
       job.loss = number_of(event, "loss"), job.seconds_left = number_of(event, "seconds_left");
     }
     if (!fresh) return {};
-    return fmt::format("pass {}/{}: {}", job.pass_index, job.pass_count, job.pass);
+    return fmt::format("pass {}/{}: {}", job.pass_index + 1, job.pass_count, job.pass);
   }
   if (kind == "evaluation") return fmt::format("{}:{}", text_of(event, "label"), figures(event));
   if (kind == "exported") {
@@ -110,7 +110,7 @@ std::string progress_line(const JobProgress& job, std::size_t width) {
     out += job.state;
     if (job.state == "failed" && !job.error.empty()) out += ": " + job.error;
   } else {
-    out += fmt::format("{} {}/{}", job.pass, job.pass_index, job.pass_count);
+    out += fmt::format("{} {}/{}", job.pass, job.pass_index + 1, job.pass_count);
     if (job.steps > 0) out += fmt::format("  step {}/{}", job.step, job.steps);
     if (job.loss) out += fmt::format("  loss {:.3f}", *job.loss);
     if (job.tokens_per_second >= 1)

@@ -14,7 +14,7 @@ struct JobProgress {
   std::string id, name, device_class, state;  ///< state: queued, running, succeeded, failed, cancelled
   std::string error_code, error;
   std::string pass;
-  std::uint64_t pass_index = 0, pass_count = 0;  ///< from 1
+  std::uint64_t pass_index = 0, pass_count = 0;  ///< index from 0
   std::uint64_t step = 0, steps = 0, tokens = 0, token_budget = 0;
   double tokens_per_second = 0;
   std::optional<double> loss, seconds_left;

@@ -150,8 +150,8 @@ class Cli(unittest.TestCase):
         answers = {('GET', f'/v1/jobs/job-1/logs?offset={i}'): logs for i in range(len(text) + 1)}
         return text, seen, answers
 
-    EVENTS = [{'event': 'pass_start', 'pass': 'distil.soft', 'pass_index': 1, 'pass_count': 2},
-              {'event': 'progress', 'pass': 'distil.soft', 'pass_index': 1, 'pass_count': 2, 'step': 5, 'steps': 10,
+    EVENTS = [{'event': 'pass_start', 'pass': 'distil.soft', 'pass_index': 0, 'pass_count': 2},
+              {'event': 'progress', 'pass': 'distil.soft', 'pass_index': 0, 'pass_count': 2, 'step': 5, 'steps': 10,
                'loss': 1.25, 'tokens_per_second': 900, 'seconds_left': 3},
               {'event': 'exported', 'file': 's.gguf', 'bytes': 100}, {'event': 'warning', 'message': 'BLAS is slow'}]
 

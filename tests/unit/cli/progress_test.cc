@@ -10,9 +10,9 @@ TEST(CliProgress, FollowsALog) {
   apply_record(job, json::parse(R"({"id":"job-1","class":"small","state":"running"})").get_object());
   EXPECT_EQ(progress_line(job, 0), "job-1 small  [....................]   0 %  running");
   EXPECT_EQ(
-      apply_log_line(job, R"({"event":"pass_start","pass":"distil.soft","pass_index":2,"pass_count":4})"),
+      apply_log_line(job, R"({"event":"pass_start","pass":"distil.soft","pass_index":1,"pass_count":4})"),
       "pass 2/4: distil.soft");
-  EXPECT_EQ(apply_log_line(job, R"({"event":"progress","pass":"distil.soft","pass_index":2,"pass_count":4,
+  EXPECT_EQ(apply_log_line(job, R"({"event":"progress","pass":"distil.soft","pass_index":1,"pass_count":4,
      "step":50,"steps":100,"tokens":1,"token_budget":2,"loss":2.31849,"tokens_per_second":2912.4,"seconds_left":61})"),
             "");
   EXPECT_EQ(
