@@ -1,0 +1,53 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "agent/serve/http/engine.h"
+#include "agent/serve/http/metrics.h"
+#include "common/core/clock.h"
+#include "common/core/json.h"
+#include "common/core/random.h"
+#include "common/http/http.h"
+
+namespace retort {
+
+/// What the API tells about the model it serves.
+struct ServedModel {
+  std::shared_ptr<const Model> model;
+  std::string name;
+  std::string artifact_sha256;  ///< "" until it is known
+  std::uint32_t n_ctx = 0;
+  UnixMillis created = 0;
+};
+
+/// The OpenAI-style HTTP interface. Thread: reactor; answers come from the inference thread through the
+/// responder.
+class ServeApi {
+ public:
+  ServeApi(ServedModel served, Engine& engine, ServeMetrics& metrics, RandomSource& random);
+  void handle(HttpRequest request, std::shared_ptr<HttpResponder> responder);
+  void set_artifact(std::string sha256) { served_.artifact_sha256 = std::move(sha256); }
+
+ private:
+  void completions(HttpRequest request, std::shared_ptr<HttpResponder> responder);
+  void refuse(HttpResponder& responder, int status, const std::string& type, const std::string& message,
+              HttpHeaders headers = {});
+  void answer(HttpResponder& responder, const json::value& body);
+
+  ServedModel served_;
+  Engine& engine_;
+  ServeMetrics& metrics_;
+  RandomSource& random_;
+  HttpRouter router_;
+};
+
+/// Validates a /v1/completions body; the error is for the client.
+struct CompletionCall {
+  GenerationRequest generation;
+  bool stream = false, include_usage = false;
+};
+Result<CompletionCall> parse_completion(std::string_view body, const Tokenizer& tokenizer,
+                                        std::uint32_t n_ctx, RandomSource& random);
+
+}  // namespace retort

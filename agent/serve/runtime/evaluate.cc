@@ -1,0 +1,150 @@
+#include "agent/serve/runtime/evaluate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "agent/serve/runtime/session.h"
+#include "common/core/file.h"
+
+namespace retort {
+namespace {
+
+/// log of the sum of exponentials [Blanchard 2021, algorithm 3.1].
+double log_sum_exp(std::span<const float> logits) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float x : logits) sum += static_cast<double>(std::exp(x - largest));
+  return static_cast<double>(largest) + std::log(sum);
+}
+
+std::size_t best(std::span<const float> logits) {
+  return static_cast<std::size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+}  // namespace
+
+json::object Evaluation::to_json() const {
+  json::object out{{"tokens", tokens},
+                   {"bytes", bytes},
+                   {"nll_per_token", nll_per_token},
+                   {"perplexity", perplexity},
+                   {"perplexity_per_byte", perplexity_per_byte},
+                   {"bits_per_byte", bits_per_byte}};
+  out["kl_divergence"] = kl_divergence < 0 ? json::value(nullptr) : json::value(kl_divergence);
+  out["top1_agreement"] = top1_agreement < 0 ? json::value(nullptr) : json::value(top1_agreement);
+  out["tokens_per_second"] = tokens_per_second;
+  return out;
+}
+
+Result<std::vector<std::string>> read_documents(const std::filesystem::path& file) {
+  const std::string text = RETORT_TRY(read_file(file, 4ull << 30));
+  std::vector<std::string> documents;
+  if (file.extension() == ".jsonl") {
+    std::size_t line = 0;
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t end = std::min(text.find('\n', at), text.size());
+      const std::string_view entry = std::string_view(text).substr(at, end - at);
+      at = end + 1;
+      ++line;
+      if (entry.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+      const std::string where = fmt::format("{}:{}", file.string(), line);
+      const json::value value = RETORT_TRY(parse_json(entry, where));
+      documents.push_back(RETORT_TRY(json_string(*RETORT_TRY(as_object(value, where)), "text", where)));
+    }
+  } else {
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t end = std::min(text.find("\n\n", at), text.size());
+      const std::string document = text.substr(at, end - at);
+      if (document.find_first_not_of(" \t\r\n") != std::string::npos) documents.push_back(document);
+      at = end + 2;
+    }
+  }
+  if (documents.empty()) return fail(ErrorCode::kInvalid, file.string(), "holds no documents");
+  return documents;
+}
+
+Result<Evaluation> evaluate(std::shared_ptr<const Model> student, std::shared_ptr<const Model> teacher,
+                            const std::vector<std::string>& documents, std::uint64_t max_tokens,
+                            std::uint32_t n_ctx, ThreadTeam& team) {
+  const std::size_t n_vocab = student->config().n_vocab;
+  if (teacher != nullptr) {
+    if (teacher->config().n_vocab != n_vocab)
+      return fail(ErrorCode::kInvalid, teacher->file().where(),
+                  "its vocabulary has {} tokens, the student's {}: they cannot be compared",
+                  teacher->config().n_vocab, n_vocab);
+    constexpr std::string_view kProbe = "The quick brown fox, 12 times; naïve — ok?\n";
+    if (teacher->tokenizer().encode(kProbe, true) != student->tokenizer().encode(kProbe, true))
+      return fail(ErrorCode::kInvalid, teacher->file().where(),
+                  "its tokenizer differs from the student's: they cannot be compared");
+  }
+  std::uint32_t window = student->config().n_ctx;
+  if (teacher != nullptr) window = std::min(window, teacher->config().n_ctx);
+  if (n_ctx != 0) window = std::min(window, n_ctx);
+  const SessionOptions options{.n_ctx = window, .batch = 64, .logits_of_all = true};
+  const auto session = RETORT_TRY(Session::create(student, team, options));
+  std::unique_ptr<Session> reference;
+  if (teacher != nullptr) reference = RETORT_TRY(Session::create(teacher, team, options));
+
+  Evaluation result;
+  double nll = 0, divergence = 0;
+  std::uint64_t agreed = 0;
+  const auto start = std::chrono::steady_clock::now();
+  const Tokenizer& tokenizer = student->tokenizer();
+  for (const std::string& document : documents) {
+    if (max_tokens != 0 && result.tokens >= max_tokens) break;
+    std::vector<TokenId> ids = tokenizer.encode(document, true);
+    if (tokenizer.eos() >= 0 && (ids.empty() || ids.back() != tokenizer.eos()))
+      ids.push_back(tokenizer.eos());
+    for (std::size_t from = 0; from + 1 < ids.size(); from += window) {
+      const std::size_t length = std::min<std::size_t>(window, ids.size() - from);
+      if (length < 2) break;
+      session->rewind(0);
+      if (reference) reference->rewind(0);
+      for (std::size_t at = 0; at + 1 < length;) {
+        std::size_t n = std::min<std::size_t>(session->batch(), length - 1 - at);
+        if (max_tokens != 0) n = std::min<std::size_t>(n, max_tokens - result.tokens);
+        if (n == 0) break;
+        const std::span<const TokenId> tokens = std::span(ids).subspan(from + at, n);
+        const std::span<const float> logits = RETORT_TRY(session->evaluate_all(tokens));
+        std::span<const float> wanted;
+        if (reference) wanted = RETORT_TRY(reference->evaluate_all(tokens));
+        for (std::size_t t = 0; t < n; ++t) {
+          const TokenId next = ids[from + at + t + 1];
+          const std::span<const float> mine = logits.subspan(t * n_vocab, n_vocab);
+          const double normalizer = log_sum_exp(mine);
+          nll += normalizer - static_cast<double>(mine[static_cast<std::size_t>(next)]);
+          result.bytes += tokenizer.piece(next).size();
+          if (reference) {
+            const std::span<const float> theirs = wanted.subspan(t * n_vocab, n_vocab);
+            const double other = log_sum_exp(theirs);
+            for (std::size_t i = 0; i < n_vocab; ++i) {
+              const double log_p = static_cast<double>(theirs[i]) - other;
+              divergence += std::exp(log_p) * (log_p - (static_cast<double>(mine[i]) - normalizer));
+            }
+            agreed += best(mine) == best(theirs) ? 1 : 0;
+          }
+        }
+        result.tokens += n;
+        at += n;
+      }
+    }
+  }
+  if (result.tokens == 0)
+    return fail(ErrorCode::kInvalid, student->file().where(), "the documents give no token to predict");
+  const double n = static_cast<double>(result.tokens),
+               bytes = std::max(1.0, static_cast<double>(result.bytes));
+  result.nll_per_token = nll / n;
+  result.perplexity = std::exp(nll / n);
+  result.perplexity_per_byte = std::exp(nll / bytes);
+  result.bits_per_byte = nll / bytes / std::log(2.0);
+  if (reference) {
+    result.kl_divergence = std::max(0.0, divergence / n);
+    result.top1_agreement = static_cast<double>(agreed) / n;
+  }
+  result.tokens_per_second =
+      n / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace retort

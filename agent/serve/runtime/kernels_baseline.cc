@@ -1,0 +1,14 @@
+#include "agent/serve/runtime/kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace retort::kernels_baseline {
+
+#include "agent/serve/runtime/kernels_body.h"
+
+extern const Kernels kKernels;
+const Kernels kKernels = {"baseline", dot_f32, dot_f16, dot_bf16, dot_q8_0, quantize, axpy, sum_of_squares};
+
+}  // namespace retort::kernels_baseline

@@ -1,0 +1,237 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <new>
+
+#include "agent/serve/runtime/sampler.h"
+#include "agent/serve/runtime/session.h"
+#include "common/core/json.h"
+#include "common/core/random.h"
+#include "common/hf/hf_model.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+// Counts allocations; GCC cannot see that new and delete are replaced together.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+namespace {
+std::atomic<std::size_t> allocations{0};
+}
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* p = std::malloc(size == 0 ? 1 : size)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+
+namespace retort {
+namespace {
+
+using testing::TemporaryFolder;
+
+std::vector<float> noise(SeededRandom& random, std::size_t n) {
+  std::vector<float> out(n);
+  for (float& x : out) x = static_cast<float>(random.next_unit() * 2 - 1);
+  return out;
+}
+
+TEST(Kernels, EverySetAgreesWithDoublePrecisionOverRandomShapes) {
+  SeededRandom random(11);
+  for (const Kernels* k : available_kernels())
+    for (int round = 0; round < 200; ++round) {
+      const std::size_t n = 1 + random.next_u64() % 400;
+      const auto a = noise(random, n), b = noise(random, n);
+      double exact = 0, magnitude = 1e-9;
+      for (std::size_t i = 0; i < n; ++i)
+        exact += double(a[i]) * double(b[i]), magnitude += std::fabs(double(a[i]) * double(b[i]));
+      ASSERT_NEAR(k->dot_f32(a.data(), b.data(), n), exact, 1e-5 * magnitude) << k->name << " n=" << n;
+      std::vector<std::uint16_t> half(n), brain(n);
+      std::transform(a.begin(), a.end(), half.begin(), f32_to_f16);
+      std::transform(a.begin(), a.end(), brain.begin(), f32_to_bf16);
+      ASSERT_NEAR(k->dot_f16(half.data(), b.data(), n), exact, 1e-3 * magnitude) << k->name;
+      ASSERT_NEAR(k->dot_bf16(brain.data(), b.data(), n), exact, 5e-3 * magnitude) << k->name;
+      const std::size_t m = (n + 31) / 32 * 32;
+      auto wide_a = a, wide_b = b;
+      wide_a.resize(m), wide_b.resize(m);
+      std::vector<std::byte> blocks(m / 32 * 34);
+      encode_row(TensorType::kQ8_0, wide_a, blocks);
+      std::vector<ActivationBlock> x(m / 32);
+      k->quantize(wide_b.data(), x.data(), m);
+      double reference = 0;  // the same integers, summed exactly
+      for (std::size_t i = 0; i < m; ++i) {
+        std::uint16_t d;
+        std::memcpy(&d, &blocks[i / 32 * 34], 2);
+        reference += double(f16_to_f32(d)) *
+                     double(static_cast<std::int8_t>(blocks[i / 32 * 34 + 2 + i % 32])) *
+                     double(x[i / 32].scale) * x[i / 32].q[i % 32];
+      }
+      ASSERT_NEAR(k->dot_q8_0(blocks.data(), x.data(), m), reference, 1e-5 * magnitude) << k->name;
+      ASSERT_NEAR(reference, exact, 2e-2 * magnitude) << k->name;
+      auto y = b;
+      k->axpy(y.data(), a.data(), 0.5f, n);
+      for (std::size_t i = 0; i < n; ++i) ASSERT_NEAR(y[i], b[i] + 0.5f * a[i], 1e-6);
+    }
+}
+
+TEST(Sampler, GreedyTopKTopPAndSeed) {
+  const std::vector<float> logits{1, 3, 2, 3};
+  EXPECT_EQ(Sampler({}, 4).sample(logits, {}), 1);  // a tie goes to the lowest id
+  std::map<TokenId, int> seen;
+  Sampler hot({.temperature = 1.0f, .seed = 5}, 4);
+  for (int i = 0; i < 4000; ++i) ++seen[hot.sample(logits, {})];
+  const double z = std::exp(-2.0) + 2 + std::exp(-1.0);
+  EXPECT_NEAR(seen[0] / 4000.0, std::exp(-2.0) / z, 0.02);
+  EXPECT_NEAR(seen[1] / 4000.0, 1 / z, 0.03);
+  Sampler narrow({.temperature = 1.0f, .top_k = 2, .seed = 5}, 4);
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(narrow.sample(logits, {}) % 2, 1);
+  Sampler nucleus({.temperature = 1.0f, .top_p = 0.3f, .seed = 5}, 4);
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(nucleus.sample(logits, {}), 1);
+  Sampler a({.temperature = 1.0f, .seed = 9}, 4), b({.temperature = 1.0f, .seed = 9}, 4);
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(a.sample(logits, {}), b.sample(logits, {}));
+  const std::vector<TokenId> recent{1, 1, 3};
+  EXPECT_EQ(Sampler({.repetition_penalty = 2.0f}, 4).sample(logits, recent), 2);
+}
+
+std::shared_ptr<const Model> tiny(const TemporaryFolder& folder, ModelFamily family, TensorType type) {
+  EXPECT_OK(testing::write_tiny_model(folder / "m", family, 3));
+  const auto hf = open_hf_model(folder / "m");
+  EXPECT_OK(hf);
+  EXPECT_OK(write_gguf_model(folder / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+  auto model = Model::open(folder / "m.gguf");
+  EXPECT_OK(model);
+  return *model;
+}
+
+TEST(Session, ChunksThreadsAndRewindGiveTheSameLogits) {
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2})
+    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0}) {
+      TemporaryFolder folder;
+      const auto model = tiny(folder, family, type);
+      const auto ids =
+          model->tokenizer().encode("the server reads mail and the client writes it to the log", true);
+      ThreadTeam one(1), two(2);
+      auto single = Session::create(model, one, {.batch = 1});
+      auto chunked = Session::create(model, two, {.batch = 7});
+      ASSERT_OK(single);
+      ASSERT_OK(chunked);
+      const auto a = (*single)->evaluate(ids);
+      const auto b = (*chunked)->evaluate(ids);
+      ASSERT_OK(a);
+      ASSERT_OK(b);
+      for (std::size_t i = 0; i < a->size(); ++i) ASSERT_EQ((*a)[i], (*b)[i]);
+      const std::vector<float> first(a->begin(), a->end());
+      (*single)->rewind(3);
+      ASSERT_OK((*single)->evaluate(std::span(ids).subspan(3)));
+      EXPECT_EQ(std::vector<float>(a->begin(), a->end()), first);
+    }
+}
+
+TEST(Session, NothingIsAllocatedAfterCreation) {
+  TemporaryFolder folder;
+  const auto model = tiny(folder, ModelFamily::kLlama, TensorType::kQ8_0);
+  ThreadTeam team(2);
+  auto session = Session::create(model, team, {});
+  ASSERT_OK(session);
+  Sampler sampler({.temperature = 0.8f, .top_k = 20, .seed = 1}, model->config().n_vocab);
+  const std::vector<TokenId> prompt{0, 5, 9};
+  auto logits = (*session)->evaluate(prompt);
+  const std::size_t before = allocations;
+  for (int i = 0; i < 50; ++i) {
+    const TokenId next = sampler.sample(*logits, {});
+    logits = (*session)->evaluate(std::span(&next, 1));
+  }
+  EXPECT_EQ(allocations - before, 0u);
+}
+
+TEST(Session, LimitsAreRefusedWithNumbers) {
+  TemporaryFolder folder;
+  const auto model = tiny(folder, ModelFamily::kLlama, TensorType::kF32);
+  ThreadTeam team(1);
+  const auto refused = Session::create(model, team, {.memory_limit = 1000});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kOutOfBudget);
+  EXPECT_NE(refused.error().message.find("the limit is 1000 B"), std::string::npos)
+      << refused.error().message;
+  EXPECT_FALSE(Session::create(model, team, {.n_ctx = 4096}));
+  auto session = Session::create(model, team, {.n_ctx = 8});
+  ASSERT_OK(session);
+  EXPECT_FALSE((*session)->evaluate({}));
+  EXPECT_FALSE((*session)->evaluate(std::vector<TokenId>{-1}));
+  EXPECT_FALSE((*session)->evaluate(std::vector<TokenId>{300}));
+  EXPECT_FALSE((*session)->evaluate(std::vector<TokenId>(9, 1)));
+  EXPECT_OK((*session)->evaluate(std::vector<TokenId>(8, 1)));
+  EXPECT_FALSE((*session)->evaluate(std::vector<TokenId>{1}));
+}
+
+void check_golden(const std::filesystem::path& folder) {
+  TemporaryFolder temporary;
+  const auto hf = open_hf_model(folder);
+  ASSERT_OK(hf);
+  ASSERT_OK(write_gguf_model(temporary / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf),
+                             TensorType::kF32, {}));
+  const auto model = Model::open(temporary / "m.gguf");
+  ASSERT_OK(model);
+  const auto golden = parse_json(*read_file(folder / "golden.json"), "golden.json");
+  ThreadTeam team(2);
+  for (const json::value& entry : golden->as_array()) {
+    auto session = Session::create(*model, team, {});
+    ASSERT_OK(session);
+    const auto prompt = (*model)->tokenizer().encode(std::string(entry.at("prompt").as_string()), true);
+    auto logits = (*session)->evaluate(prompt);
+    ASSERT_OK(logits);
+    for (const json::value& pair : entry.at("last_logits_top8").as_array())
+      EXPECT_NEAR((*logits)[pair.as_array()[0].as_int64()], pair.as_array()[1].to_number<double>(), 1e-3);
+    for (const json::value& expected : entry.at("greedy_ids").as_array()) {
+      const TokenId next = Sampler({}, 1).sample(*logits, {});
+      ASSERT_EQ(next, expected.as_int64());
+      logits = (*session)->evaluate(std::span(&next, 1));
+      ASSERT_OK(logits);
+    }
+  }
+}
+
+TEST(Golden, Stories) {
+  RETORT_NEED_ASSET(folder, "teachers/stories-260k");
+  check_golden(folder);
+}
+TEST(Golden, Babyllama) {
+  RETORT_NEED_ASSET(folder, "teachers/babyllama-936k");
+  check_golden(folder);
+}
+
+TEST(Golden, Gpt2SortsAll729Inputs) {
+  RETORT_NEED_ASSET(folder, "teachers/gpt2-sort-85k");
+  TemporaryFolder temporary;
+  const auto hf = open_hf_model(folder);
+  ASSERT_OK(hf);
+  ASSERT_OK(write_gguf_model(temporary / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf),
+                             TensorType::kF32, {}));
+  const auto model = Model::open(temporary / "m.gguf");
+  ASSERT_OK(model);
+  ThreadTeam team(1);
+  auto session = Session::create(*model, team, {});
+  ASSERT_OK(session);
+  for (int input = 0; input < 729; ++input) {
+    std::vector<TokenId> ids;
+    for (int i = 0, rest = input; i < 6; ++i, rest /= 3) ids.push_back(rest % 3);
+    (*session)->rewind(0);
+    auto logits = (*session)->evaluate(ids);
+    ASSERT_OK(logits);
+    if (ids == std::vector<TokenId>{2, 0, 1, 1, 0, 2}) {
+      const float expected[] = {8.41396f, -3.80499f, -3.13255f};
+      for (int i = 0; i < 3; ++i) EXPECT_NEAR((*logits)[i], expected[i], 1e-3);
+    }
+    std::vector<TokenId> sorted;
+    for (int i = 0; i < 6; ++i) {
+      sorted.push_back(Sampler({}, 3).sample(*logits, {}));
+      if (i < 5) logits = (*session)->evaluate(std::span(&sorted.back(), 1));
+    }
+    std::sort(ids.begin(), ids.end());
+    ASSERT_EQ(sorted, ids) << input;
+  }
+}
+
+}  // namespace
+}  // namespace retort
