@@ -607,6 +607,7 @@ int run_recipe(const RunOptions& options) {
     std::cerr << "retort-worker: interrupted; run the same command to go on\n";
     return 130;
   }
+  if (error.code == ErrorCode::kConflict) return complain(error);  // the folder is another run's: leave it be
   const bool cancelled = error.code == ErrorCode::kCancelled;
   progress.emit("error", error_object(error));
   if (const auto written =

@@ -1,0 +1,289 @@
+// The real retort-worker on tiny random models: whole runs, interruption, refusal.
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <thread>
+
+#include "common/core/json.h"
+#include "common/core/sha256.h"
+#include "common/gguf/gguf.h"
+#include "common/hf/hf_model.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kPasses = R"(passes:
+  - prune.structured: {layers: 1, ffn: 64, heads: 2, kv_heads: 1, calibration_tokens: 512}
+  - export: {file: cut.gguf, format: F16, label: "cut only"}
+  - distil.soft: {tokens: 40000, batch_tokens: 512, learning_rate: 1e-3, checkpoint_seconds: 1}
+  - quantize.weights: {format: Q8_0}
+  - export: {file: student.gguf, label: distilled, hf: true}
+)";
+
+std::string text_of(const json::value& value) { return std::string(value.as_string()); }
+
+class WorkerRun : public ::testing::Test {
+ protected:
+  struct Ended {
+    int status = -1;  ///< exit status, or 128 + signal
+    std::string out, err;
+  };
+
+  void SetUp() override {
+    testing::TinyModelOptions teacher;
+    teacher.n_layer = 3;
+    ASSERT_OK(testing::write_tiny_model(folder_ / "teacher", ModelFamily::kLlama, 1, teacher));
+    ASSERT_OK(write_file_atomic(folder_ / "train.jsonl", testing::tiny_corpus_jsonl(300, 1)));
+    recipe(kPasses);
+  }
+  void recipe(const std::string& passes, const std::string& data = "data: {train: {file: train.jsonl}}\n") {
+    ASSERT_OK(write_file_atomic(folder_ / "r.yaml",
+                                "version: 1\nseed: 7\nteacher: {model: teacher}\n" + data + passes));
+  }
+  pid_t start(const std::string& out, std::vector<std::string> more = {}, rlim_t file_limit = RLIM_INFINITY) {
+    std::vector<std::string> words{testing::binary("retort-worker").string(), "run",
+                                   (folder_ / "r.yaml").string(), "--threads", "1"};
+    if (!out.empty()) words.insert(words.end(), {"--out", (folder_ / out).string()});
+    words.insert(words.end(), more.begin(), more.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    const std::string out_file = folder_ / "stdout", err_file = folder_ / "stderr";
+    const pid_t child = ::fork();
+    if (child != 0) return child;
+    ::dup2(::open(out_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+    ::dup2(::open(err_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+    if (file_limit != RLIM_INFINITY) {
+      const rlimit limit{file_limit, file_limit};
+      ::setrlimit(RLIMIT_FSIZE, &limit);
+      ::signal(SIGXFSZ, SIG_IGN);
+    }
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  Ended finish(pid_t child) {
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), *read_file(folder_ / "stdout"),
+            *read_file(folder_ / "stderr")};
+  }
+  Ended run(const std::string& out, std::vector<std::string> more = {}) {
+    return finish(start(out, std::move(more)));
+  }
+  json::object result(const std::string& out) {
+    return json::parse(*read_file(folder_ / out / "result.json")).as_object();
+  }
+  std::vector<json::object> events(const std::string& out, std::string_view of) {
+    std::vector<json::object> found;
+    const std::string text = read_file(folder_ / out / "progress.jsonl").value_or("");
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t end = text.find('\n', at);
+      if (end == std::string::npos) break;
+      json::object line = json::parse(text.substr(at, end - at)).as_object();
+      if (text_of(line.at("event")) == of) found.push_back(std::move(line));
+      at = end + 1;
+    }
+    return found;
+  }
+  std::string hash(const std::string& file) {
+    return sha256_file_hex(folder_ / file).value_or("absent: " + file);
+  }
+  /// Waits until the distillation has got to `step`; false when the run ends before.
+  bool reached(const std::string& out, std::uint64_t step, pid_t child) {
+    for (int i = 0; i < 6000; ++i) {
+      const auto told = events(out, "progress");
+      if (!told.empty() && told.back().at("step").to_number<std::uint64_t>() >= step) return true;
+      siginfo_t info{};
+      if (::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+          info.si_pid == child)
+        return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+  }
+
+  testing::TemporaryFolder folder_;
+};
+
+TEST_F(WorkerRun, WholeRecipe) {
+  const Ended ended = run("o");
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  const json::object done = result("o");
+  EXPECT_EQ(text_of(done.at("state")), "succeeded");
+  ASSERT_EQ(done.at("artifacts").as_array().size(), 2u);
+  const json::object& student = done.at("artifacts").as_array()[1].as_object();
+  EXPECT_EQ(text_of(student.at("sha256")), hash("o/student.gguf"));
+  EXPECT_EQ(text_of(student.at("format")), "Q8_0");
+  EXPECT_EQ(student.at("bytes").to_number<std::uint64_t>(), fs::file_size(folder_ / "o" / "student.gguf"));
+  const auto file = GgufFile::open(folder_ / "o" / "student.gguf");
+  ASSERT_OK(file);
+  const auto config = read_gguf_config(*file);
+  ASSERT_OK(config);
+  EXPECT_EQ(config->layers, (std::vector<LayerShape>{{2, 1, 64}}));
+  for (const char* key : {"retort.teacher.sha256", "retort.recipe.sha256", "retort.data.sha256"})
+    EXPECT_EQ(file->text(key).value_or("").size(), 64u) << key;
+  EXPECT_OK(open_hf_model(folder_ / "o" / "student"));
+  const auto told = events("o", "progress");
+  ASSERT_GE(told.size(), 2u);
+  EXPECT_LT(told.back().at("loss").to_number<double>(), told.front().at("loss").to_number<double>());
+  EXPECT_EQ(told.back().at("step"), told.back().at("steps"));
+  EXPECT_EQ(events("o", "pass_start").size(), 5u);
+  EXPECT_EQ(events("o", "done").size(), 1u);
+  EXPECT_EQ(run("o").status, 0);  // finished passes are not done again
+  EXPECT_EQ(events("o", "pass_start").size(), 5u);
+}
+
+TEST_F(WorkerRun, KilledAtAnyMomentEndsInTheSameFile) {
+  ASSERT_EQ(run("whole").status, 0);
+  const std::string wanted = hash("whole/student.gguf");
+  // Early in the distillation, then at moments that fall anywhere (start, checkpoint, export).
+  pid_t child = start("broken");
+  ASSERT_TRUE(reached("broken", 1, child));
+  ::kill(child, SIGKILL);
+  EXPECT_EQ(finish(child).status, 128 + SIGKILL);
+  for (const int millis : {150, 900, 1700, 400}) {
+    child = start("broken");
+    std::this_thread::sleep_for(std::chrono::milliseconds(millis));
+    ::kill(child, SIGKILL);
+    finish(child);
+  }
+  const Ended ended = run("broken");
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(hash("broken/student.gguf"), wanted);
+  EXPECT_EQ(hash("broken/cut.gguf"), hash("whole/cut.gguf"));
+}
+
+TEST_F(WorkerRun, TerminatedWritesACheckpointAndGoesOnThere) {
+  ASSERT_EQ(run("whole").status, 0);
+  pid_t child = start("o");
+  ASSERT_TRUE(reached("o", 1, child));
+  ::kill(child, SIGTERM);
+  const Ended ended = finish(child);
+  EXPECT_EQ(ended.status, 130) << ended.err;
+  EXPECT_FALSE(fs::exists(folder_ / "o" / "result.json"));
+  ASSERT_EQ(run("o").status, 0);
+  const auto starts = events("o", "pass_start");
+  bool resumed = false;
+  for (const json::object& pass : starts)
+    resumed |= text_of(pass.at("pass")) == "distil.soft" &&
+               pass.at("resumed_at_step").to_number<std::uint64_t>() >= 1;
+  EXPECT_TRUE(resumed);
+  EXPECT_EQ(hash("o/student.gguf"), hash("whole/student.gguf"));
+}
+
+TEST_F(WorkerRun, Cancel) {
+  recipe("passes:\n  - distil.soft: {tokens: 50000000, batch_tokens: 256}\n  - export: {file: s.gguf}\n");
+  const pid_t child = start("o");
+  ASSERT_TRUE(reached("o", 1, child));
+  ASSERT_OK(write_file_atomic(folder_ / "o" / "cancel", ""));
+  EXPECT_NE(finish(child).status, 0);
+  EXPECT_EQ(text_of(result("o").at("state")), "cancelled");
+}
+
+TEST_F(WorkerRun, RefusesWhatDoesNotFitBeforeItStarts) {
+  const Ended dry = run("", {"--dry-run", "--memory-limit", "100MiB"});
+  EXPECT_EQ(dry.status, 4);
+  EXPECT_NE(dry.err.find("bytes"), std::string::npos) << dry.err;
+  EXPECT_NE(dry.out.find("prune.structured"), std::string::npos) << dry.out;
+  const Ended ended = run("o", {"--memory-limit", "100MiB"});
+  EXPECT_EQ(ended.status, 4);
+  EXPECT_EQ(text_of(result("o").at("error").at("code")), "out_of_budget");
+  EXPECT_TRUE(events("o", "pass_start").empty());
+}
+
+TEST_F(WorkerRun, DryRunPredictsTheFile) {
+  const Ended dry = run("", {"--dry-run", "--json"});
+  ASSERT_EQ(dry.status, 0) << dry.err;
+  const json::value plan = json::parse(dry.out);
+  ASSERT_EQ(run("o").status, 0);
+  const double predicted = plan.at("passes").as_array()[4].at("file_bytes").to_number<double>();
+  const double real = static_cast<double>(fs::file_size(folder_ / "o" / "student.gguf"));
+  EXPECT_NEAR(predicted / real, 1, 0.15);
+}
+
+TEST_F(WorkerRun, BadInputIsExplained) {
+  recipe("passes:\n  - distil.soft: {token: 5}\n  - export: {file: s.gguf}\n");
+  Ended ended = run("a");
+  EXPECT_EQ(ended.status, 3);
+  EXPECT_NE(ended.err.find("r.yaml:6"), std::string::npos) << ended.err;
+  EXPECT_NE(ended.err.find("did you mean 'tokens'"), std::string::npos) << ended.err;
+  EXPECT_EQ(text_of(result("a").at("state")), "failed");
+
+  recipe(kPasses);
+  ASSERT_OK(write_file_atomic(folder_ / "train.jsonl", "\n"));
+  ended = run("b");
+  EXPECT_EQ(ended.status, 3);
+  EXPECT_NE(ended.err.find("holds no documents"), std::string::npos) << ended.err;
+}
+
+TEST_F(WorkerRun, MissingJudgeIsAClearError) {
+  recipe(kPasses, "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl}}\n");
+  const Ended ended = run("o", {"--serve-binary", (folder_ / "nothing").string()});
+  EXPECT_NE(ended.status, 0);
+  EXPECT_NE(ended.err.find("--serve-binary"), std::string::npos) << ended.err;
+}
+
+TEST_F(WorkerRun, JudgesWithTheRuntimeThatServes) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  recipe("passes:\n  - evaluate: {label: in-training}\n  - export: {file: s.gguf, format: F32}\n",
+         "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl, max_tokens: 500}}\n");
+  const Ended ended = run("o");
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  const auto told = events("o", "evaluation");
+  ASSERT_EQ(told.size(), 2u);
+  const double here = told[0].at("perplexity").to_number<double>(),
+               there = told[1].at("perplexity").to_number<double>();
+  EXPECT_NEAR(there / here, 1, 1e-3);
+  EXPECT_NEAR(told[1].at("kl_divergence").to_number<double>(), 0, 1e-3);
+}
+
+TEST_F(WorkerRun, OneWorkerAFolder) {
+  recipe("passes:\n  - distil.soft: {tokens: 50000000, batch_tokens: 256}\n  - export: {file: s.gguf}\n");
+  const pid_t first = start("o");
+  ASSERT_TRUE(reached("o", 1, first));
+  const pid_t second = start("o");
+  const Ended refused = finish(second);
+  EXPECT_EQ(refused.status, 3) << refused.err;
+  EXPECT_NE(refused.err.find("held by another process"), std::string::npos) << refused.err;
+  ::kill(first, SIGTERM);
+  EXPECT_EQ(finish(first).status, 130);
+}
+
+TEST_F(WorkerRun, AnotherRecipeInTheSameFolderIsRefused) {
+  ASSERT_EQ(run("o").status, 0);
+  recipe("passes:\n  - export: {file: other.gguf}\n");
+  const Ended ended = run("o");
+  EXPECT_NE(ended.status, 0);
+  EXPECT_NE(ended.err.find("another recipe"), std::string::npos) << ended.err;
+}
+
+/// RLIMIT_FSIZE stands in for a disk that takes the cut's small files but not a checkpoint with its moments.
+TEST_F(WorkerRun, AFileThatCannotBeWrittenLeavesTheOldCheckpoint) {
+  pid_t child = start("o");
+  ASSERT_TRUE(reached("o", 1, child));
+  ::kill(child, SIGTERM);
+  ASSERT_EQ(finish(child).status, 130);
+  const auto checkpoint = [&] {
+    return json::parse(*read_file(folder_ / "o" / "state.json")).at("checkpoint").as_string();
+  };
+  const json::string before = checkpoint();
+  child = start("o", {}, 40000);
+  const Ended ended = finish(child);
+  EXPECT_NE(ended.status, 0);
+  EXPECT_LT(ended.status, 128) << "died of a signal";
+  EXPECT_NE(ended.err.find("previous checkpoint"), std::string::npos) << ended.err;
+  EXPECT_EQ(checkpoint(), before);
+  EXPECT_TRUE(fs::exists(folder_ / "o" / before.c_str()));
+  fs::remove(folder_ / "o" / "result.json");
+  EXPECT_EQ(run("o").status, 0);
+}
+
+}  // namespace
+}  // namespace retort

@@ -1,0 +1,247 @@
+#include "coordinator/worker/network.h"
+
+#include <cmath>
+
+#include "common/core/json.h"
+#include "coordinator/worker/passes.h"
+#include "coordinator/worker/plan.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+using testing::TemporaryFolder;
+
+at::Tensor ids_of(const std::vector<std::int64_t>& ids) {
+  return at::tensor(ids, at::TensorOptions().dtype(at::kLong)).unsqueeze(0);
+}
+
+std::vector<std::int64_t> integers(const json::value& list) {
+  std::vector<std::int64_t> out;
+  for (const json::value& v : list.as_array()) out.push_back(v.to_number<std::int64_t>());
+  return out;
+}
+
+/// Logits after a prompt and greedy continuations, as the asset's makers computed them.
+void check_llama(const std::filesystem::path& folder) {
+  torch::NoGradGuard no_grad;
+  auto model = open_hf_model(folder);
+  ASSERT_OK(model);
+  auto network = load_network(*model);
+  ASSERT_OK(network);
+  auto text = read_file(folder / "golden.json");
+  ASSERT_OK(text);
+  const json::value golden = json::parse(*text);
+  for (const json::value& item : golden.as_array()) {
+    std::vector<std::int64_t> ids = integers(item.at("prompt_ids"));
+    at::Tensor last = forward(*network, ids_of(ids)).select(1, -1).squeeze(0);
+    for (const json::value& pair : item.at("last_logits_top8").as_array())
+      EXPECT_NEAR(last[pair.as_array()[0].to_number<std::int64_t>()].item<float>(),
+                  pair.as_array()[1].to_number<double>(), 1e-3);
+    for (const std::int64_t wanted : integers(item.at("greedy_ids"))) {
+      last = forward(*network, ids_of(ids)).select(1, -1).squeeze(0);
+      ASSERT_EQ(last.argmax().item<std::int64_t>(), wanted);
+      ids.push_back(wanted);
+    }
+  }
+}
+
+TEST(Network, StoriesAsGolden) {
+  RETORT_NEED_ASSET(folder, "teachers/stories-260k");
+  check_llama(folder);
+}
+
+TEST(Network, BabyLlamaAsGolden) {
+  RETORT_NEED_ASSET(folder, "teachers/babyllama-936k");
+  check_llama(folder);
+}
+
+TEST(Network, Gpt2SortsEveryInput) {
+  RETORT_NEED_ASSET(folder, "teachers/gpt2-sort-85k");
+  torch::NoGradGuard no_grad;
+  auto model = open_hf_model(folder);
+  ASSERT_OK(model);
+  auto network = load_network(*model);
+  ASSERT_OK(network);
+  auto text = read_file(folder / "golden.json");
+  ASSERT_OK(text);
+  const json::value golden = json::parse(*text).at("example");
+  const at::Tensor last = forward(*network, ids_of(integers(golden.at("ids")))).select(1, -1).squeeze(0);
+  const auto& wanted = golden.at("last_logits").as_array();
+  for (std::size_t i = 0; i < wanted.size(); ++i)
+    EXPECT_NEAR(last[static_cast<std::int64_t>(i)].item<float>(), wanted[i].to_number<double>(), 1e-3);
+  at::Tensor inputs = at::empty({729, 6}, at::kLong);
+  for (std::int64_t i = 0; i < 729; ++i)
+    for (std::int64_t k = 0, rest = i; k < 6; ++k, rest /= 3) inputs[i][k] = rest % 3;
+  const at::Tensor sorted = std::get<0>(inputs.sort(1));
+  for (int k = 0; k < 6; ++k)
+    inputs = at::cat({inputs, forward(*network, inputs).select(1, -1).argmax(-1, true)}, 1);
+  EXPECT_TRUE(inputs.slice(1, 6).equal(sorted));
+}
+
+TEST(DistillationLoss, AsByHand) {
+  // Student (0, ln 3), teacher (0, 0), T = 1: KL = ½ ln(½/¼) + ½ ln(½/¾); CE of target 0 = ln 4.
+  const at::Tensor student = at::tensor({0.0f, std::log(3.0f)}).unsqueeze(0);
+  const at::Tensor teacher = at::zeros({1, 2});
+  const at::Tensor target = at::zeros({1}, at::kLong);
+  const double kl = 0.5 * std::log(0.5 / 0.25) + 0.5 * std::log(0.5 / 0.75);
+  EXPECT_NEAR(distillation_loss(student, teacher, target, 1, 0.75).item<double>(),
+              0.75 * kl + 0.25 * std::log(4.0), 1e-6);
+  // T = 2 turns ln 3 into ln √3; the factor T² keeps gradients' size.
+  const double s = std::sqrt(3.0), soft = 0.5 * std::log(0.5 * (1 + s)) + 0.5 * std::log(0.5 * (1 + s) / s);
+  EXPECT_NEAR(distillation_loss(student, teacher, target, 2, 1).item<double>(), 4 * soft, 1e-6);
+  EXPECT_NEAR(distillation_loss(teacher, teacher, target, 3, 1).item<double>(), 0, 1e-7);
+}
+
+ModelConfig small(ModelFamily family) {
+  ModelConfig c;
+  c.family = family;
+  c.n_vocab = 50;
+  c.n_ctx = 16;
+  c.n_embd = 32;
+  c.head_dim = 8;
+  c.layers.assign(3, family == ModelFamily::kLlama ? LayerShape{4, 2, 40} : LayerShape{4, 4, 40});
+  return c;
+}
+
+ActivationStatistics observe(const Network& network) {
+  torch::NoGradGuard no_grad;
+  ActivationStatistics s;
+  forward(network, at::arange(32, at::kLong).view({2, 16}), &s);
+  return s;
+}
+
+class Prune : public ::testing::TestWithParam<ModelFamily> {};
+INSTANTIATE_TEST_SUITE_P(Families, Prune, ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2));
+
+TEST_P(Prune, NothingCutIsIdentity) {
+  const Network n = random_network(small(GetParam()), 3);
+  const ActivationStatistics s = observe(n);
+  for (const ActivationStatistics* given : {static_cast<const ActivationStatistics*>(nullptr), &s}) {
+    const Network same = prune(n, n.config, given);
+    ASSERT_EQ(same.weights.size(), n.weights.size());
+    for (const auto& [name, tensor] : n.weights) EXPECT_TRUE(same.weight(name).equal(tensor)) << name;
+  }
+}
+
+TEST_P(Prune, TensorsGetSmallerAndStillFit) {
+  const Network n = random_network(small(GetParam()), 4);
+  PrunePass pass;
+  pass.layers = 2, pass.ffn = 24, pass.heads = 2;
+  if (GetParam() == ModelFamily::kLlama) pass.kv_heads = 1;
+  const auto target = pruned_config(n.config, pass, "test");
+  ASSERT_OK(target);
+  const ActivationStatistics s = observe(n);
+  const Network cut = prune(n, *target, &s);
+  std::size_t seen = 0;
+  for (const WeightShape& w : hf_weights(*target)) {
+    ASSERT_TRUE(cut.weights.contains(w.name)) << w.name;
+    EXPECT_EQ(cut.weight(w.name).sizes().vec(), std::vector<std::int64_t>(w.shape.begin(), w.shape.end()))
+        << w.name;
+    ++seen;
+  }
+  EXPECT_EQ(seen, cut.weights.size());
+  EXPECT_EQ(forward(cut, at::zeros({1, 5}, at::kLong)).sizes().vec(), (std::vector<std::int64_t>{1, 5, 50}));
+}
+
+/// Neurons and heads whose output is zero can go without any change: the cut must take exactly those.
+TEST_P(Prune, DeadPartsGoFirst) {
+  Network n = random_network(small(GetParam()), 5);
+  const bool llama = GetParam() == ModelFamily::kLlama;
+  for (int i = 0; i < 3; ++i) {
+    const std::string p = (llama ? "model.layers." : "transformer.h.") + std::to_string(i) + ".";
+    for (std::int64_t neuron = 3; neuron < 35; neuron += 2) {  // 16 of 40
+      if (llama) {
+        n.weights[p + "mlp.up_proj.weight"][neuron].zero_();
+      } else {
+        n.weights[p + "mlp.c_fc.weight"].select(1, neuron).zero_();
+        n.weights[p + "mlp.c_fc.bias"][neuron].zero_();
+      }
+    }
+    if (llama) {  // the second group of heads sees no values
+      n.weights[p + "self_attn.v_proj.weight"].slice(0, 8, 16).zero_();
+    } else {  // heads 1 and 3
+      for (const std::int64_t head : {1, 3})
+        n.weights[p + "attn.c_attn.weight"].slice(1, 64 + head * 8, 64 + head * 8 + 8).zero_();
+    }
+  }
+  PrunePass pass;
+  pass.ffn = 24, pass.heads = 2;
+  if (llama) pass.kv_heads = 1;
+  const ModelConfig target = *pruned_config(n.config, pass, "test");
+  const ActivationStatistics s = observe(n);
+  torch::NoGradGuard no_grad;
+  const at::Tensor ids = at::arange(16, at::kLong).unsqueeze(0);
+  const at::Tensor before = forward(n, ids), after = forward(prune(n, target, &s), ids);
+  EXPECT_LT((before - after).abs().max().item<float>(), 1e-5);
+}
+
+TEST_P(Prune, TheLayerThatDoesNothingGoes) {
+  Network n = random_network(small(GetParam()), 6);
+  for (auto& [name, tensor] : n.weights)
+    if (name.find("s.1.") != std::string::npos || name.find("h.1.") != std::string::npos)
+      if (name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") ||
+          name.find("c_proj") != name.npos)
+        tensor.zero_();
+  PrunePass pass;
+  pass.layers = 2;
+  const ActivationStatistics s = observe(n);
+  torch::NoGradGuard no_grad;
+  const at::Tensor ids = at::arange(16, at::kLong).unsqueeze(0);
+  const Network cut = prune(n, *pruned_config(n.config, pass, "test"), &s);
+  EXPECT_TRUE(at::allclose(forward(n, ids), forward(cut, ids), 1e-5, 1e-6));
+}
+
+TEST(Optimise, LearnsAndRepeatsExactly) {
+  TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  auto model = open_hf_model(folder / "m");
+  ASSERT_OK(model);
+  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
+  auto stream = TokenStream::make(*read_documents({folder / "d.jsonl"}), model->tokenizer);
+  ASSERT_OK(stream);
+  const auto train = [&] {
+    Network n = random_network(model->config, 9);
+    Moments moments;
+    OptimisePass pass;
+    pass.learning_rate = 3e-3;
+    std::vector<double> losses;
+    for (int i = 0; i < 12; ++i)
+      losses.push_back(optimise_step(n, moments, nullptr, *stream, pass, 1, i, 12, 32, 4).loss);
+    return losses;
+  };
+  const std::vector<double> a = train(), b = train();
+  EXPECT_EQ(a, b);
+  EXPECT_LT(a.back(), a.front() - 0.5);
+}
+
+TEST(Schedule, WarmsUpAndFalls) {
+  OptimisePass pass;
+  pass.warmup = 0.1;
+  EXPECT_NEAR(schedule_factor(pass, 0, 100), 0.1, 1e-9);
+  EXPECT_NEAR(schedule_factor(pass, 10, 100), 1, 1e-9);
+  EXPECT_NEAR(schedule_factor(pass, 55, 100), 0.55, 1e-9);
+  pass.schedule = OptimisePass::Schedule::kWsd;
+  EXPECT_NEAR(schedule_factor(pass, 79, 100), 1, 1e-9);
+  EXPECT_NEAR(schedule_factor(pass, 90, 100), 0.5, 1e-9);
+}
+
+TEST(RoundWeights, IsWhatWritingAndReadingGives) {
+  Network n = random_network(small(ModelFamily::kGpt2), 7);
+  Network once = n;
+  round_weights(once, TensorType::kQ8_0);
+  Network twice = once;
+  round_weights(twice, TensorType::kQ8_0);
+  for (const auto& [name, tensor] : n.weights) {
+    EXPECT_LT((once.weight(name) - tensor).abs().max().item<float>(),
+              tensor.abs().max().item<float>() / 200 + 1e-9);
+    EXPECT_TRUE(twice.weight(name).equal(once.weight(name))) << name;
+    if (tensor.dim() < 2) {
+      EXPECT_TRUE(once.weight(name).equal(tensor)) << name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace retort

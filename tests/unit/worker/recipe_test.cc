@@ -1,0 +1,159 @@
+#include "coordinator/worker/recipe.h"
+
+#include "coordinator/worker/data.h"
+#include "coordinator/worker/plan.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+using ::testing::AssertionFailure;
+using ::testing::AssertionResult;
+using ::testing::AssertionSuccess;
+
+class RecipeTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK(testing::write_tiny_model(folder_ / "teacher", ModelFamily::kLlama, 1));
+    ASSERT_OK(write_file_atomic(folder_ / "d.jsonl", testing::tiny_corpus_jsonl(20, 1)));
+  }
+  Result<Recipe> parse(const std::string& passes,
+                       const std::string& head =
+                           "version: 1\nteacher: {model: teacher}\n"
+                           "data: {train: {file: d.jsonl}, held_out: {file: d.jsonl}}\n") {
+    return parse_recipe(head + "passes:\n" + passes, folder_.path(), "r.yaml");
+  }
+  /// Refused at this line (of the whole text) with all of these words.
+  AssertionResult refused(const Result<Recipe>& recipe, int line, std::initializer_list<const char*> words) {
+    if (recipe) return AssertionFailure() << "was accepted";
+    const std::string text = recipe.error().describe();
+    if (!text.starts_with("r.yaml:" + std::to_string(line) + ":")) return AssertionFailure() << text;
+    for (const char* word : words)
+      if (text.find(word) == std::string::npos)
+        return AssertionFailure() << "no '" << word << "' in: " << text;
+    return AssertionSuccess();
+  }
+  static constexpr const char* kExport = "  - export: {file: s.gguf}\n";
+  testing::TemporaryFolder folder_;
+};
+
+TEST_F(RecipeTest, WholeRecipe) {
+  const auto recipe = parse(R"(  - export: {file: cut.gguf, format: Q8_0, label: "cut only"}
+  - prune.structured: {layers: 1, ffn: 64, heads: 2, kv_heads: 1, importance: magnitude}
+  - distil.soft: {tokens: 3e5}
+)");
+  EXPECT_TRUE(refused(recipe, 7, {"'tokens' must be a whole number", "3e5"}));
+  const auto good =
+      parse(R"(  - prune.structured: {layers: 1, ffn: 64, heads: 2, kv_heads: 1, importance: magnitude}
+  - distil.soft: {tokens: 300000, batch_tokens: 2048, temperature: 2.5, alpha: 0.9, learning_rate: 1e-3}
+  - evaluate:
+  - quantize.weights: {format: Q8_0}
+  - export: {file: student.gguf, label: distilled, hf: false}
+)");
+  ASSERT_OK(good);
+  ASSERT_EQ(good->passes.size(), 5u);
+  const auto& distil = std::get<OptimisePass>(good->passes[1]);
+  EXPECT_TRUE(distil.distil);
+  EXPECT_EQ(distil.tokens, 300000u);
+  EXPECT_EQ(distil.temperature, 2.5);
+  EXPECT_FALSE(std::get<PrunePass>(good->passes[0]).activation);
+}
+
+TEST_F(RecipeTest, UnknownKeysNameLineAndNeighbour) {
+  EXPECT_TRUE(refused(parse(std::string("  - prune.structured: {layer: 1}\n") + kExport), 5,
+                      {"'layer'", "prune.structured", "did you mean 'layers'"}));
+  EXPECT_TRUE(refused(parse(std::string("  - distill.soft: {tokens: 1}\n") + kExport), 5,
+                      {"'distill.soft'", "did you mean 'distil.soft'"}));
+  EXPECT_TRUE(
+      refused(parse(kExport, "version: 1\nteachr: {model: teacher}\n"), 2, {"'teachr'", "'teacher'"}));
+  EXPECT_TRUE(
+      refused(parse(std::string("  - distil.soft:\n      tokens: 1\n      temprature: 2\n") + kExport), 7,
+              {"'temprature'", "'temperature'"}));
+}
+
+TEST_F(RecipeTest, TypesAndRanges) {
+  EXPECT_TRUE(
+      refused(parse(std::string("  - distil.soft: {tokens: many}\n") + kExport), 5, {"'tokens'", "many"}));
+  EXPECT_TRUE(
+      refused(parse(std::string("  - distil.soft: {tokens: -5}\n") + kExport), 5, {"'tokens'", "-5"}));
+  EXPECT_TRUE(
+      refused(parse(std::string("  - distil.soft: {tokens: 5, alpha: 1.5}\n") + kExport), 5, {"'alpha'"}));
+  EXPECT_TRUE(
+      refused(parse(std::string("  - distil.soft: {tokens: 5, alpha: .nan}\n") + kExport), 5, {"'alpha'"}));
+  EXPECT_TRUE(refused(parse(std::string("  - distil.soft: {}\n") + kExport), 5, {"needs 'tokens'"}));
+  EXPECT_TRUE(refused(parse("  - export: {file: s.gguf, format: Q9}\n"), 5, {"'format'", "Q9", "Q8_0"}));
+  EXPECT_TRUE(refused(parse("  - export: {file: ../s.gguf}\n"), 5, {"plain name"}));
+  EXPECT_TRUE(refused(parse("  - export: {file: s.bin}\n"), 5, {".gguf"}));
+  EXPECT_TRUE(refused(parse("  - export: {file: s.gguf}\n  - export: {file: s.gguf}\n"), 6, {"s.gguf"}));
+  EXPECT_TRUE(refused(parse(kExport, "version: 2\n"), 1, {"'version'"}));
+  EXPECT_TRUE(refused(parse("  - [1, 2\n"), 6, {"YAML"}));
+}
+
+TEST_F(RecipeTest, Order) {
+  EXPECT_TRUE(refused(parse(std::string("  - quantize.weights:\n  - distil.soft: {tokens: 10}\n") + kExport),
+                      6, {"quantize"}));
+  EXPECT_TRUE(refused(parse("  - evaluate: {label: x}\n"), 5, {"export"}));
+  EXPECT_TRUE(refused(parse(std::string("  - distil.soft: {tokens: 10}\n") + kExport,
+                            "version: 1\nteacher: {model: teacher}\n"),
+                      4, {"data.train"}));
+  EXPECT_TRUE(refused(parse(kExport, "version: 1\n"), 3, {"no model"}));
+}
+
+TEST_F(RecipeTest, MissingFiles) {
+  const auto recipe =
+      parse(kExport, "version: 1\nteacher: {model: teacher}\ndata: {train: {file: nothing.jsonl}}\n");
+  EXPECT_TRUE(refused(recipe, 3, {"nothing.jsonl"}));
+  EXPECT_EQ(recipe.error().code, ErrorCode::kNotFound);
+}
+
+TEST(Data, DocumentsAndTheirErrors) {
+  testing::TemporaryFolder folder;
+  const auto documents = [&](const char* name, const char* text) {
+    EXPECT_OK(write_file_atomic(folder / name, text));
+    return read_documents({folder / name});
+  };
+  EXPECT_EQ(documents("a.txt", "one\ntwo\n\n\nthree\n")->size(), 2u);
+  EXPECT_EQ(documents("b.jsonl", "{\"text\": \"x\"}\n\n{\"text\": \"y\"}")->size(), 2u);
+  EXPECT_NE(documents("c.jsonl", "\n").error().message.find("holds no documents"), std::string::npos);
+  EXPECT_NE(documents("d.jsonl", "").error().message.find("holds no documents"), std::string::npos);
+  EXPECT_NE(documents("e.jsonl", "{\"text\": \"x\"}\n{\"txt\": 1}").error().where.find("e.jsonl:2"),
+            std::string::npos);
+}
+
+TEST(Data, WindowsDependOnSeedAndIndexAlone) {
+  testing::TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const auto tokenizer = Tokenizer::from_huggingface(folder / "m" / "tokenizer.json");
+  ASSERT_OK(tokenizer);
+  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(50, 1)));
+  const auto documents = read_documents({folder / "d.jsonl"});
+  auto a = TokenStream::make(*documents, *tokenizer), b = TokenStream::make(*documents, *tokenizer);
+  ASSERT_OK(a);
+  std::vector<std::int64_t> x(17), y(17);
+  const std::uint64_t many = 3 * a->tokens() / 16;
+  for (std::uint64_t i = 0; i < many; ++i) a->window(5, i, 16, x.data());
+  b->window(5, many - 1, 16, y.data());  // straight there, as after a crash
+  EXPECT_EQ(x, y);
+  b->window(6, many - 1, 16, y.data());
+  EXPECT_NE(x, y);
+}
+
+TEST(Plan, ShapesOfCuts) {
+  ModelConfig c;
+  c.n_vocab = 100, c.n_ctx = 32, c.n_embd = 64, c.head_dim = 8;
+  c.layers.assign(4, {8, 4, 96});
+  PrunePass pass;
+  pass.heads = 4, pass.kv_heads = 2, pass.layers = 3;
+  const auto cut = pruned_config(c, pass, "r");
+  ASSERT_OK(cut);
+  EXPECT_EQ(cut->layers, (std::vector<LayerShape>(3, {4, 2, 96})));
+  pass.heads = 6;  // three in a group, where two were
+  EXPECT_FALSE(pruned_config(c, pass, "r"));
+  pass = {};
+  pass.ffn = 97;
+  EXPECT_NE(pruned_config(c, pass, "r").error().message.find("97"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace retort
