@@ -1,0 +1,1168 @@
+#include "agent/control/agent.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <boost/asio/post.hpp>
+
+#include "common/core/file.h"
+#include "common/core/hex.h"
+#include "common/core/log.h"
+#include "common/core/units.h"
+
+namespace retort {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr seconds kReadyPatience{120};  ///< for a student to load
+constexpr milliseconds kHealthTimeout{5000};
+constexpr std::uint32_t kHealthFailures = 3;  ///< in a row: it hangs
+constexpr std::size_t kCrashesToRollBack = 5;
+constexpr seconds kCrashWindow{300};
+constexpr std::uint32_t kCandidateStarts = 3;
+constexpr std::uint64_t kAgentReserveBytes = 12u << 20;
+constexpr std::uint64_t kServeOverheadBytes = 24u << 20;  ///< code, KV cache and buffers of a small student
+
+}  // namespace
+
+Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool, CurveKeys keys,
+             std::unique_ptr<ServeSupervisor> supervisor, const Clock& clock, RandomSource& random)
+    : reactor_(reactor),
+      options_(std::move(options)),
+      clock_(clock),
+      random_(random),
+      spool_(std::move(spool)),
+      keys_(std::move(keys)),
+      supervisor_(std::move(supervisor)),
+      retry_timer_(reactor),
+      probation_timer_(reactor),
+      restart_timer_(reactor),
+      persist_timer_(reactor),
+      health_timer_(reactor),
+      telemetry_timer_(reactor),
+      pull_timer_(reactor),
+      watchdog_timer_(reactor),
+      status_timer_(reactor),
+      profile_timer_(reactor) {}
+
+Agent::~Agent() {
+  alive_.reset();
+  disk_.join();
+  ask_.join();
+}
+
+Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, AgentOptions options,
+                                           Spool spool, CurveKeys keys,
+                                           std::unique_ptr<ServeSupervisor> supervisor, const Clock& clock,
+                                           RandomSource& random) {
+  std::unique_ptr<Agent> agent(new Agent(reactor, std::move(options), std::move(spool), std::move(keys),
+                                         std::move(supervisor), clock, random));
+  Agent& a = *agent;
+  const std::string where = (a.options_.state_folder / "state.db").string();
+  const auto text = [&](std::string_view key) -> Result<std::string> {
+    return RETORT_TRY(a.spool_.get(key)).value_or("");
+  };
+  a.identity_.device_id = RETORT_TRY(text("device_id"));
+  a.identity_.signing_key = RETORT_TRY(from_hex(RETORT_TRY(text("signing_key"))));
+  const auto number = [&](std::string_view key) -> Result<std::uint64_t> {
+    const std::string digits = RETORT_TRY(text(key));
+    return digits.empty() ? 0 : std::strtoull(digits.c_str(), nullptr, 10);
+  };
+  a.identity_.epoch = RETORT_TRY(number("epoch"));
+  a.identity_.last_told_time = static_cast<UnixMillis>(RETORT_TRY(number("last_told_time")));
+  a.identity_.revoked = RETORT_TRY(number("revoked")) != 0;
+  if (const std::string told = RETORT_TRY(text("told_profile")); !told.empty())
+    if (const auto value = parse_json(told, where))
+      if (auto profile = profile_from_json(*value, where)) a.identity_.told_profile = std::move(*profile);
+  const std::string machine = RETORT_TRY(text("machine"));
+  if (!machine.empty()) a.record_ = RETORT_TRY(record_from_json(machine));
+
+  const std::string stored_key = RETORT_TRY(text("server_key"));
+  if (!a.identity_.device_id.empty() && !a.identity_.revoked) {
+    if (!a.options_.server_key.empty() && a.options_.server_key != stored_key)
+      log_warn(
+          "this device is enrolled with another coordinator key than the one given; the enrolled one is "
+          "used");
+    a.options_.server_key = stored_key;
+  } else if (!a.options_.token_secret.empty()) {
+    // A new token: enrol (anew, where the old identity was revoked). What serves, serves on.
+    a.identity_.device_id.clear();
+    a.identity_.revoked = false;
+    if (a.record_.state != State::kProfile && a.record_.state != State::kEnrol) {
+      AgentRecord fresh;
+      fresh.active = a.record_.active, fresh.previous = a.record_.previous;
+      a.record_ = fresh;
+    }
+    RETORT_TRY(a.spool_.put({{"server_key", a.options_.server_key},
+                             {"device_id", ""},
+                             {"revoked", "0"},
+                             {"machine", record_to_json(a.record_)}}));
+  } else if (a.options_.server_key.empty()) {
+    a.options_.server_key = stored_key;
+  }
+  a.slots_ = std::make_unique<SlotFiles>(a.options_.state_folder / "slots", a.identity_.signing_key,
+                                         a.options_.budgets.disk_bytes);
+  return agent;
+}
+
+Result<void> Agent::start() {
+  supervisor_->on_exit([this](const std::string& slot, int code) { serve_exited(slot, code); });
+  LinkSession::Hooks hooks;
+  hooks.store_epoch = [this](std::uint64_t epoch, std::function<void()> stored) {
+    on_pool(
+        disk_,
+        [this, epoch] {
+          return spool_.put({{"epoch", std::to_string(epoch)}});
+        },
+        [stored = std::move(stored)](Result<void> put) {
+          if (put) return stored();
+          log_error("link: cannot note the session: {}", put.error().describe());
+        });
+  };
+  hooks.first_message = [this] { return first_message(); };
+  hooks.on_payload = [this](const wire::Payload& payload) { on_payload(payload); };
+  hooks.on_session = [this](bool up, const std::string& reason) { on_session(up, reason); };
+  hooks.generation = [this] { return record_.reached; };
+  session_ = std::make_unique<LinkSession>(reactor_, random_, identity_.epoch, std::move(hooks));
+  if (identity_.revoked) {
+    link_ = "revoked";
+    log_warn(
+        "this device was revoked by its coordinator; what it serves it serves on. Enrol it with a new "
+        "--token");
+  } else if (options_.coordinator.empty() || options_.server_key.empty()) {
+    link_ = "off";
+    log_info("no coordinator is known: serving on, nothing more");
+  } else {
+    RETORT_TRY(session_->connect(keys_, options_.server_key, options_.coordinator));
+  }
+
+  // A slot that runs and is not wanted (a crash in mid-switch) ends; the wanted one is adopted or started.
+  for (const std::string slot : {"a", "b"})
+    if (supervisor_->find(slot) && slot != record_.active.slot && slot != record_.candidate.slot)
+      supervisor_->stop(slot, [] {});
+  if (record_.state != State::kServe && record_.state != State::kProbation && record_.state != State::kCommit)
+    keep_serving();
+  post_event(Event::kStart);
+  if (!identity_.device_id.empty() && record_.state != State::kIdle && record_.state != State::kProfile)
+    measure_profile();
+  health_tick();
+  telemetry_tick();
+  pull_tick();
+  watchdog_tick();
+  if (record_.active.slot.empty() && serving_slot().empty()) ready();
+  changed();
+  return {};
+}
+
+// From the reactor: a hung agent misses it.
+void Agent::watchdog_tick() {
+  const std::uint64_t interval = watchdog_interval_millis();
+  if (interval == 0) return;
+  notify_service_manager("WATCHDOG=1");
+  after(watchdog_timer_, milliseconds(interval), [this] { watchdog_tick(); });
+}
+
+void Agent::ready() {
+  if (std::exchange(told_ready_, true)) return;
+  notify_service_manager("READY=1");
+  log_info("ready: {}", record_.active.artifact.empty() ? "nothing to serve yet"
+                                                        : "serving " + record_.active.artifact.substr(0, 12));
+}
+
+void Agent::stop(std::function<void()> done) {
+  if (std::exchange(stopping_, true)) return;
+  notify_service_manager("STOPPING=1");
+  ++work_;
+  session_->close();
+  for (boost::asio::steady_timer* timer :
+       {&retry_timer_, &probation_timer_, &restart_timer_, &health_timer_, &telemetry_timer_, &pull_timer_,
+        &watchdog_timer_, &persist_timer_, &status_timer_, &profile_timer_})
+    timer->cancel();
+  profile_child_.reset();
+  if (!options_.stop_serve_on_exit) return done();
+  supervisor_->stop("a", [this, done] { supervisor_->stop("b", done); });
+}
+
+void Agent::after(boost::asio::steady_timer& timer, milliseconds pause, std::function<void()> then) {
+  if (stopping_) return;
+  timer.expires_after(pause);
+  timer.async_wait([this, alive = std::weak_ptr<int>(alive_),
+                    then = std::move(then)](const boost::system::error_code& error) {
+    if (!error && !alive.expired() && !stopping_) then();
+  });
+}
+
+// The machine
+// ------------------------------------------------------------------------------------------------
+
+void Agent::post_event(Event event) {
+  if (stopping_) return;
+  events_.push_back(event);
+  pump();
+}
+
+void Agent::persist(AgentRecord next, std::function<void()> then, std::function<void()> again) {
+  persisting_ = true;
+  on_pool(
+      disk_,
+      [this, text = record_to_json(next)] {
+        return spool_.put({{"machine", text}});
+      },
+      [this, base = record_, next, then = std::move(then),
+       again = std::move(again)](Result<void> put) mutable {
+        persisting_ = false;
+        if (!put) {
+          // Not acted on what is not on disk. What serves, serves on.
+          log_error("machine: cannot note state {}: {}; again in 5 s", to_string(next.state),
+                    put.error().describe());
+          record_.error_code = to_string(put.error().code), record_.error = put.error().describe();
+          again();
+          changed();
+          persisting_ = true;
+          return after(persist_timer_, seconds(5), [this] {
+            persisting_ = false;
+            pump();
+          });
+        }
+        // What failed in the meantime is newer than what was just written.
+        if (record_.error != base.error) next.error = record_.error, next.error_code = record_.error_code;
+        if (record_.attempts != base.attempts) next.attempts = record_.attempts;
+        record_ = std::move(next);
+        then();
+        changed();
+        pump();
+      });
+}
+
+void Agent::pump() {
+  if (persisting_ || stopping_) return;
+  if (const auto desired = std::exchange(pending_desired_, std::nullopt)) {
+    if (!supersedes(record_, *desired)) return pump();
+    AgentRecord next = record_;
+    if (desired->device_class != record_.desired.device_class)
+      next.reached = 0;  // generations count per class
+    next.desired = *desired;
+    return persist(
+        next, [this] { consider_desired(); },
+        [this, desired] {
+          if (!pending_desired_) pending_desired_ = desired;
+        });
+  }
+  if (events_.empty()) return;
+  const Event event = events_.front();
+  events_.pop_front();
+  const Transition* row = find_transition(record_.state, event);
+  if (row == nullptr) {
+    log_debug("machine: {} means nothing in state {}", to_string(event), to_string(record_.state));
+    return pump();
+  }
+  AgentRecord next = record_;
+  apply_transition(next, *row, event);
+  const Action action = row->action;
+  if (next == record_) {
+    act(action);
+    return pump();
+  }
+  if (next.state != record_.state)
+    log_info("state {} -> {} ({}){}", to_string(record_.state), to_string(next.state), to_string(event),
+             next.candidate.artifact.empty() ? "" : ", artifact " + next.candidate.artifact.substr(0, 12));
+  persist(
+      next, [this, action] { act(action); }, [this, event] { events_.push_front(event); });
+}
+
+void Agent::act(Action action) {
+  if (action != Action::kTellProfile && action != Action::kNone) ++work_;
+  switch (action) {
+    case Action::kNone:
+      session_->restart();  // just enrolled
+      break;
+    case Action::kMeasureProfile:
+      measure_profile();
+      consider_desired();
+      break;
+    case Action::kAskEnrolment:
+      session_->restart();
+      break;
+    case Action::kPull:
+      begin_pull();
+      break;
+    case Action::kHash: {
+      const std::uint64_t work = work_;
+      on_pool(
+          disk_,
+          [this, slot = record_.candidate.slot, artifact = record_.candidate.artifact]() -> Result<void> {
+            const auto pull = RETORT_TRY(spool_.pull());
+            if (!pull || pull->artifact != artifact)
+              return fail(ErrorCode::kUnavailable, artifact, "the pull's record is gone");
+            const ArtifactManifest manifest = RETORT_TRY(slots_->manifest_of(pull->signed_manifest));
+            return slots_->verify(slot, manifest);
+          },
+          [this, work](Result<void> verified) {
+            if (work != work_) return;
+            if (!verified) return work_failed(verified.error());
+            post_event(Event::kDone);
+          });
+      break;
+    }
+    case Action::kStage: {
+      const std::uint64_t work = work_;
+      on_pool(
+          disk_,
+          [this, slot = record_.candidate.slot, artifact = record_.candidate.artifact] {
+            return slots_->stage(spool_, slot, artifact);
+          },
+          [this, work](Result<void> staged) {
+            if (work != work_) return;
+            if (!staged) return work_failed(staged.error());
+            post_event(Event::kDone);
+          });
+      break;
+    }
+    case Action::kStartCandidate:
+      start_candidate();
+      break;
+    case Action::kSwitch:
+      switch_over();
+      break;
+    case Action::kWatch:
+      watch_probation();
+      break;
+    case Action::kCommit:
+      post_event(Event::kDone);  // kAccept's row writes it down
+      break;
+    case Action::kRestore:
+      restore();
+      break;
+    case Action::kAccept:
+      drop_pull();
+      log_info("generation {} reached: serving {}", record_.reached,
+               record_.active.artifact.empty() ? "nothing" : record_.active.artifact.substr(0, 12));
+      consider_desired();
+      break;
+    case Action::kStopServing:
+      drop_pull();
+      log_info("generation {}: nothing is to be served here", record_.reached);
+      serve_answers_ = false;
+      for (const char* slot : {"a", "b"}) supervisor_->stop(slot, [this] { changed(); });
+      consider_desired();
+      break;
+    case Action::kGiveUp:
+      log_error("generation {} given up: {}", record_.reached, record_.error);
+      drop_pull();
+      on_pool(
+          disk_,
+          [this, slot = other_slot(record_.active.slot)] {
+            slots_->discard_part(slot);
+            return spool_.end_pull();
+          },
+          [](Result<void>) {});
+      consider_desired();
+      break;
+    case Action::kTellProfile:
+      tell_profile();
+      break;
+  }
+  changed();
+}
+
+void Agent::failed_for_good(const Error& error) {
+  record_.error_code = to_string(error.code);
+  record_.error = error.describe();
+  post_event(Event::kFailed);
+}
+
+void Agent::work_failed(Error error) {
+  drop_pull();
+  ++work_;
+  const RetryDecision decision = decide_retry(error.code, ++record_.attempts);
+  if (!decision.again) return failed_for_good(error);
+  record_.error_code = to_string(error.code);
+  record_.error = fmt::format("{} (attempt {}, again in {:.1f} s)", error.describe(), record_.attempts,
+                              decision.after_millis / 1000.0);
+  log_warn("artifact {}: {}", record_.candidate.artifact.substr(0, 12), record_.error);
+  changed();
+  after(retry_timer_, milliseconds(decision.after_millis), [this, work = work_] {
+    if (work == work_) post_event(Event::kRetry);
+  });
+}
+
+void Agent::consider_desired() {
+  Event event;
+  if (desired_event(record_, event)) post_event(event);
+}
+
+// Profile
+// ----------------------------------------------------------------------------------------------------
+
+void Agent::measure_profile() {
+  if (profile_child_ || stopping_) return;
+  // A process of its own: it may use the CPU and memory that the agent must not, and runs under a sandbox.
+  const std::filesystem::path out = options_.state_folder / "run" / "profile.json";
+  std::error_code ignored;
+  std::filesystem::remove(out, ignored);
+  ProcessSpec spec;
+  spec.arguments = {options_.own_binary.string(), "profile", "--json", "--state",
+                    options_.state_folder.string()};
+  if (options_.budgets.memory_bytes > 0)
+    spec.arguments.insert(spec.arguments.end(),
+                          {"--memory-budget", std::to_string(options_.budgets.memory_bytes)});
+  if (options_.budgets.cpu_threads > 0)
+    spec.arguments.insert(spec.arguments.end(),
+                          {"--cpu-threads", fmt::format("{}", options_.budgets.cpu_threads)});
+  if (options_.budgets.disk_bytes > 0)
+    spec.arguments.insert(spec.arguments.end(),
+                          {"--disk-budget", std::to_string(options_.budgets.disk_bytes)});
+  for (const auto& [key, value] : options_.labels)
+    spec.arguments.insert(spec.arguments.end(), {"--label", key + "=" + value});
+  spec.stdout_file = out;
+  spec.die_with_parent = true;
+  const Result<pid_t> child = start_process(spec);
+  if (!child) {
+    log_error("profile: {}", child.error().describe());
+    return after(profile_timer_, seconds(30), [this] { measure_profile(); });
+  }
+  profile_child_ = std::make_unique<ProcessWatch>(reactor_, *child, [this](int code) {
+    boost::asio::post(reactor_, [this, alive = std::weak_ptr<int>(alive_), code] {
+      if (!alive.expired()) profile_exited(code);
+    });
+  });
+  after(profile_timer_, seconds(20), [this] {
+    if (profile_child_) profile_child_->signal(SIGKILL);
+  });
+}
+
+void Agent::profile_exited(int code) {
+  profile_timer_.cancel();
+  profile_child_.reset();
+  const std::string where = (options_.state_folder / "run" / "profile.json").string();
+  const auto read = [&]() -> Result<DeviceProfile> {
+    if (code != 0) return fail(ErrorCode::kUnavailable, where, "the profiling process ended with {}", code);
+    return profile_from_json(RETORT_TRY(parse_json(RETORT_TRY(read_file(where, 1 << 20)), where)), where);
+  };
+  Result<DeviceProfile> profile = read();
+  if (!profile) {
+    log_error("profile: {}; again in 30 s", profile.error().describe());
+    return after(profile_timer_, seconds(30), [this] { measure_profile(); });
+  }
+  profile_ = std::move(*profile);
+  log_info("profile: {}, {} of memory ({}), {:.1f} GB/s", profile_->cpu_model,
+           format_bytes(profile_->memory_budget_bytes), profile_->budget_source,
+           profile_->memory_bandwidth_bytes_per_second / 1e9);
+  post_event(Event::kProfiled);
+}
+
+void Agent::tell_profile() {
+  if (!profile_ || !session_->up() || identity_.device_id.empty()) return;
+  if (identity_.told_profile && !worth_telling(*identity_.told_profile, *profile_)) return;
+  if (!session_->send(wire::ProfileUpdate{*profile_})) return;
+  identity_.told_profile = profile_;
+  on_pool(
+      disk_,
+      [this, text = json::serialize(profile_to_json(*profile_))] {
+        return spool_.put({{"told_profile", text}});
+      },
+      [](Result<void>) {});
+}
+
+// Link
+// -------------------------------------------------------------------------------------------------------
+
+std::optional<wire::Payload> Agent::first_message() {
+  if (!identity_.device_id.empty()) return wire::Hello{identity_.device_id, options_.version, status()};
+  if (!profile_ || options_.token_secret.empty()) return std::nullopt;
+  return wire::Enrol{options_.token_secret, options_.name, *profile_};
+}
+
+void Agent::on_session(bool up, const std::string& reason) {
+  link_ = up ? "up" : "down";
+  link_reason_ = reason;
+  if (up) {
+    log_info("link: session with {} is up", options_.coordinator);
+    told_status_.reset();
+    batch_in_flight_ = 0;
+    tell_profile();
+    if (wants_manifest_) ask_manifest();
+    if (pull_) request_chunks();
+    send_batch();
+  } else {
+    log_info("link: down{}{}; serving on", reason.empty() ? "" : ": ", reason);
+    if (pull_) {
+      pull_->in_flight.clear();
+      pull_->arrived.clear();
+      if (pull_->cursor) pull_->request_at = pull_->cursor->next();
+    }
+  }
+  changed();
+}
+
+void Agent::on_payload(const wire::Payload& payload) {
+  if (const auto* welcome = std::get_if<wire::Welcome>(&payload)) {
+    if (welcome->coordinator_time > identity_.last_told_time) {
+      identity_.last_told_time = welcome->coordinator_time;
+      const UnixMillis apart = welcome->coordinator_time - clock_.unix_millis();
+      if (apart > 300'000 || apart < -300'000)
+        log_warn("clock: this device's differs from the coordinator's by {}",
+                 format_seconds(static_cast<double>(apart < 0 ? -apart : apart) / 1000));
+      on_pool(
+          disk_,
+          [this, text = std::to_string(welcome->coordinator_time)] {
+            return spool_.put({{"last_told_time", text}});
+          },
+          [](Result<void>) {});
+    }
+    if (welcome->telemetry_acknowledged > telemetry_acknowledged_)
+      on_payload(wire::TelemetryAck{welcome->telemetry_acknowledged});
+  } else if (const auto* enrolled = std::get_if<wire::Enrolled>(&payload)) {
+    on_enrolled(*enrolled);
+  } else if (const auto* desired = std::get_if<wire::Desired>(&payload)) {
+    on_desired(desired->desired);
+  } else if (const auto* manifest = std::get_if<wire::Manifest>(&payload)) {
+    if (wants_manifest_ && manifest->artifact == record_.candidate.artifact)
+      on_manifest(manifest->signed_json);
+  } else if (const auto* chunk = std::get_if<wire::Chunk>(&payload)) {
+    on_chunk(*chunk);
+  } else if (const auto* ack = std::get_if<wire::TelemetryAck>(&payload)) {
+    telemetry_acknowledged_ = std::max(telemetry_acknowledged_, ack->batch);
+    batch_in_flight_ = 0;
+    on_pool(
+        disk_, [this, batch = ack->batch] { return spool_.acknowledge(batch); },
+        [this](Result<void> done) {
+          if (!done) return log_warn("telemetry: {}", done.error().describe());
+          send_batch();
+        });
+  } else if (const auto* refused = std::get_if<wire::Refused>(&payload)) {
+    on_refused(*refused);
+  }
+}
+
+void Agent::on_enrolled(const wire::Enrolled& enrolled) {
+  if (!identity_.device_id.empty()) return;
+  const Result<std::string> key = from_hex(enrolled.signing_key);
+  if (!key || key->size() != 32 || enrolled.device_id.empty())
+    return log_error("link: the coordinator's answer to the enrolment is malformed, ignored");
+  on_pool(
+      disk_,
+      [this, enrolled] {
+        return spool_.put({{"device_id", enrolled.device_id},
+                           {"signing_key", enrolled.signing_key},
+                           {"server_key", options_.server_key},
+                           {"revoked", "0"}});
+      },
+      [this, enrolled, key = *key](Result<void> put) {
+        if (!put) return log_error("cannot note the enrolment: {}", put.error().describe());
+        identity_.device_id = enrolled.device_id;
+        identity_.signing_key = key;
+        identity_.told_profile = profile_;
+        // On the disk pool's thread nothing of the old object is in use: no identity, no pull.
+        slots_ =
+            std::make_unique<SlotFiles>(options_.state_folder / "slots", key, options_.budgets.disk_bytes);
+        record_.error_code.clear(), record_.error.clear();
+        log_info("enrolled as {}", enrolled.device_id);
+        post_event(Event::kEnrolled);
+      });
+}
+
+void Agent::on_desired(const DesiredState& desired) {
+  if (!supersedes(record_, desired)) return;
+  log_info("desired: generation {} of class {}: {}", desired.generation, desired.device_class,
+           desired.artifact.empty() ? "nothing" : desired.artifact.substr(0, 12));
+  pending_desired_ = desired;
+  pump();
+}
+
+void Agent::on_refused(const wire::Refused& refused) {
+  const Error error{error_code_from(refused.code), refused.message, "coordinator, " + refused.about};
+  if (refused.code == "revoked") {
+    identity_.revoked = true;
+    link_ = "revoked";
+    record_.error_code = "revoked", record_.error = "the coordinator revoked this device: " + refused.message;
+    log_error("{}; serving on", record_.error);
+    session_->close();
+    drop_pull();
+    on_pool(
+        disk_,
+        [this] {
+          return spool_.put({{"revoked", "1"}});
+        },
+        [](Result<void>) {});
+    return changed();
+  }
+  if (refused.about == "enrol" || refused.about == "hello") {
+    log_error("{}", error.describe());
+    record_.error_code = refused.code, record_.error = error.describe();
+    return changed();
+  }
+  if (record_.state == State::kFetch && !record_.candidate.artifact.empty() &&
+      refused.about.find(record_.candidate.artifact) != std::string::npos)
+    return work_failed(error);
+  log_warn("{}", error.describe());
+}
+
+// Pull
+// -------------------------------------------------------------------------------------------------------
+
+void Agent::drop_pull() {
+  pull_.reset();
+  wants_manifest_ = false;
+  bytes_done_ = bytes_total_ = 0;
+}
+
+void Agent::begin_pull() {
+  drop_pull();
+  retry_timer_.cancel();
+  pull_.emplace();
+  const std::uint64_t work = work_;
+  on_pool(
+      disk_, [this] { return spool_.pull(); },
+      [this, work](Result<std::optional<Spool::Pull>> known) {
+        if (work != work_ || !pull_) return;
+        if (!known) return work_failed(known.error());
+        // A manifest that is here already is checked again (its time may have run out), not asked for again;
+        // unless it failed before.
+        if (*known && (*known)->artifact == record_.candidate.artifact && record_.attempts == 0)
+          return on_manifest((*known)->signed_manifest);
+        ask_manifest();
+      });
+}
+
+void Agent::ask_manifest() {
+  wants_manifest_ = true;
+  session_->send(wire::ManifestRequest{record_.candidate.artifact});
+}
+
+void Agent::on_manifest(const std::string& signed_json) {
+  wants_manifest_ = false;
+  const std::uint64_t work = work_;
+  const UnixMillis now = trusted_time(clock_.unix_millis(), identity_.last_told_time);
+  on_pool(
+      disk_,
+      [this, signed_json, now, candidate = record_.candidate] {
+        return slots_->begin(spool_, candidate.slot, candidate.artifact, signed_json, now);
+      },
+      [this, work](Result<SlotFiles::Begun> begun) {
+        if (work != work_ || !pull_) return;
+        if (!begun) return work_failed(begun.error());
+        bytes_total_ = begun->manifest.length;
+        pull_->cursor = std::make_unique<PullCursor>(begun->manifest, begun->done, begun->cursor);
+        pull_->manifest = std::make_shared<const ArtifactManifest>(std::move(begun->manifest));
+        pull_->request_at = pull_->cursor->next();
+        const std::uint64_t missing = pull_->cursor->bytes_missing();
+        bytes_done_ = bytes_total_ - missing;
+        log_info("artifact {}: {} to pull, {} here already ({} copied from a slot)",
+                 record_.candidate.artifact.substr(0, 12), format_bytes(missing), format_bytes(bytes_done_),
+                 format_bytes(begun->bytes_copied));
+        if (pull_->cursor->complete()) return post_event(Event::kDone);
+        request_chunks();
+        changed();
+      });
+}
+
+void Agent::request_chunks() {
+  if (!pull_ || !pull_->cursor || !session_->up()) return;
+  while (pull_->in_flight.size() + pull_->arrived.size() < session_->chunk_credit()) {
+    const auto range = pull_->cursor->missing_from(pull_->request_at, wire::kMaxChunkBytes);
+    if (!range) return;
+    if (!session_->send(wire::ChunkRequest{record_.candidate.artifact, range->offset, range->length})) return;
+    pull_->in_flight.push_back(*range);
+    pull_->request_at = range->offset + range->length;
+  }
+}
+
+void Agent::on_chunk(const wire::Chunk& chunk) {
+  if (!pull_ || !pull_->cursor || chunk.artifact != record_.candidate.artifact) return;
+  auto& in_flight = pull_->in_flight;
+  const auto asked = std::find_if(in_flight.begin(), in_flight.end(), [&](const PullCursor::Range& range) {
+    return range.offset == chunk.offset;
+  });
+  if (asked == in_flight.end()) return;  // asked for by an older try
+  if (asked->length != chunk.bytes.size())
+    return work_failed(
+        {ErrorCode::kCorrupt,
+         fmt::format("a chunk of {} bytes where {} were asked for", chunk.bytes.size(), asked->length),
+         record_.candidate.artifact});
+  in_flight.erase(asked);
+  pull_->silent_ticks = pull_->silences = 0;
+  pull_->arrived[chunk.offset] = chunk.bytes;
+  write_next();
+  request_chunks();
+}
+
+void Agent::write_next() {
+  if (!pull_ || pull_->writing) return;
+  const auto next = pull_->arrived.find(pull_->cursor->next());
+  if (next == pull_->arrived.end()) return;
+  const std::uint64_t offset = next->first;
+  std::string bytes = std::move(next->second);
+  pull_->arrived.erase(next);
+  std::vector<std::uint32_t> completed = pull_->cursor->received(bytes.size());
+  pull_->writing = true;
+  const std::uint64_t work = work_;
+  on_pool(
+      disk_,
+      [this, slot = record_.candidate.slot, manifest = pull_->manifest, offset, bytes = std::move(bytes),
+       completed = std::move(completed), after_this = pull_->cursor->next()] {
+        return slots_->write(spool_, slot, *manifest, offset, bytes, completed, after_this);
+      },
+      [this, work](Result<void> written) {
+        if (work != work_ || !pull_) return;
+        pull_->writing = false;
+        if (!written) return work_failed(written.error());
+        bytes_done_ = bytes_total_ - pull_->cursor->bytes_missing();
+        if (pull_->cursor->complete()) return post_event(Event::kDone);
+        write_next();
+        request_chunks();
+      });
+}
+
+void Agent::pull_tick() {
+  after(pull_timer_, seconds(1), [this] { pull_tick(); });
+  if (!pull_) return;
+  changed();  // progress
+  if (!session_->up() || pull_->writing) return;
+  if (++pull_->silent_ticks < 10) return;
+  pull_->silent_ticks = 0;
+  if (++pull_->silences >= 4)
+    return work_failed(
+        {ErrorCode::kUnavailable, "the coordinator sends nothing of it", record_.candidate.artifact});
+  if (wants_manifest_) return ask_manifest();
+  if (!pull_->cursor) return;
+  pull_->in_flight.clear();
+  pull_->arrived.clear();
+  pull_->request_at = pull_->cursor->next();
+  request_chunks();
+}
+
+// Serving
+// ----------------------------------------------------------------------------------------------------
+
+std::string Agent::serving_slot() const {
+  const bool candidate = record_.state == State::kProbation || record_.state == State::kCommit;
+  return candidate ? record_.candidate.slot : record_.active.slot;
+}
+
+bool Agent::both_fit() const {
+  const std::uint64_t budget = profile_ ? profile_->memory_budget_bytes
+                               : options_.budgets.memory_bytes > 0
+                                   ? std::min(options_.budgets.memory_bytes, memory_allowance_bytes())
+                                   : memory_allowance_bytes();
+  std::error_code error;
+  const auto size = std::filesystem::file_size(slots_->model(record_.candidate.slot), error);
+  const std::uint64_t candidate = (error ? 0 : size) + kServeOverheadBytes;
+  std::uint64_t old = 0;
+  if (const auto running = supervisor_->find(record_.active.slot))
+    old = pss_bytes(running->pid).value_or(candidate);
+  return kAgentReserveBytes + old + candidate <= budget;
+}
+
+void Agent::await_ready(const std::string& slot, const std::string& artifact, seconds patience,
+                        std::function<void(Result<void>)> then) {
+  const auto deadline = clock_.steady_now() + patience;
+  auto poll = std::make_shared<std::function<void()>>();
+  auto timer = std::make_shared<boost::asio::steady_timer>(reactor_);
+  *poll = [this, slot, artifact, deadline, then = std::move(then), timer, self = std::weak_ptr(poll)] {
+    const auto again = self.lock();
+    const auto wait = [&] { after(*timer, milliseconds(10), [again] { (*again)(); }); };
+    const auto serve = supervisor_->find(slot);
+    if (!serve)
+      return then(fail(ErrorCode::kUnavailable, "slot " + slot,
+                       "retort-serve ended before it was ready (run/serve-{}.log says why)", slot));
+    if (clock_.steady_now() > deadline)
+      return then(fail(ErrorCode::kUnavailable, "slot " + slot, "retort-serve was not ready in time"));
+    if (serve->port == 0) return wait();
+    on_pool(
+        ask_,
+        [this, artifact, port = serve->port] {
+          return check_health(options_.serve_host, port, artifact, kHealthTimeout);
+        },
+        [this, again, timer, then](Result<void> healthy) {
+          if (healthy || healthy.error().code != ErrorCode::kUnavailable) return then(std::move(healthy));
+          after(*timer, milliseconds(20), [again] { (*again)(); });
+        });
+  };
+  (*poll)();
+}
+
+void Agent::keep_serving() {
+  const SlotStudent active = record_.active;
+  if (active.slot.empty() || active_held_back_ || stopping_) return;
+  if (const auto running = supervisor_->find(active.slot); running && running->artifact != active.artifact) {
+    supervisor_->stop(active.slot, [this] { keep_serving(); });
+    return;
+  }
+  if (!supervisor_->find(active.slot)) {
+    const Result<void> started = supervisor_->start(active.slot, active.artifact, options_.serve_port);
+    if (!started) {
+      log_error("slot {}: cannot start retort-serve: {}; again in 10 s", active.slot,
+                started.error().describe());
+      record_.error_code = to_string(started.error().code), record_.error = started.error().describe();
+      ready();  // READY also when it cannot serve: the link is what can mend it
+      return after(restart_timer_, seconds(10), [this] { keep_serving(); });
+    }
+  }
+  await_ready(active.slot, active.artifact, kReadyPatience, [this, active](Result<void> good) {
+    if (record_.active != active) return;
+    if (good) {
+      serve_answers_ = true;
+      serving_since_ = clock_.steady_now();
+      log_info("slot {}: serving {} on port {}", active.slot, active.artifact.substr(0, 12),
+               supervisor_->find(active.slot)->port);
+    } else {
+      log_error("slot {}: {}", active.slot, good.error().describe());
+      if (supervisor_->find(active.slot)) supervisor_->kill(active.slot);  // comes back through serve_exited
+    }
+    ready();
+    changed();
+  });
+}
+
+void Agent::serve_exited(const std::string& slot, int code) {
+  log_warn("slot {}: retort-serve ended by itself ({})", slot,
+           code < 0     ? "status unknown"
+           : code > 128 ? fmt::format("signal {}", code - 128)
+                        : fmt::format("status {}", code));
+  if (stopping_) return;
+  if (slot == record_.candidate.slot && record_.state == State::kProbation) {
+    ++work_;
+    failed_for_good({ErrorCode::kUnavailable, fmt::format("the new student died in probation ({})", code),
+                     "slot " + slot});
+    return;
+  }
+  if (slot != record_.active.slot) return;  // a candidate in probe: await_ready sees it
+  serve_answers_ = false;
+  changed();
+  const auto now = clock_.steady_now();
+  crashes_.push_back(now);
+  while (!crashes_.empty() && now - crashes_.front() > kCrashWindow) crashes_.pop_front();
+  if (crashes_.size() >= kCrashesToRollBack && record_.state == State::kIdle &&
+      !record_.previous.slot.empty() && std::filesystem::exists(slots_->model(record_.previous.slot))) {
+    record_.error_code = "unavailable";
+    record_.error = fmt::format("crash loop: student {} ended {} times in {} s; back to {}",
+                                record_.active.artifact.substr(0, 12), crashes_.size(), kCrashWindow.count(),
+                                record_.previous.artifact.substr(0, 12));
+    log_error("{}", record_.error);
+    crashes_.clear();
+    return post_event(Event::kCrashLoop);
+  }
+  const auto pause =
+      milliseconds(std::min<std::uint64_t>(30'000, 200ull << std::min<std::size_t>(crashes_.size() - 1, 8)));
+  after(restart_timer_, pause, [this] { keep_serving(); });
+}
+
+void Agent::health_tick() {
+  after(health_timer_, seconds(5), [this] { health_tick(); });
+  const std::string slot = serving_slot();
+  const auto serve = slot.empty() ? std::nullopt : supervisor_->find(slot);
+  if (!serve || serve->port == 0 || !serve_answers_ || health_asked_) return;
+  health_asked_ = true;
+  on_pool(
+      ask_,
+      [this, serve = *serve] {
+        return check_health(options_.serve_host, serve.port, serve.artifact, kHealthTimeout);
+      },
+      [this, slot, pid = serve->pid](Result<void> healthy) {
+        health_asked_ = false;
+        const auto now = supervisor_->find(slot);
+        if (!now || now->pid != pid || healthy) {
+          health_failures_ = 0;
+          return;
+        }
+        if (++health_failures_ < kHealthFailures) return;
+        health_failures_ = 0;
+        log_error("slot {}: retort-serve hangs ({}): replaced", slot, healthy.error().describe());
+        supervisor_->kill(slot);
+      });
+}
+
+void Agent::start_candidate() {
+  const std::uint64_t work = work_;
+  const SlotStudent candidate = record_.candidate;
+  if (record_.candidate_starts > kCandidateStarts)
+    return failed_for_good({ErrorCode::kUnavailable,
+                            fmt::format("was started {} times and the agent or the machine ended each time",
+                                        record_.candidate_starts - 1),
+                            candidate.artifact});
+  const auto go = [this, work, candidate] {
+    if (work != work_) return;
+    const auto running = supervisor_->find(candidate.slot);
+    if (running && running->artifact != candidate.artifact) {
+      // The slot's earlier student still runs.
+      supervisor_->stop(candidate.slot, [this, work] {
+        if (work == work_) start_candidate();
+      });
+      return;
+    }
+    if (!running)
+      if (const Result<void> started = supervisor_->start(candidate.slot, candidate.artifact, 0); !started)
+        return failed_for_good(started.error());
+    await_ready(
+        candidate.slot, candidate.artifact, kReadyPatience, [this, work, candidate](Result<void> good) {
+          if (work != work_) return;
+          if (!good) return failed_for_good(good.error());
+          const auto serve = supervisor_->find(candidate.slot);
+          if (!serve)
+            return failed_for_good(
+                {ErrorCode::kUnavailable, "ended while it was probed", candidate.artifact});
+          on_pool(
+              ask_,
+              [this, port = serve->port] { return check_completion(options_.serve_host, port, seconds(60)); },
+              [this, work](Result<void> answered) {
+                if (work != work_) return;
+                if (!answered) return failed_for_good(answered.error());
+                post_event(Event::kDone);
+              });
+        });
+  };
+  if (!both_fit() && !record_.active.slot.empty()) {
+    log_warn(
+        "memory does not hold the old and the new student at once: stop-swap, nothing is served meanwhile");
+    active_held_back_ = true;
+    serve_answers_ = false;
+    supervisor_->stop(record_.active.slot, go);
+    return;
+  }
+  go();
+}
+
+void Agent::switch_over() {
+  const std::uint64_t work = work_;
+  const SlotStudent candidate = record_.candidate;
+  active_held_back_ = true;  // until commit or rollback
+  const auto finish = [this, work, candidate](Result<void> good) {
+    if (work != work_) return;
+    if (!good) return failed_for_good(good.error());
+    serve_answers_ = true;
+    serving_since_ = clock_.steady_now();
+    post_event(Event::kDone);
+  };
+  const auto on_public_port = [this, work, candidate, finish] {
+    if (work != work_) return;
+    const auto running = supervisor_->find(candidate.slot);
+    const bool there = running && (options_.serve_port == 0 || running->port == options_.serve_port);
+    if (there) return await_ready(candidate.slot, candidate.artifact, kReadyPatience, finish);
+    supervisor_->stop(candidate.slot, [this, work, candidate, finish] {
+      if (work != work_) return;
+      if (const Result<void> started =
+              supervisor_->start(candidate.slot, candidate.artifact, options_.serve_port);
+          !started)
+        return finish(fail(started.error()));
+      await_ready(candidate.slot, candidate.artifact, kReadyPatience, finish);
+    });
+  };
+  if (options_.serve_port == 0) {
+    // The new address is told first, then the old one drains.
+    on_public_port();
+    if (!record_.active.slot.empty()) supervisor_->stop(record_.active.slot, [] {});
+  } else if (record_.active.slot.empty()) {
+    on_public_port();
+  } else {
+    supervisor_->stop(record_.active.slot, on_public_port);
+  }
+}
+
+void Agent::watch_probation() {
+  const std::uint64_t work = work_;
+  const SlotStudent candidate = record_.candidate;
+  active_held_back_ = true;
+  if (record_.candidate_starts > kCandidateStarts)
+    return failed_for_good({ErrorCode::kUnavailable, "did not live through probation", candidate.artifact});
+  if (!supervisor_->find(candidate.slot))  // after a restart of the machine
+    if (const Result<void> started =
+            supervisor_->start(candidate.slot, candidate.artifact, options_.serve_port);
+        !started)
+      return failed_for_good(started.error());
+  await_ready(candidate.slot, candidate.artifact, kReadyPatience, [this, work, candidate](Result<void> good) {
+    if (work != work_) return;
+    if (!good) return failed_for_good(good.error());
+    serve_answers_ = true;
+    ready();
+    changed();
+    after(probation_timer_, options_.probation, [this, work, candidate] {
+      if (work != work_) return;
+      const auto serve = supervisor_->find(candidate.slot);
+      if (!serve) return failed_for_good({ErrorCode::kUnavailable, "died in probation", candidate.artifact});
+      on_pool(
+          ask_,
+          [this, serve = *serve] {
+            return check_health(options_.serve_host, serve.port, serve.artifact, kHealthTimeout);
+          },
+          [this, work](Result<void> healthy) {
+            if (work != work_) return;
+            if (!healthy) return failed_for_good(healthy.error());
+            active_held_back_ = false;
+            crashes_.clear();
+            post_event(Event::kDone);
+          });
+    });
+  });
+}
+
+void Agent::restore() {
+  const std::uint64_t work = work_;
+  log_warn("rolling back to {}: {}",
+           record_.active.artifact.empty() ? "nothing" : record_.active.artifact.substr(0, 12),
+           record_.error);
+  active_held_back_ = false;
+  serve_answers_ = !record_.active.slot.empty() && supervisor_->find(record_.active.slot) && serve_answers_;
+  supervisor_->stop(record_.candidate.slot, [this, work] {
+    if (work != work_) return;
+    keep_serving();
+    post_event(Event::kDone);
+  });
+}
+
+// Telling
+// ----------------------------------------------------------------------------------------------------
+
+DeviceStatus Agent::status() const {
+  DeviceStatus status;
+  status.state = to_string(record_.state);
+  status.generation = record_.reached;
+  const std::string slot = serving_slot();
+  const auto serve = slot.empty() ? std::nullopt : supervisor_->find(slot);
+  if (serve && serve->port != 0 && serve_answers_) {
+    status.artifact = serve->artifact;
+    status.serve_url = fmt::format("http://{}:{}", options_.serve_host, serve->port);
+  }
+  status.error_code = record_.error_code;
+  status.error = record_.error;
+  status.bytes_done = bytes_done_;
+  status.bytes_total = bytes_total_;
+  return status;
+}
+
+void Agent::changed() {
+  if (stopping_) return;
+  const DeviceStatus now = status();
+  if (session_ && session_->up() && !identity_.device_id.empty() &&
+      (!told_status_ || !(*told_status_ == now)))
+    if (session_->send(wire::StatusReport{now})) told_status_ = now;
+  status_dirty_ = true;
+  write_status();
+}
+
+void Agent::write_status() {
+  if (writing_status_ || !status_dirty_) return;
+  writing_status_ = true;
+  status_dirty_ = false;
+  const DeviceStatus now = status();
+  const std::string slot = serving_slot();
+  const auto serve = slot.empty() ? std::nullopt : supervisor_->find(slot);
+  const std::string text =
+      pretty_json(json::object{{"device_id", identity_.device_id},
+                               {"state", now.state},
+                               {"link", link_},
+                               {"link_reason", link_reason_},
+                               {"class", record_.desired.device_class},
+                               {"generation", now.generation},
+                               {"desired_generation", record_.desired.generation},
+                               {"desired_artifact", record_.desired.artifact},
+                               {"artifact", now.artifact},
+                               {"serve_url", now.serve_url},
+                               {"serve_pid", serve ? json::value(serve->pid) : json::value(nullptr)},
+                               {"slot", slot},
+                               {"error_code", now.error_code},
+                               {"last_error", now.error},
+                               {"bytes_done", now.bytes_done},
+                               {"bytes_total", now.bytes_total},
+                               {"pss_bytes", own_pss_},
+                               {"serve_pss_bytes", serve_pss_},
+                               {"agent_pid", ::getpid()},
+                               {"version", options_.version},
+                               {"time", to_rfc3339(clock_.unix_millis())}});
+  on_pool(
+      disk_,
+      [text, own = options_.state_folder / "run" / "status.json",
+       given = options_.status_file]() -> Result<void> {
+        RETORT_TRY(write_file_atomic(own, text));
+        return given.empty() ? Result<void>() : write_file_atomic(given, text, 0644);
+      },
+      [this](Result<void> written) {
+        writing_status_ = false;
+        if (!written) {
+          log_warn("status file: {}", written.error().describe());
+          return after(status_timer_, seconds(5), [this] { write_status(); });
+        }
+        write_status();
+      });
+}
+
+void Agent::telemetry_tick() {
+  after(telemetry_timer_, seconds(10), [this] { telemetry_tick(); });
+  if (telemetry_busy_) return;
+  telemetry_busy_ = true;
+  const std::string slot = serving_slot();
+  const auto serve = slot.empty() ? std::nullopt : supervisor_->find(slot);
+  struct Sample {
+    std::uint64_t own_pss = 0, serve_pss = 0;
+    std::optional<Histogram> first_token, token;
+  };
+  on_pool(
+      ask_,
+      [serve, host = options_.serve_host, ask = serve_answers_] {
+        Sample sample;
+        sample.own_pss = pss_bytes(::getpid()).value_or(0);
+        if (serve) sample.serve_pss = pss_bytes(serve->pid).value_or(0);
+        if (serve && serve->port != 0 && ask)
+          if (const auto metrics = ask_serve(host, serve->port, "GET", "/metrics", "", seconds(3))) {
+            sample.first_token = parse_histogram(metrics->body, "retort_serve_first_token_seconds");
+            sample.token = parse_histogram(metrics->body, "retort_serve_token_seconds");
+          }
+        return sample;
+      },
+      [this](Sample sample) {
+        own_pss_ = sample.own_pss, serve_pss_ = sample.serve_pss;
+        const UnixMillis now = clock_.unix_millis();
+        std::vector<TelemetryPoint> points;
+        // Memory when it moved by more than a twentieth: an idle device costs nothing.
+        const auto moved = [](std::uint64_t a, std::uint64_t b) { return (a > b ? a - b : b - a) > a / 20; };
+        if (moved(own_pss_, told_own_pss_))
+          points.push_back({now, "agent_pss_bytes", static_cast<double>(told_own_pss_ = own_pss_)});
+        if (moved(serve_pss_, told_serve_pss_))
+          points.push_back({now, "serve_pss_bytes", static_cast<double>(told_serve_pss_ = serve_pss_)});
+        const auto latency = [&](std::optional<Histogram>& before, std::optional<Histogram>& after_it,
+                                 const char* name) {
+          if (!after_it) return;
+          const Histogram from = before.value_or(Histogram{});
+          for (const auto& [quantile, suffix] : {std::pair{0.5, "_p50"}, std::pair{0.95, "_p95"}})
+            if (const auto value = quantile_between(from, *after_it, quantile))
+              points.push_back({now, name + std::string(suffix), *value});
+          before = after_it;
+        };
+        latency(first_token_, sample.first_token, "serve_first_token_seconds");
+        latency(token_, sample.token, "serve_token_seconds");
+        status_dirty_ = true;
+        write_status();
+        if (points.empty()) {
+          telemetry_busy_ = false;
+          return send_batch();
+        }
+        on_pool(
+            disk_, [this, points = std::move(points), now] { return spool_.append(points, now); },
+            [this](Result<std::uint64_t> added) {
+              telemetry_busy_ = false;
+              if (!added) return log_warn("telemetry: {}", added.error().describe());
+              send_batch();
+            });
+      });
+}
+
+void Agent::send_batch() {
+  if (!session_->up() || identity_.device_id.empty()) return;
+  if (batch_in_flight_ != 0 && clock_.steady_now() - batch_sent_ < seconds(30)) return;
+  batch_in_flight_ = UINT64_MAX;  // one at a time
+  batch_sent_ = clock_.steady_now();
+  on_pool(
+      disk_, [this, after_batch = telemetry_acknowledged_] { return spool_.next_batch(after_batch); },
+      [this](Result<std::optional<Spool::Batch>> batch) {
+        batch_in_flight_ = 0;
+        if (!batch) return log_warn("telemetry: {}", batch.error().describe());
+        if (!*batch) return;
+        if (session_->send(
+                wire::TelemetryBatch{(*batch)->number, (*batch)->dropped_before, (*batch)->points}))
+          batch_in_flight_ = (*batch)->number;
+      });
+}
+
+}  // namespace retort

@@ -1,0 +1,194 @@
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <deque>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "agent/control/loopback.h"
+#include "agent/control/record.h"
+#include "agent/control/session.h"
+#include "agent/control/supervisor.h"
+#include "agent/profile/profile.h"
+#include "agent/spool/spool.h"
+#include "agent/update/slot_files.h"
+#include "common/core/clock.h"
+#include "common/core/random.h"
+#include "common/net/link.h"
+#include "common/process/process.h"
+
+namespace retort {
+
+struct AgentOptions {
+  std::filesystem::path state_folder, status_file, own_binary;
+  std::string coordinator;   ///< "tcp://host:port"
+  std::string server_key;    ///< Z85; from the token, --server-key, or the state
+  std::string token_secret;  ///< empty: none given
+  std::string name, version, serve_host = "127.0.0.1";
+  std::uint16_t serve_port = 0;  ///< public port; 0: any, told in the status
+  std::map<std::string, std::string> labels;
+  DeclaredBudgets budgets;
+  std::chrono::milliseconds probation{5000};
+  bool stop_serve_on_exit = false;
+};
+
+/// What the agent has on disk besides the machine's record; read once at start.
+struct AgentIdentity {
+  std::string device_id, signing_key;  ///< raw Ed25519 public key
+  std::uint64_t epoch = 0;
+  UnixMillis last_told_time = 0;  ///< the coordinator's clock, as last told
+  bool revoked = false;
+  std::optional<DeviceProfile> told_profile;
+};
+
+/// The device's control loop: link, state machine (state_table.h), serving. One reactor thread owns all of
+/// it; files and SQLite are touched on a pool of one thread ("disk"), serve is asked on another ("ask").
+/// Thread: reactor.
+class Agent {
+ public:
+  /// Loads what is on disk. kCorrupt and kUnsupported name the file.
+  static Result<std::unique_ptr<Agent>> open(boost::asio::io_context& reactor, AgentOptions options,
+                                             Spool spool, CurveKeys keys,
+                                             std::unique_ptr<ServeSupervisor> supervisor, const Clock& clock,
+                                             RandomSource& random);
+  ~Agent();
+
+  Result<void> start();
+  /// Everything ends but serve (unless the options say so); `done` is posted when it has.
+  void stop(std::function<void()> done);
+
+ private:
+  using Steady = std::chrono::steady_clock;
+  Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool, CurveKeys keys,
+        std::unique_ptr<ServeSupervisor> supervisor, const Clock& clock, RandomSource& random);
+
+  // Values go to a pool's thread, the result comes back here, unless the agent is gone by then.
+  template <typename Work, typename Then>
+  void on_pool(boost::asio::thread_pool& pool, Work work, Then then) {
+    boost::asio::post(pool, [this, alive = std::weak_ptr<int>(alive_), work = std::move(work),
+                             then = std::move(then)]() mutable {
+      auto result = std::make_shared<decltype(work())>(work());
+      boost::asio::post(reactor_, [alive, then = std::move(then), result]() mutable {
+        if (!alive.expired()) then(std::move(*result));
+      });
+    });
+  }
+  void after(boost::asio::steady_timer& timer, std::chrono::milliseconds pause, std::function<void()> then);
+
+  // The machine: events are taken one at a time; record to disk, then the action.
+  void post_event(Event event);
+  void pump();
+  void act(Action action);
+  /// Puts `next` on disk, then makes it the record and calls `then`; when it cannot, `again` before a new
+  /// try.
+  void persist(AgentRecord next, std::function<void()> then, std::function<void()> again);
+  void work_failed(Error error);  ///< retry later or give up
+  void failed_for_good(const Error& error);
+  void consider_desired();
+
+  // Getting an identity and a profile.
+  void measure_profile();
+  void profile_exited(int code);
+  void tell_profile();
+
+  // Link.
+  std::optional<wire::Payload> first_message();
+  void on_payload(const wire::Payload& payload);
+  void on_session(bool up, const std::string& reason);
+  void on_enrolled(const wire::Enrolled& enrolled);
+  void on_desired(const DesiredState& desired);
+  void on_refused(const wire::Refused& refused);
+
+  // Pull.
+  void begin_pull();
+  void ask_manifest();
+  void on_manifest(const std::string& signed_json);
+  void request_chunks();
+  void on_chunk(const wire::Chunk& chunk);
+  void write_next();
+  void pull_tick();
+  void drop_pull();
+
+  // Serving.
+  std::string serving_slot() const;
+  void await_ready(const std::string& slot, const std::string& artifact, std::chrono::seconds patience,
+                   std::function<void(Result<void>)> then);
+  void keep_serving();
+  void serve_exited(const std::string& slot, int code);
+  void health_tick();
+  void start_candidate();
+  void switch_over();
+  void watch_probation();
+  void restore();
+  bool both_fit() const;
+
+  // Telling.
+  void telemetry_tick();
+  void send_batch();
+  DeviceStatus status() const;
+  void changed();
+  void write_status();
+  void ready();
+  void watchdog_tick();
+
+  boost::asio::io_context& reactor_;
+  AgentOptions options_;
+  const Clock& clock_;
+  RandomSource& random_;
+  std::shared_ptr<int> alive_ = std::make_shared<int>();
+  Spool spool_;  ///< disk pool only, once started
+  std::unique_ptr<SlotFiles> slots_;
+  CurveKeys keys_;
+  std::unique_ptr<ServeSupervisor> supervisor_;
+  AgentIdentity identity_;
+  AgentRecord record_;
+  std::unique_ptr<LinkSession> session_;
+
+  std::deque<Event> events_;
+  std::optional<DesiredState> pending_desired_;
+  bool persisting_ = false, stopping_ = false, told_ready_ = false;
+  std::uint64_t work_ = 0;  ///< grows with each action: results of an older one are dropped
+  boost::asio::steady_timer retry_timer_, probation_timer_, restart_timer_, persist_timer_, health_timer_,
+      telemetry_timer_, pull_timer_, watchdog_timer_, status_timer_, profile_timer_;
+
+  std::optional<DeviceProfile> profile_;
+  std::unique_ptr<ProcessWatch> profile_child_;
+
+  struct PullWork {
+    std::shared_ptr<const ArtifactManifest> manifest;
+    std::unique_ptr<PullCursor> cursor;
+    std::deque<PullCursor::Range> in_flight;
+    std::map<std::uint64_t, std::string> arrived;
+    std::uint64_t request_at = 0;
+    bool writing = false;
+    std::uint32_t silent_ticks = 0, silences = 0;
+  };
+  std::optional<PullWork> pull_;
+  bool wants_manifest_ = false;
+  std::uint64_t bytes_done_ = 0, bytes_total_ = 0;
+
+  std::deque<Steady::time_point> crashes_;
+  std::uint32_t health_failures_ = 0;
+  bool active_held_back_ = false;  ///< stop-swap: the old student rests while the candidate is tried
+  bool health_asked_ = false, serve_answers_ = false;
+
+  std::string link_ = "connecting", link_reason_;
+  std::optional<DeviceStatus> told_status_;
+  bool writing_status_ = false, status_dirty_ = false, telemetry_busy_ = false;
+  std::uint64_t own_pss_ = 0, serve_pss_ = 0, batch_in_flight_ = 0, telemetry_acknowledged_ = 0;
+  std::uint64_t told_own_pss_ = 0, told_serve_pss_ = 0;
+  Steady::time_point batch_sent_{}, serving_since_{};
+  std::optional<Histogram> first_token_, token_;
+
+  // Last, so that their threads end before anything they use goes.
+  boost::asio::thread_pool disk_{1}, ask_{1};
+};
+
+}  // namespace retort

@@ -1,0 +1,178 @@
+#include "agent/control/loopback.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <map>
+
+#include "common/core/file.h"
+#include "common/core/json.h"
+
+namespace retort {
+namespace {
+
+constexpr std::size_t kMaxAnswerBytes = 1u << 20;
+
+Result<void> await(int fd, short what, std::chrono::steady_clock::time_point deadline,
+                   const std::string& where) {
+  const auto left =
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+  pollfd wait{fd, what, 0};
+  const int ready = left.count() <= 0 ? 0 : ::poll(&wait, 1, static_cast<int>(left.count()));
+  if (ready < 0 && errno != EINTR) return fail_errno(where, "cannot wait");
+  if (ready <= 0) return fail(ErrorCode::kUnavailable, where, "no answer in time");
+  return {};
+}
+
+}  // namespace
+
+Result<LoopbackAnswer> ask_serve(const std::string& host, std::uint16_t port, std::string_view method,
+                                 std::string_view target, std::string_view json_body,
+                                 std::chrono::milliseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  const std::string name = host == "0.0.0.0" || host == "*" ? "127.0.0.1" : host == "::" ? "::1" : host;
+  const std::string where = fmt::format("http://{}:{}{}", name, port, target);
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV;
+  addrinfo* address = nullptr;
+  if (::getaddrinfo(name.c_str(), std::to_string(port).c_str(), &hints, &address) != 0 || address == nullptr)
+    return fail(ErrorCode::kInvalid, where, "no such host");
+  const File socket(::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const int connected = ::connect(socket.fd(), address->ai_addr, address->ai_addrlen);
+  ::freeaddrinfo(address);
+  if (connected != 0 && errno != EINPROGRESS)
+    return fail(ErrorCode::kUnavailable, where, "cannot connect: errno {}", errno);
+  RETORT_TRY(await(socket.fd(), POLLOUT, deadline, where));
+  int error = 0;
+  socklen_t length = sizeof error;
+  ::getsockopt(socket.fd(), SOL_SOCKET, SO_ERROR, &error, &length);
+  if (error != 0) return fail(ErrorCode::kUnavailable, where, "cannot connect: errno {}", error);
+
+  std::string request =
+      fmt::format("{} {} HTTP/1.0\r\nHost: {}:{}\r\nConnection: close\r\n", method, target, name, port);
+  if (!json_body.empty())
+    request += fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", json_body.size());
+  request += "\r\n";
+  request += json_body;
+  for (std::string_view rest = request; !rest.empty();) {
+    const ssize_t sent = ::send(socket.fd(), rest.data(), rest.size(), MSG_NOSIGNAL);
+    if (sent < 0 && errno == EAGAIN) {
+      RETORT_TRY(await(socket.fd(), POLLOUT, deadline, where));
+      continue;
+    }
+    if (sent < 0) return fail(ErrorCode::kUnavailable, where, "connection lost while asking");
+    rest.remove_prefix(static_cast<std::size_t>(sent));
+  }
+  std::string answer;
+  char buffer[16384];
+  for (;;) {
+    const ssize_t got = ::recv(socket.fd(), buffer, sizeof buffer, 0);
+    if (got == 0) break;
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
+      RETORT_TRY(await(socket.fd(), POLLIN, deadline, where));
+      continue;
+    }
+    if (got < 0) return fail(ErrorCode::kUnavailable, where, "connection lost while it answered");
+    answer.append(buffer, static_cast<std::size_t>(got));
+    if (answer.size() > kMaxAnswerBytes) return fail(ErrorCode::kOutOfBudget, where, "answer above 1 MiB");
+  }
+  LoopbackAnswer out;
+  const std::size_t head = answer.find("\r\n\r\n");
+  if (!answer.starts_with("HTTP/1.") || answer.size() < 12 || head == std::string::npos ||
+      std::from_chars(answer.data() + 9, answer.data() + 12, out.status).ec != std::errc())
+    return fail(ErrorCode::kCorrupt, where, "the answer is not HTTP");
+  out.body = answer.substr(head + 4);
+  return out;
+}
+
+Result<void> check_health(const std::string& host, std::uint16_t port, const std::string& artifact,
+                          std::chrono::milliseconds timeout) {
+  const LoopbackAnswer answer = RETORT_TRY(ask_serve(host, port, "GET", "/health", "", timeout));
+  const std::string where = fmt::format("http://{}:{}/health", host, port);
+  if (answer.status != 200) return fail(ErrorCode::kUnavailable, where, "status {}", answer.status);
+  const json::value body = RETORT_TRY(parse_json(answer.body, where));
+  const json::object& object = *RETORT_TRY(as_object(body, where));
+  if (json_has(object, "artifact_sha256") && !artifact.empty()) {
+    const std::string serving = RETORT_TRY(json_string(object, "artifact_sha256", where));
+    if (!serving.empty() && serving != artifact)
+      return fail(ErrorCode::kConflict, where, "serves artifact {}, not {}", serving, artifact);
+  }
+  return {};
+}
+
+Result<void> check_completion(const std::string& host, std::uint16_t port,
+                              std::chrono::milliseconds timeout) {
+  const LoopbackAnswer answer = RETORT_TRY(ask_serve(
+      host, port, "POST", "/v1/completions", R"({"prompt":"The","max_tokens":4,"temperature":0})", timeout));
+  const std::string where = fmt::format("http://{}:{}/v1/completions", host, port);
+  if (answer.status != 200)
+    return fail(ErrorCode::kInvalid, where, "the probe's completion got status {}: {}", answer.status,
+                answer.body.substr(0, 200));
+  const json::value body = RETORT_TRY(parse_json(answer.body, where));
+  const json::object& object = *RETORT_TRY(as_object(body, where));
+  if (RETORT_TRY(json_array(object, "choices", where))->empty())
+    return fail(ErrorCode::kInvalid, where, "the probe's completion has no choice");
+  return {};
+}
+
+std::optional<Histogram> parse_histogram(std::string_view metrics, std::string_view name) {
+  std::map<double, double> buckets;
+  Histogram out;
+  bool seen = false;
+  while (!metrics.empty()) {
+    std::string_view line = metrics.substr(0, metrics.find('\n'));
+    metrics.remove_prefix(std::min(metrics.size(), line.size() + 1));
+    if (!line.starts_with(name)) continue;
+    line.remove_prefix(name.size());
+    const std::size_t space = line.rfind(' ');
+    if (space == std::string_view::npos) continue;
+    double value = 0;
+    if (std::from_chars(line.data() + space + 1, line.data() + line.size(), value).ec != std::errc())
+      continue;
+    if (line.starts_with("_sum")) out.sum += value;
+    if (line.starts_with("_count")) out.count += value, seen = true;
+    if (!line.starts_with("_bucket")) continue;
+    const std::size_t le = line.find("le=\"");
+    if (le == std::string_view::npos) continue;
+    double bound = std::numeric_limits<double>::infinity();
+    if (!line.substr(le + 4).starts_with("+Inf"))
+      if (std::from_chars(line.data() + le + 4, line.data() + line.size(), bound).ec != std::errc()) continue;
+    buckets[bound] += value;
+  }
+  if (!seen) return std::nullopt;
+  out.buckets.assign(buckets.begin(), buckets.end());
+  return out;
+}
+
+std::optional<double> quantile_between(const Histogram& before, const Histogram& now, double quantile) {
+  const bool restarted = now.count < before.count || before.buckets.size() != now.buckets.size();
+  const auto delta = [&](std::size_t i) {
+    return now.buckets[i].second - (restarted ? 0 : before.buckets[i].second);
+  };
+  const double total = now.count - (restarted ? 0 : before.count);
+  if (total <= 0 || now.buckets.empty()) return std::nullopt;
+  const double wanted = total * quantile;
+  double lower_bound = 0, lower_count = 0;
+  for (std::size_t i = 0; i < now.buckets.size(); ++i) {
+    const double bound = now.buckets[i].first, count = delta(i);
+    if (count >= wanted) {
+      if (!std::isfinite(bound)) return lower_bound;
+      return count <= lower_count
+                 ? bound
+                 : lower_bound + (bound - lower_bound) * (wanted - lower_count) / (count - lower_count);
+    }
+    lower_bound = bound, lower_count = count;
+  }
+  return lower_bound;
+}
+
+}  // namespace retort

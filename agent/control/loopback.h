@@ -1,0 +1,41 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "common/core/result.h"
+
+namespace retort {
+
+/// One HTTP/1.0 request to retort-serve on this machine, blocking, at most `timeout` in all and 1 MiB of
+/// answer. A client of its own, because it is the only HTTP that the agent speaks, and Beast would add a
+/// megabyte to it. Thread: any but the reactor.
+struct LoopbackAnswer {
+  int status = 0;
+  std::string body;
+};
+Result<LoopbackAnswer> ask_serve(const std::string& host, std::uint16_t port, std::string_view method,
+                                 std::string_view target, std::string_view json_body,
+                                 std::chrono::milliseconds timeout);
+
+/// /health answers 200, and for this artifact where it says so.
+Result<void> check_health(const std::string& host, std::uint16_t port, const std::string& artifact,
+                          std::chrono::milliseconds timeout);
+/// Asks for four tokens: there must be an answer with generated text or tokens, in finite time.
+Result<void> check_completion(const std::string& host, std::uint16_t port, std::chrono::milliseconds timeout);
+
+/// A Prometheus histogram of /metrics' text, summed over its label sets.
+struct Histogram {
+  std::vector<std::pair<double, double>> buckets;  ///< upper bound, cumulative count; ascending
+  double sum = 0, count = 0;
+};
+std::optional<Histogram> parse_histogram(std::string_view metrics, std::string_view name);
+/// The quantile of what came between two scrapes, interpolated inside its bucket; nothing when nothing came.
+std::optional<double> quantile_between(const Histogram& before, const Histogram& now, double quantile);
+
+}  // namespace retort

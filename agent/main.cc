@@ -1,0 +1,282 @@
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <charconv>
+#include <cstdio>
+
+#include "agent/control/agent.h"
+#include "common/core/file.h"
+#include "common/core/log.h"
+#include "common/core/units.h"
+
+namespace retort {
+namespace {
+namespace fs = std::filesystem;
+
+struct Arguments {
+  fs::path state, token_file, serve_binary, status_file;
+  std::string coordinator, token, server_key, name, serve_host = "127.0.0.1", memory_budget, disk_budget,
+                                                    supervisor;
+  std::vector<std::string> labels;
+  std::uint16_t serve_port = 0;
+  double cpu_threads = 0, probation_seconds = 5;
+  bool json = false, stop_serve_on_exit = false;
+};
+
+constexpr std::string_view kTokenPrefix = "retort-enrol:";
+constexpr std::size_t kKeyLength = 40;  // Z85, which has ':' among its characters
+
+struct Token {
+  std::string server_key, secret;
+};
+Result<Token> parse_token(std::string_view text) {
+  while (!text.empty() && (text.back() == '\n' || text.back() == ' ' || text.back() == '\r'))
+    text.remove_suffix(1);
+  const std::size_t secret = kTokenPrefix.size() + kKeyLength + 1;
+  if (!text.starts_with(kTokenPrefix) || text.size() <= secret || text[secret - 1] != ':')
+    return fail(ErrorCode::kInvalid, "--token",
+                "not an enrolment token (they look like \"retort-enrol:<server key>:<secret>\"; the operator "
+                "makes one "
+                "with: retort token create --kind enrolment)");
+  return Token{std::string(text.substr(kTokenPrefix.size(), kKeyLength)), std::string(text.substr(secret))};
+}
+
+Result<DeclaredBudgets> parse_budgets(const Arguments& arguments) {
+  DeclaredBudgets budgets;
+  if (!arguments.memory_budget.empty())
+    budgets.memory_bytes = RETORT_TRY(parse_bytes(arguments.memory_budget));
+  if (!arguments.disk_budget.empty()) budgets.disk_bytes = RETORT_TRY(parse_bytes(arguments.disk_budget));
+  budgets.cpu_threads = arguments.cpu_threads;
+  return budgets;
+}
+
+Result<std::map<std::string, std::string>> parse_labels(const std::vector<std::string>& labels) {
+  std::map<std::string, std::string> out;
+  for (const std::string& label : labels) {
+    const std::size_t equals = label.find('=');
+    if (equals == 0 || equals == std::string::npos)
+      return fail(ErrorCode::kInvalid, "--label", "\"{}\" is not key=value", label);
+    out[label.substr(0, equals)] = label.substr(equals + 1);
+  }
+  return out;
+}
+
+Result<void> run(const Arguments& arguments) {
+  AgentOptions options;
+  options.version = RETORT_VERSION;
+  std::error_code error;
+  options.own_binary = fs::read_symlink("/proc/self/exe", error);
+  options.state_folder = fs::absolute(arguments.state);
+  if (!arguments.status_file.empty()) options.status_file = fs::absolute(arguments.status_file);
+  options.coordinator = arguments.coordinator;
+  options.name = arguments.name;
+  options.labels = RETORT_TRY(parse_labels(arguments.labels));
+  options.budgets = RETORT_TRY(parse_budgets(arguments));
+  options.serve_host = arguments.serve_host;
+  options.serve_port = arguments.serve_port;
+  options.stop_serve_on_exit = arguments.stop_serve_on_exit;
+  options.probation =
+      std::chrono::milliseconds(static_cast<std::int64_t>(arguments.probation_seconds * 1000));
+  if (options.name.empty()) {
+    char host[256] = "";
+    ::gethostname(host, sizeof host - 1);
+    options.name = host;
+  }
+  options.server_key = arguments.server_key;
+  if (!options.server_key.empty() && options.server_key.size() != kKeyLength)
+    return fail(ErrorCode::kInvalid, "--server-key", "a Z85 key has {} characters, this one {}", kKeyLength,
+                options.server_key.size());
+
+  for (const char* folder : {"slots/a", "slots/b", "run", "keys"})
+    RETORT_TRY(make_folders(options.state_folder / folder));
+  const Result<FileLock> lock = FileLock::take(options.state_folder / "agent.lock");
+  if (!lock)
+    return fail(lock.error().code, lock.error().where, "{}: another retort-agent runs on this state folder",
+                lock.error().message);
+  Spool spool = RETORT_TRY(Spool::open(options.state_folder / "state.db"));
+  const bool enrolled = !RETORT_TRY(spool.get("device_id")).value_or("").empty();
+  std::string token = arguments.token;
+  if (token.empty() && !arguments.token_file.empty()) {
+    Result<std::string> text = read_file(arguments.token_file, 4096);
+    if (text)
+      token = *text;
+    else if (!enrolled)  // afterwards the token is no longer needed
+      return fail(text.error());
+  }
+  if (!token.empty()) {
+    Token parsed = RETORT_TRY(parse_token(token));
+    options.token_secret = std::move(parsed.secret);
+    if (options.server_key.empty()) options.server_key = std::move(parsed.server_key);
+  }
+  if (!enrolled && options.token_secret.empty())
+    return fail(ErrorCode::kInvalid, options.state_folder.string(),
+                "this device is not enrolled: give --token or --token-file (the operator makes one with: "
+                "retort token "
+                "create --kind enrolment)");
+  if (!enrolled && options.coordinator.empty())
+    return fail(ErrorCode::kInvalid, "--coordinator", "needed to enrol, for example tcp://10.0.0.1:8441");
+  CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(options.state_folder / "keys" / "curve"));
+
+  ServeOptions serve;
+  serve.state_folder = options.state_folder;
+  serve.binary = arguments.serve_binary;
+  if (serve.binary.empty()) {
+    const fs::path beside = options.own_binary.parent_path() / "retort-serve";
+    serve.binary = fs::exists(beside) ? beside : fs::path("retort-serve");
+  }
+  serve.host = options.serve_host;
+  serve.threads = static_cast<std::uint32_t>(options.budgets.cpu_threads);
+  if (options.budgets.cpu_threads > 0 && serve.threads == 0) serve.threads = 1;
+  // The agent itself needs some of the device's budget.
+  constexpr std::uint64_t kOwnBytes = 12u << 20;
+  if (options.budgets.memory_bytes > 2 * kOwnBytes)
+    serve.memory_limit_bytes = options.budgets.memory_bytes - kOwnBytes;
+
+  boost::asio::io_context reactor(1);
+  SystemClock clock;
+  SystemRandom random;
+  auto supervisor = RETORT_TRY(arguments.supervisor == "systemd" ? make_systemd_supervisor(reactor, serve)
+                                                                 : make_process_supervisor(reactor, serve));
+  const std::unique_ptr<Agent> agent = RETORT_TRY(Agent::open(
+      reactor, std::move(options), std::move(spool), std::move(keys), std::move(supervisor), clock, random));
+  boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);
+  signals.async_wait([&](const boost::system::error_code& failed, int number) {
+    if (failed) return;
+    log_info("signal {}: the agent ends{}", number,
+             arguments.stop_serve_on_exit ? "" : ", what it serves serves on");
+    agent->stop([&] { reactor.stop(); });
+  });
+  RETORT_TRY(agent->start());
+  reactor.run();
+  return {};
+}
+
+Result<void> profile(const Arguments& arguments) {
+  ProfileOptions options;
+  options.budgets = RETORT_TRY(parse_budgets(arguments));
+  options.labels = RETORT_TRY(parse_labels(arguments.labels));
+  options.version = RETORT_VERSION;
+  if (!arguments.state.empty()) options.state_folder = arguments.state;
+  const DeviceProfile p = measure_profile(options);
+  if (arguments.json) {
+    fmt::print("{}", pretty_json(profile_to_json(p)));
+    return {};
+  }
+  fmt::print("cpu            {} ({}, {} cores, {:.3g} allowed)\n", p.cpu_model, p.architecture, p.cores,
+             p.cpu_allowance);
+  fmt::print("features       {}\n", fmt::join(p.isa_features, " "));
+  fmt::print("memory         {} of {} ({})\n", format_bytes(p.memory_budget_bytes),
+             format_bytes(p.memory_bytes), p.budget_source);
+  fmt::print("disk free      {}\n", format_bytes(p.disk_free_bytes));
+  fmt::print("bandwidth      {:.1f} GB/s (one thread, read)\n", p.memory_bandwidth_bytes_per_second / 1e9);
+  fmt::print("matvec         F32 {:.2f} GFLOP/s, Q8_0 {:.2f} GOP/s (one thread)\n", p.matvec_f32_flops / 1e9,
+             p.matvec_q8_0_ops / 1e9);
+  fmt::print("accelerators   {}\n",
+             p.accelerators.empty() ? "none seen" : fmt::format("{}", fmt::join(p.accelerators, ", ")));
+  fmt::print("energy meter   {}\n", p.energy_meter.empty() ? "none" : p.energy_meter);
+  for (const std::string& note : p.notes) fmt::print("note           {}\n", note);
+  return {};
+}
+
+Result<void> status(const Arguments& arguments) {
+  const fs::path file = arguments.state / "run" / "status.json";
+  Result<std::string> text = read_file(file, 1 << 20);
+  if (!text)
+    return fail(ErrorCode::kNotFound, file.string(),
+                "no status: has retort-agent run with this state folder?");
+  const json::value value = RETORT_TRY(parse_json(*text, file.string()));
+  const bool running = FileLock::held(arguments.state / "agent.lock");
+  if (arguments.json) {
+    json::object object = value.is_object() ? value.as_object() : json::object{};
+    object["running"] = running;
+    fmt::print("{}", pretty_json(object));
+  } else {
+    fmt::print("{}{}", running ? "" : "the agent does not run; its last words:\n", *text);
+  }
+  return {};
+}
+
+int finish(const Result<void>& result) {
+  if (result) return 0;
+  fmt::print(stderr, "retort-agent: {}\n", result.error().describe());
+  return exit_code(result.error().code);
+}
+
+}  // namespace
+}  // namespace retort
+
+int main(int argc, char** argv) {
+  ::signal(SIGPIPE, SIG_IGN);
+  retort::Arguments arguments;
+  CLI::App app{
+      "Keeps the student that this device should serve: enrols, profiles, pulls, verifies, serves, reports."};
+  app.set_version_flag("--version", "retort-agent " RETORT_VERSION);
+  app.require_subcommand(1);
+  const auto budgets = [&](CLI::App* command) {
+    command->add_option("--memory-budget", arguments.memory_budget,
+                        "what agent and students may use, for example 256MiB; can only lower the machine's "
+                        "or cgroup's limit");
+    command->add_option("--cpu-threads", arguments.cpu_threads, "cores' worth that students may use")
+        ->check(CLI::NonNegativeNumber);
+    command->add_option("--disk-budget", arguments.disk_budget,
+                        "bytes for students on disk (two slots and a pull)");
+    command->add_option("--label", arguments.labels,
+                        "key=value, for the coordinator's class rules; repeatable");
+  };
+  CLI::App* run = app.add_subcommand("run", "Runs the agent until SIGTERM; what it serves serves on");
+  run->add_option("--state", arguments.state, "state folder (state.db, keys, slots/a, slots/b, run)")
+      ->required();
+  run->add_option("--coordinator", arguments.coordinator,
+                  "its fleet link, tcp://host:port; without it: serve only");
+  run->add_option("--token", arguments.token, "enrolment token, the first time");
+  run->add_option("--token-file", arguments.token_file, "file that holds the token");
+  run->add_option("--server-key", arguments.server_key,
+                  "the coordinator's public key (Z85), in place of the token's");
+  run->add_option("--name", arguments.name, "this device's name; default: the host's");
+  run->add_option("--serve-binary", arguments.serve_binary,
+                  "retort-serve; default: the one beside this program, or on PATH");
+  run->add_option("--serve-host", arguments.serve_host, "address that students listen on")
+      ->capture_default_str();
+  run->add_option("--serve-port", arguments.serve_port,
+                  "port that students listen on; 0: any, told in the status")
+      ->capture_default_str();
+  run->add_option("--supervisor", arguments.supervisor, "process, or systemd (units retort-serve@a, @b)")
+      ->check(CLI::IsMember({"process", "systemd"}))
+      ->default_str("process");
+  run->add_option("--probation-seconds", arguments.probation_seconds,
+                  "a new student must live so long before it counts")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  run->add_option("--status-file", arguments.status_file,
+                  "JSON status, replaced at each change, beside STATE/run/status.json");
+  run->add_flag("--stop-serve-on-exit", arguments.stop_serve_on_exit, "end the student with the agent");
+  budgets(run);
+  CLI::App* profile =
+      app.add_subcommand("profile", "Measures this device, as the coordinator would see it (about 0.4 s)");
+  profile->add_flag("--json", arguments.json, "as JSON");
+  profile->add_option("--state", arguments.state, "folder whose file system's free space counts");
+  budgets(profile);
+  CLI::App* status = app.add_subcommand("status", "Prints the status of the agent on a state folder");
+  status->add_option("--state", arguments.state, "state folder")->required();
+  status->add_flag("--json", arguments.json, "with \"running\"");
+  app.footer(
+      "Examples:\n"
+      "  retort-agent run --state /var/lib/retort-agent --coordinator tcp://10.0.0.1:8441 --token-file "
+      "token\n"
+      "  retort-agent run --state ./device --coordinator tcp://127.0.0.1:8441 --memory-budget 96MiB "
+      "--cpu-threads 1\n"
+      "  retort-agent profile --memory-budget 64MiB\n"
+      "  retort-agent status --state ./device\n"
+      "Exit status: 0 ok, 1 failure, 2 usage, 3 bad input, 4 out of budget, 5 unavailable, 6 denied.");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (run->parsed()) return retort::finish(retort::run(arguments));
+  if (profile->parsed()) return retort::finish(retort::profile(arguments));
+  return retort::finish(retort::status(arguments));
+}

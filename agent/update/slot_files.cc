@@ -1,0 +1,203 @@
+#include "agent/update/slot_files.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "common/core/file.h"
+#include "common/core/log.h"
+#include "common/core/sha256.h"
+#include "common/core/units.h"
+#include "common/trust/trust.h"
+
+namespace retort {
+namespace fs = std::filesystem;
+
+namespace {
+
+/// Left free on the file system whatever is pulled: the agent's own state must still be writable.
+constexpr std::uint64_t kDiskReserveBytes = 8u << 20;
+
+std::uint64_t size_or_zero(const fs::path& path) {
+  std::error_code error;
+  const auto size = fs::file_size(path, error);
+  return error ? 0 : size;
+}
+void remove_quietly(const fs::path& path) {
+  std::error_code ignored;
+  fs::remove(path, ignored);
+}
+
+}  // namespace
+
+SlotFiles::SlotFiles(fs::path slots, std::string signing_key, std::uint64_t disk_budget_bytes)
+    : slots_(std::move(slots)), signing_key_(std::move(signing_key)), disk_budget_bytes_(disk_budget_bytes) {}
+
+fs::path SlotFiles::model(std::string_view slot) const { return slots_ / slot / "model.gguf"; }
+fs::path SlotFiles::part(std::string_view slot) const { return slots_ / slot / "model.gguf.part"; }
+
+std::optional<LocalArtifact> SlotFiles::artifact_in(std::string_view slot) const {
+  const Result<std::string> text = read_file(slots_ / slot / "manifest.json", 64u << 20);
+  if (!text) return std::nullopt;
+  Result<ArtifactManifest> manifest = manifest_of(*text);
+  if (!manifest || size_or_zero(model(slot)) != manifest->length) return std::nullopt;
+  return LocalArtifact{model(slot), std::move(*manifest)};
+}
+
+Result<ArtifactManifest> SlotFiles::manifest_of(std::string_view signed_manifest) const {
+  return verify_manifest(signed_manifest, signing_key_, 0);  // expiry was judged when it came
+}
+
+Result<void> SlotFiles::reserve(const std::string& slot, std::uint64_t length) const {
+  const fs::path file = part(slot);
+  RETORT_TRY(make_folders(file.parent_path()));
+  const auto room = [&]() -> Result<void> {
+    const std::uint64_t have = size_or_zero(file), more = length > have ? length - have : 0;
+    const std::uint64_t free = RETORT_TRY(free_disk_bytes(file.parent_path()));
+    if (more + kDiskReserveBytes > free && more > 0)
+      return fail(ErrorCode::kOutOfBudget, file.string(),
+                  "the student needs {} of disk and {} are free ({} are kept for the agent): free some space",
+                  format_bytes(more), format_bytes(free), format_bytes(kDiskReserveBytes));
+    if (disk_budget_bytes_ > 0) {
+      std::uint64_t used = length;
+      for (const char* other : {"a", "b"}) used += size_or_zero(model(other));
+      if (used > disk_budget_bytes_)
+        return fail(ErrorCode::kOutOfBudget, file.string(),
+                    "with this student the slots would hold {}, above the disk budget of {}",
+                    format_bytes(used), format_bytes(disk_budget_bytes_));
+    }
+    return {};
+  };
+  Result<void> fits = room();
+  if (!fits && size_or_zero(model(slot)) > 0) {
+    log_info("slot {}: its previous model goes, to make room for the next one", slot);
+    remove_quietly(model(slot));
+    remove_quietly(slots_ / slot / "manifest.json");
+    fits = room();
+  }
+  if (!fits) return fits;
+  if (size_or_zero(file) > length) remove_quietly(file);
+  const File out = RETORT_TRY(File::open_write(file, false));
+  if (length > 0)
+    if (const int error = ::posix_fallocate(out.fd(), 0, static_cast<off_t>(length)); error != 0) {
+      errno = error;
+      return fail_errno(file.string(), "cannot reserve disk space");
+    }
+  return out.sync();
+}
+
+Result<SlotFiles::Begun> SlotFiles::begin(Spool& spool, const std::string& slot, const std::string& artifact,
+                                          std::string_view signed_manifest, UnixMillis trusted_now) {
+  Begun begun;
+  begun.manifest = RETORT_TRY(verify_manifest(signed_manifest, signing_key_, trusted_now));
+  if (begun.manifest.sha256 != artifact)
+    return fail(ErrorCode::kCorrupt, artifact, "the manifest is for another artifact, {}",
+                begun.manifest.sha256);
+  if (begun.manifest.format != "gguf")
+    return fail(ErrorCode::kUnsupported, artifact, "format \"{}\"; this agent serves gguf",
+                begun.manifest.format);
+  const std::size_t pieces = begun.manifest.pieces.size();
+
+  const std::optional<Spool::Pull> earlier = RETORT_TRY(spool.pull());
+  const bool resumed = earlier && earlier->artifact == artifact && earlier->slot == slot &&
+                       earlier->done.size() == pieces && size_or_zero(part(slot)) == begun.manifest.length;
+  if (resumed) {
+    begun.done = earlier->done;
+    begun.cursor = earlier->cursor;
+  } else {
+    remove_quietly(part(slot));
+    begun.done.assign(pieces, false);
+    RETORT_TRY(spool.begin_pull({artifact, slot, std::string(signed_manifest), begun.done, 0}));
+  }
+  RETORT_TRY(reserve(slot, begun.manifest.length));
+
+  std::vector<LocalArtifact> local;
+  for (const char* name : {"a", "b"})
+    if (std::optional<LocalArtifact> found = artifact_in(name)) local.push_back(std::move(*found));
+  const File out = RETORT_TRY(File::open_write(part(slot), false));
+  std::vector<std::uint32_t> copied;
+  std::string buffer;
+  for (const PieceCopy& copy : plan_copies(begun.manifest, local, begun.done)) {
+    const ArtifactPiece& piece = begun.manifest.pieces[copy.piece];
+    const Result<File> in = File::open_read(copy.file);
+    if (!in) continue;  // then it is pulled
+    Sha256 hash;
+    bool good = true;
+    for (std::uint64_t at = 0; good && at < piece.length;) {
+      buffer.resize(std::min<std::uint64_t>(piece.length - at, 256u << 10));
+      good = in->read_exact_at(copy.offset + at, buffer).has_value();
+      if (!good) break;
+      hash.update(buffer);
+      RETORT_TRY(out.write_all_at(piece.offset + at, buffer));
+      at += buffer.size();
+    }
+    if (!good || hash.finish_hex() != piece.sha256) continue;
+    copied.push_back(copy.piece);
+    begun.done[copy.piece] = true;
+    begun.bytes_copied += piece.length;
+  }
+  if (!copied.empty()) {
+    RETORT_TRY(out.sync());
+    RETORT_TRY(spool.note_progress(copied, begun.cursor));
+  }
+  return begun;
+}
+
+Result<void> SlotFiles::write(Spool& spool, const std::string& slot, const ArtifactManifest& manifest,
+                              std::uint64_t offset, std::string_view bytes,
+                              const std::vector<std::uint32_t>& completed, std::uint64_t cursor_after) const {
+  {
+    const File out = RETORT_TRY(File::open_write(part(slot), false));
+    RETORT_TRY(out.write_all_at(offset, bytes));
+    RETORT_TRY(out.sync());
+  }
+  std::vector<std::uint32_t> good;
+  for (const std::uint32_t index : completed) {
+    const ArtifactPiece& piece = manifest.pieces[index];
+    if (RETORT_TRY(sha256_file_hex(part(slot), piece.offset, piece.length)) == piece.sha256) {
+      good.push_back(index);
+      continue;
+    }
+    // Any of the piece's chunks may be the bad one: cursor 0 makes the next try pull it from its start.
+    RETORT_TRY(spool.note_progress(good, 0));
+    return fail(ErrorCode::kCorrupt, manifest.sha256,
+                "piece \"{}\" arrived with another hash than the signed manifest names", piece.name);
+  }
+  return spool.note_progress(good, cursor_after);
+}
+
+Result<void> SlotFiles::verify(const std::string& slot, const ArtifactManifest& manifest) const {
+  // After a crash between stage's two steps the file has its final name already.
+  const bool staged = !fs::exists(part(slot)) && fs::exists(model(slot));
+  const fs::path file = staged ? model(slot) : part(slot);
+  const std::string hash = RETORT_TRY(sha256_file_hex(file));
+  if (hash == manifest.sha256) return {};
+  if (!staged) remove_quietly(file);
+  return fail(ErrorCode::kCorrupt, manifest.sha256, "the whole file's hash is {}", hash);
+}
+
+Result<void> SlotFiles::stage(Spool& spool, const std::string& slot, const std::string& artifact) const {
+  const std::optional<Spool::Pull> pull = RETORT_TRY(spool.pull());
+  const std::optional<LocalArtifact> there = artifact_in(slot);
+  if (there && there->manifest.sha256 == artifact && !fs::exists(part(slot))) return spool.end_pull();
+  if (!pull || pull->artifact != artifact)
+    return fail(ErrorCode::kNotFound, artifact, "no pull of this artifact to put in slot {}", slot);
+  // The old manifest goes first: model and manifest never disagree unnoticed, for artifact_in compares.
+  remove_quietly(slots_ / slot / "manifest.json");
+  if (fs::exists(part(slot))) {
+    std::error_code error;
+    fs::rename(part(slot), model(slot), error);
+    if (error) {
+      errno = error.value();
+      return fail_errno(model(slot).string(), "cannot rename into place");
+    }
+    RETORT_TRY(sync_folder(slots_ / slot));
+  }
+  RETORT_TRY(write_file_atomic(slots_ / slot / "manifest.json", pull->signed_manifest));
+  return spool.end_pull();
+}
+
+void SlotFiles::discard_part(const std::string& slot) const { remove_quietly(part(slot)); }
+
+}  // namespace retort

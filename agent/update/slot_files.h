@@ -1,0 +1,61 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "agent/spool/spool.h"
+#include "agent/update/plan.h"
+#include "common/core/result.h"
+
+namespace retort {
+
+/// Files of the A/B slots: DIR/<slot>/model.gguf with manifest.json (the signed metadata it came with), and
+/// model.gguf.part while one is being pulled. Thread: one at a time (the agent's disk pool).
+class SlotFiles {
+ public:
+  /// `disk_budget_bytes`: of everything in the slots together; 0: what the file system has.
+  SlotFiles(std::filesystem::path slots, std::string signing_key, std::uint64_t disk_budget_bytes);
+
+  std::filesystem::path model(std::string_view slot) const;
+  /// The artifact of a slot if its files are there and the names agree; not rehashed.
+  std::optional<LocalArtifact> artifact_in(std::string_view slot) const;
+
+  /// The manifest of signed text that was accepted before: signature and form again, expiry not.
+  Result<ArtifactManifest> manifest_of(std::string_view signed_manifest) const;
+
+  /// Checks the signed manifest, makes room (the slot's old model goes when there is no other way), reserves
+  /// the file, copies the pieces that lie here already; notes all in `spool`, so that it can go on after a
+  /// crash. Resumes where `spool` holds this very artifact. kOutOfBudget when the disk is too small.
+  struct Begun {
+    ArtifactManifest manifest;
+    std::vector<bool> done;
+    std::uint64_t cursor = 0, bytes_copied = 0;
+  };
+  Result<Begun> begin(Spool& spool, const std::string& slot, const std::string& artifact,
+                      std::string_view signed_manifest, UnixMillis trusted_now);
+
+  /// Writes bytes at an offset, to the disk, then checks the pieces they completed, then notes the progress.
+  /// kCorrupt: a piece's hash is wrong (nothing is noted for this call).
+  Result<void> write(Spool& spool, const std::string& slot, const ArtifactManifest& manifest,
+                     std::uint64_t offset, std::string_view bytes,
+                     const std::vector<std::uint32_t>& completed, std::uint64_t cursor_after) const;
+
+  /// The whole file against the manifest's hash. kCorrupt otherwise; the file is removed then.
+  Result<void> verify(const std::string& slot, const ArtifactManifest& manifest) const;
+  /// Part and manifest become the slot's. Harmless to repeat.
+  Result<void> stage(Spool& spool, const std::string& slot, const std::string& artifact) const;
+  void discard_part(const std::string& slot) const;
+
+ private:
+  std::filesystem::path part(std::string_view slot) const;
+  Result<void> reserve(const std::string& slot, std::uint64_t length) const;
+  std::filesystem::path slots_;
+  std::string signing_key_;
+  std::uint64_t disk_budget_bytes_;
+};
+
+}  // namespace retort
