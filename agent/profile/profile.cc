@@ -99,7 +99,7 @@ double rate(std::chrono::milliseconds time, Pass pass) {
     units += pass();
     spent = Steady::now() - start;
   } while (spent < time);
-  return units / spent.count();
+  return std::round(units / spent.count());
 }
 
 /// So that the compiler cannot drop the work.
