@@ -163,7 +163,7 @@ Result<void> bench(const Options& options) {
                          {"parameters", model->parameters()},
                          {"file_bytes", model->file().file_length()},
                          {"bits_per_weight", model->bits_per_weight()},
-                         {"kernels", kernels().name},
+                         {"kernels", kernels::instruction_set()},
                          {"threads", team.size()},
                          {"prompt_tokens_per_second", options.prompt / first},
                          {"generate_tokens_per_second", 1 / token},
@@ -177,7 +177,7 @@ Result<void> bench(const Options& options) {
     std::cout << fmt::format("{}: {} parameters, {}, {:.2f} bits per weight, {} kernels, {} threads\n",
                              options.model, format_count(model->parameters()),
                              format_bytes(model->file().file_length()), model->bits_per_weight(),
-                             kernels().name, team.size())
+                             kernels::instruction_set(), team.size())
               << fmt::format("prompt   {:>10.1f} tokens/s  ({} tokens, median of {})\n",
                              options.prompt / first, options.prompt, options.repeat)
               << fmt::format("generate {:>10.1f} tokens/s  ({} tokens, median of {})\n", 1 / token,

@@ -383,6 +383,35 @@ double LogSumExp(const float* x, std::size_t n) {
   return static_cast<double>(top) + std::log(sum);
 }
 
+double KlDivergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n) {
+  // Σ pᵢ (log pᵢ − log qᵢ) = Σ pᵢ (p's logitᵢ − q's logitᵢ) + lse_q − lse_p
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  const F normalizer = hn::Set(d, static_cast<float>(lse_p));
+  double sum = 0;
+  std::size_t i = 0;
+  while (i + lanes <= n) {
+    F part = hn::Zero(d);
+    for (std::size_t end = std::min(n, i + 32 * lanes); i + lanes <= end; i += lanes) {
+      const F mine = hn::LoadU(d, p + i);
+      const F share = hn::Exp(d, hn::Max(hn::Sub(mine, normalizer), hn::Set(d, -87.0f)));
+      part = hn::MulAdd(share, hn::Sub(mine, hn::LoadU(d, q + i)), part);
+    }
+    sum += static_cast<double>(sum_lanes(part));
+  }
+  for (; i < n; ++i)
+    sum +=
+        std::exp(static_cast<double>(p[i]) - lse_p) * (static_cast<double>(p[i]) - static_cast<double>(q[i]));
+  return sum + lse_q - lse_p;
+}
+
+std::size_t Best(const float* x, std::size_t n) {
+  const float top = largest_of(x, n);
+  for (std::size_t i = 0; i < n; ++i)
+    if (x[i] == top) return i;
+  return 0;
+}
+
 void Attention(const float* q, const float* k, const float* v, std::uint32_t n, std::size_t stride,
                std::uint32_t head_dim, float scale, float* scores, float* out) {
   const Floats d;
@@ -460,6 +489,8 @@ HWY_EXPORT(SiluMul);
 HWY_EXPORT(Gelu);
 HWY_EXPORT(Rope);
 HWY_EXPORT(LogSumExp);
+HWY_EXPORT(KlDivergence);
+HWY_EXPORT(Best);
 HWY_EXPORT(Attention);
 HWY_EXPORT(InstructionSet);
 
@@ -484,6 +515,10 @@ void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* c
   HWY_DYNAMIC_DISPATCH(Rope)(x, n_head, head_dim, cosine, sine);
 }
 double log_sum_exp(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExp)(x, n); }
+double kl_divergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n) {
+  return HWY_DYNAMIC_DISPATCH(KlDivergence)(p, lse_p, q, lse_q, n);
+}
+std::size_t best(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(Best)(x, n); }
 void attention(const float* q, const float* k, const float* v, std::uint32_t n, std::size_t stride,
                std::uint32_t head_dim, float scale, float* scores, float* out) {
   HWY_DYNAMIC_DISPATCH(Attention)(q, k, v, n, stride, head_dim, scale, scores, out);

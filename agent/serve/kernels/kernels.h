@@ -51,6 +51,12 @@ void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* c
 /// The logarithm of the sum of exponentials: log softmax is x[i] minus this.
 double log_sum_exp(const float* x, std::size_t n);
 
+/// KL(p ‖ q) in nats of the distributions that two rows of logits stand for; lse_p and lse_q are their
+/// log_sum_exp.
+double kl_divergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n);
+/// The index of the largest value; the first of equals.
+std::size_t best(const float* x, std::size_t n);
+
 /// Positions that a row of the K and V caches is padded to.
 constexpr std::uint32_t kPositionBlock = 16;
 

@@ -8,22 +8,6 @@
 #include "common/core/file.h"
 
 namespace retort {
-namespace {
-
-/// log of the sum of exponentials [Blanchard 2021, algorithm 3.1].
-double log_sum_exp(std::span<const float> logits) {
-  const float largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float x : logits) sum += static_cast<double>(std::exp(x - largest));
-  return static_cast<double>(largest) + std::log(sum);
-}
-
-std::size_t best(std::span<const float> logits) {
-  return static_cast<std::size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-}  // namespace
-
 json::object Evaluation::to_json() const {
   json::object out{{"tokens", tokens},
                    {"bytes", bytes},
@@ -111,18 +95,15 @@ Result<Evaluation> evaluate(std::shared_ptr<const Model> student, std::shared_pt
         if (reference) wanted = RETORT_TRY(reference->evaluate_all(tokens));
         for (std::size_t t = 0; t < n; ++t) {
           const TokenId next = ids[from + at + t + 1];
-          const std::span<const float> mine = logits.subspan(t * n_vocab, n_vocab);
-          const double normalizer = log_sum_exp(mine);
-          nll += normalizer - static_cast<double>(mine[static_cast<std::size_t>(next)]);
+          const float* const mine = logits.data() + t * n_vocab;
+          const double normalizer = kernels::log_sum_exp(mine, n_vocab);
+          nll += normalizer - static_cast<double>(mine[next]);
           result.bytes += tokenizer.piece(next).size();
           if (reference) {
-            const std::span<const float> theirs = wanted.subspan(t * n_vocab, n_vocab);
-            const double other = log_sum_exp(theirs);
-            for (std::size_t i = 0; i < n_vocab; ++i) {
-              const double log_p = static_cast<double>(theirs[i]) - other;
-              divergence += std::exp(log_p) * (log_p - (static_cast<double>(mine[i]) - normalizer));
-            }
-            agreed += best(mine) == best(theirs) ? 1 : 0;
+            const float* const theirs = wanted.data() + t * n_vocab;
+            divergence += kernels::kl_divergence(theirs, kernels::log_sum_exp(theirs, n_vocab), mine,
+                                                 normalizer, n_vocab);
+            agreed += kernels::best(mine, n_vocab) == kernels::best(theirs, n_vocab) ? 1 : 0;
           }
         }
         result.tokens += n;

@@ -30,8 +30,8 @@ Model::Model(GgufFile file, ModelConfig config, Tokenizer tokenizer)
   // vector.
   const auto matrix = [&](const std::string& name) {
     const GgufTensor* t = file_.tensor(name);
-    return Matrix{t->type, t->data.data(), static_cast<std::uint32_t>(t->rows()),
-                  static_cast<std::uint32_t>(t->columns()), *row_bytes(t->type, t->columns())};
+    return Matrix{t->type, static_cast<std::uint32_t>(t->rows()), static_cast<std::uint32_t>(t->columns()),
+                  t->data.data()};
   };
   const auto vector = [&](const std::string& name) {
     return reinterpret_cast<const float*>(file_.tensor(name)->data.data());

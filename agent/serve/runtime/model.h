@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "agent/serve/runtime/kernels.h"
+#include "agent/serve/kernels/kernels.h"
 #include "common/core/result.h"
 #include "common/gguf/gguf.h"
 #include "common/model/model_config.h"
@@ -16,6 +16,7 @@ namespace retort {
 /// A model file, opened and checked: weights stay where they are mapped. Thread: any (read-only).
 class Model {
  public:
+  using Matrix = kernels::Matrix;
   static Result<std::shared_ptr<const Model>> open(const std::filesystem::path& gguf);
   static Result<std::shared_ptr<const Model>> from_file(GgufFile file);
 

@@ -26,26 +26,31 @@ Widths widths(const ModelConfig& c) {
   return w;
 }
 
-/// Multiplications below which waking the other threads costs more than the work that they would take over.
-constexpr std::uint64_t kWorthSharing = 1 << 16;
-
 std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+std::uint64_t padded(std::uint64_t positions) {
+  return (positions + kernels::kPositionBlock - 1) / kernels::kPositionBlock * kernels::kPositionBlock;
+}
+
+/// Multiplications below which waking the team costs more than it saves.
+constexpr std::uint64_t kWorthSharing = 200'000;
 
 }  // namespace
 
 MemoryPlan plan_memory(const Model& model, const SessionOptions& given, std::uint32_t threads) {
   const ModelConfig& c = model.config();
-  const std::uint64_t n_ctx = given.n_ctx == 0 ? c.n_ctx : given.n_ctx, batch = given.batch;
+  const std::uint64_t n_ctx = given.n_ctx == 0 ? c.n_ctx : given.n_ctx, stride = padded(n_ctx);
+  const std::uint64_t batch = given.batch;
   const Widths w = widths(c);
   MemoryPlan plan;
   plan.weights_mapped_bytes = model.file().file_length();
   for (const LayerShape& layer : c.layers)
-    plan.kv_cache_bytes += 2 * aligned(4 * n_ctx * layer.n_head_kv * c.head_dim);
+    plan.kv_cache_bytes += 2 * aligned(4 * stride * layer.n_head_kv * c.head_dim);
   const std::uint64_t rows = given.logits_of_all ? batch : 1;
   plan.activation_bytes = 2 * aligned(4 * batch * c.n_embd) + 2 * aligned(4 * batch * w.query) +
                           2 * aligned(4 * batch * w.hidden) + aligned(4 * rows * c.n_vocab) +
-                          aligned(4 * threads * n_ctx) + aligned(4 * n_ctx * c.head_dim) +
-                          aligned(sizeof(ActivationBlock) * batch * ((w.input + 31) / 32)) + 64;
+                          aligned(4 * threads * stride) + aligned(4 * n_ctx * c.head_dim) +
+                          aligned(2 * batch * w.input) + aligned(4 * batch * ((w.input + 31) / 32)) + 64;
   return plan;
 }
 
@@ -73,7 +78,8 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   const ModelConfig& c = model_->config();
   const MemoryPlan plan = plan_memory(*model_, options_, team.size());
   const std::uint64_t size = plan.kv_cache_bytes + plan.activation_bytes;
-  arena_ = std::make_unique_for_overwrite<std::byte[]>(size);
+  arena_.reset(std::calloc(size, 1));  // pages that are never touched stay unmapped
+  if (!arena_) std::abort();           // out of memory ends the process
   std::uintptr_t at = aligned(reinterpret_cast<std::uintptr_t>(arena_.get()));
   const auto take = [&](std::uint64_t bytes) {
     void* const here = reinterpret_cast<void*>(at);
@@ -82,7 +88,7 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   };
   const auto floats = [&](std::uint64_t count) { return static_cast<float*>(take(4 * count)); };
   const Widths w = widths(c);
-  const std::uint64_t b = options_.batch, n_ctx = options_.n_ctx;
+  const std::uint64_t b = options_.batch, n_ctx = options_.n_ctx, stride = padded(n_ctx);
   hidden_ = floats(b * c.n_embd);
   normed_ = floats(b * c.n_embd);
   query_ = floats(b * w.query);
@@ -90,20 +96,24 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   gate_ = floats(b * w.hidden);
   up_ = floats(b * w.hidden);
   logits_ = floats((options_.logits_of_all ? b : 1) * c.n_vocab);
-  scores_ = floats(team.size() * n_ctx);
+  scores_ = floats(team.size() * stride);
   rope_ = floats(n_ctx * c.head_dim);
-  quantized_ = static_cast<ActivationBlock*>(take(sizeof(ActivationBlock) * b * ((w.input + 31) / 32)));
+  quantized_ = static_cast<std::int16_t*>(take(2 * b * w.input));
+  scales_ = floats(b * ((w.input + 31) / 32));
   for (const LayerShape& layer : c.layers) {
-    keys_.push_back(floats(n_ctx * layer.n_head_kv * c.head_dim));
-    values_.push_back(floats(n_ctx * layer.n_head_kv * c.head_dim));
+    keys_.push_back(floats(stride * layer.n_head_kv * c.head_dim));
+    values_.push_back(floats(stride * layer.n_head_kv * c.head_dim));
   }
-  for (std::uint64_t p = 0; p < n_ctx && c.family == ModelFamily::kLlama; ++p)
-    for (std::uint32_t i = 0; i < c.head_dim / 2; ++i) {
-      const double angle =
-          static_cast<double>(p) * std::pow(static_cast<double>(c.rope_theta), -2.0 * i / c.head_dim);
-      rope_[p * c.head_dim + 2 * i] = static_cast<float>(std::cos(angle));
-      rope_[p * c.head_dim + 2 * i + 1] = static_cast<float>(std::sin(angle));
+  if (c.family != ModelFamily::kLlama) return;
+  const std::uint32_t half = c.head_dim / 2;
+  for (std::uint32_t i = 0; i < half; ++i) {
+    const double step = std::pow(static_cast<double>(c.rope_theta), -2.0 * i / c.head_dim);
+    for (std::uint64_t p = 0; p < n_ctx; ++p) {
+      const double angle = static_cast<double>(p) * step;
+      rope_[p * c.head_dim + i] = static_cast<float>(std::cos(angle));
+      rope_[p * c.head_dim + half + i] = static_cast<float>(std::sin(angle));
     }
+  }
 }
 
 Result<void> Session::check(std::span<const TokenId> tokens) const {
@@ -136,44 +146,74 @@ Result<std::span<const float>> Session::evaluate_all(std::span<const TokenId> to
   return std::span<const float>(logits_, tokens.size() * model_->config().n_vocab);
 }
 
-void Session::project(const Matrix& w, const float* x, std::size_t count, float* out, std::size_t out_stride,
-                      const float* bias) {
-  const Kernels& k = kernels();
-  const bool shared = std::uint64_t{w.rows} * w.columns * count >= kWorthSharing;
-  const std::uint32_t members = shared ? team_.size() : 1;
-  if (w.type == TensorType::kQ8_0)
-    for (std::size_t t = 0; t < count; ++t)
-      k.quantize(x + t * w.columns, quantized_ + t * (w.columns / 32), w.columns);
-  const auto rows = [&](std::uint32_t member) {
-    const std::uint32_t first = static_cast<std::uint32_t>(std::uint64_t{w.rows} * member / members);
-    const std::uint32_t last = static_cast<std::uint32_t>(std::uint64_t{w.rows} * (member + 1) / members);
-    matmul(k, w, first, last, x, quantized_, count, out, out_stride);
-    if (bias != nullptr)
-      for (std::size_t t = 0; t < count; ++t)
-        for (std::uint32_t r = first; r < last; ++r) out[t * out_stride + r] += bias[r];
-  };
-  if (shared)
-    team_.run(rows);
-  else
-    rows(0);
+/// Into how many chunks the team splits so many multiplications; 1: the caller does them alone.
+std::uint32_t Session::chunks(std::uint64_t multiplications) const {
+  if (team_.size() == 1 || multiplications < kWorthSharing) return 1;
+  return static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(4 * team_.size(), 2 * multiplications / kWorthSharing));
 }
 
+/// Chunk by chunk the same share of each product's rows, then after(first, last) with the last product's.
+template <typename After>
+void Session::project(std::initializer_list<Product> products, const float* x, std::size_t count,
+                      const After& after) {
+  const std::uint32_t columns = products.begin()->weight.columns;
+  std::uint64_t work = 0;
+  bool quantize = false;
+  for (const Product& p : products) {
+    work += std::uint64_t{p.weight.rows} * columns * count;
+    quantize |= p.weight.type == TensorType::kQ8_0;
+  }
+  if (quantize)
+    for (std::size_t t = 0; t < count; ++t)
+      kernels::quantize_q8(x + t * columns, columns, quantized_ + t * columns, scales_ + t * (columns / 32));
+  const kernels::Activations input{static_cast<std::uint32_t>(count), columns, x, quantized_, scales_};
+  const auto share = [&](std::uint32_t part, std::uint32_t parts) {
+    std::uint32_t first = 0, last = 0;
+    for (const Product& p : products) {
+      const std::uint64_t fours = (p.weight.rows + 3) / 4;
+      first = static_cast<std::uint32_t>(fours * part / parts * 4);
+      last =
+          std::min<std::uint32_t>(p.weight.rows, static_cast<std::uint32_t>(fours * (part + 1) / parts * 4));
+      kernels::matmul(p.weight, input, first, last, p.bias, p.out, p.stride);
+    }
+    after(first, last);
+  };
+  const std::uint32_t parts = chunks(work);
+  if (parts == 1)
+    share(0, 1);
+  else
+    team_.run(parts, [&](std::uint32_t, std::uint32_t part) { share(part, parts); });
+}
+
+void Session::project(const Product& product, const float* x, std::size_t count) {
+  project({product}, x, count, [](std::uint32_t, std::uint32_t) {});
+}
+
+/// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none.
 void Session::normalize(const float* x, const float* weight, const float* bias, std::size_t count,
                         float* out) {
   const std::uint32_t n = model_->config().n_embd;
   const float eps = model_->config().norm_eps;
-  for (std::size_t t = 0; t < count; ++t, x += n, out += n) {
-    float mean = 0;
-    if (bias != nullptr) {  // layer norm [Ba 2016]; without a bias RMS norm [Zhang 2019]
-      double sum = 0;
-      for (std::uint32_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
-      mean = static_cast<float>(sum / n);
+  for (std::size_t t = 0; t < count; ++t, x += n, out += n)
+    if (bias != nullptr)
+      kernels::layer_norm(x, weight, bias, n, eps, out);
+    else
+      kernels::rms_norm(x, weight, n, eps, out);
+}
+
+/// Puts `count` rows of new keys and values into the caches, dimension by dimension.
+void Session::store(std::size_t layer, const float* keys, const float* values, std::size_t stride,
+                    std::size_t count) {
+  const std::size_t width = std::size_t{model_->config().layers[layer].n_head_kv} * model_->config().head_dim;
+  const std::size_t positions = padded(options_.n_ctx);
+  for (std::size_t d = 0; d < width; ++d) {
+    float* const k = keys_[layer] + d * positions + position_;
+    float* const v = values_[layer] + d * positions + position_;
+    for (std::size_t t = 0; t < count; ++t) {
+      k[t] = keys[t * stride + d];
+      v[t] = values[t * stride + d];
     }
-    double squares = 0;
-    for (std::uint32_t i = 0; i < n; ++i) squares += static_cast<double>((x[i] - mean) * (x[i] - mean));
-    const float scale = 1.0f / std::sqrt(static_cast<float>(squares / n) + eps);
-    for (std::uint32_t i = 0; i < n; ++i)
-      out[i] = (x[i] - mean) * scale * weight[i] + (bias != nullptr ? bias[i] : 0.0f);
   }
 }
 
@@ -182,110 +222,88 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
 void Session::attention(std::size_t index, std::size_t count) {
   const ModelConfig& c = model_->config();
   const LayerShape& shape = c.layers[index];
-  const std::size_t width = std::size_t{shape.n_head_kv} * c.head_dim, group = shape.n_head / shape.n_head_kv;
-  const std::size_t query_width = std::size_t{shape.n_head} * c.head_dim, work = count * shape.n_head;
+  const std::size_t stride = padded(options_.n_ctx), group = shape.n_head / shape.n_head_kv;
+  const std::size_t query_width = std::size_t{shape.n_head} * c.head_dim, items = count * shape.n_head;
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  const Kernels& k = kernels();
-  const bool shared = work * 2 * c.head_dim * (position_ + count) >= kWorthSharing;
-  const std::size_t members = shared ? team_.size() : 1;
-  const auto heads = [&](std::uint32_t member) {
-    float* scores = scores_ + std::size_t{member} * options_.n_ctx;
-    for (std::size_t item = work * member / members; item < work * (member + 1) / members; ++item) {
-      const std::size_t t = item / shape.n_head, head = item % shape.n_head, past = position_ + t + 1;
-      const float* query = query_ + t * query_width + head * c.head_dim;
-      const float* key = keys_[index] + head / group * c.head_dim;
-      const float* value = values_[index] + head / group * c.head_dim;
-      float largest = -INFINITY;
-      for (std::size_t p = 0; p < past; ++p) {
-        scores[p] = k.dot_f32(query, key + p * width, c.head_dim) * scale;
-        largest = std::max(largest, scores[p]);
-      }
-      float sum = 0;
-      for (std::size_t p = 0; p < past; ++p) sum += scores[p] = std::exp(scores[p] - largest);
-      float* out = attended_ + t * query_width + head * c.head_dim;
-      std::fill_n(out, c.head_dim, 0.0f);
-      for (std::size_t p = 0; p < past; ++p) k.axpy(out, value + p * width, scores[p] / sum, c.head_dim);
+  const auto share = [&](std::uint32_t member, std::uint32_t part, std::uint32_t parts) {
+    float* const scores = scores_ + member * stride;
+    for (std::size_t item = part; item < items; item += parts) {
+      const std::size_t t = item / shape.n_head, head = item % shape.n_head;
+      const std::size_t row = t * query_width + head * c.head_dim, cache = head / group * c.head_dim * stride;
+      kernels::attention(query_ + row, keys_[index] + cache, values_[index] + cache,
+                         static_cast<std::uint32_t>(position_ + t + 1), stride, c.head_dim, scale, scores,
+                         attended_ + row);
     }
   };
-  if (shared)
-    team_.run(heads);
+  const std::uint32_t parts = chunks(2 * items * (position_ + count) * c.head_dim);
+  if (parts == 1)
+    share(0, 0, 1);
   else
-    heads(0);
+    team_.run(parts, [&](std::uint32_t member, std::uint32_t part) { share(member, part, parts); });
 }
 
 void Session::forward(std::span<const TokenId> tokens, bool all_logits) {
   const ModelConfig& c = model_->config();
-  const Kernels& k = kernels();
   const std::size_t count = tokens.size(), n_embd = c.n_embd;
   const bool llama = c.family == ModelFamily::kLlama;
-  const Matrix& embedding = model_->token_embedding();
+  const kernels::Matrix& embedding = model_->token_embedding();
+  const std::uint64_t embedding_bytes = *row_bytes(embedding.type, embedding.columns);
   for (std::size_t t = 0; t < count; ++t) {
     float* row = hidden_ + t * n_embd;
-    decode_row(
-        embedding.type,
-        {embedding.data + static_cast<std::uint64_t>(tokens[t]) * embedding.row_bytes, embedding.row_bytes},
-        {row, n_embd});
-    if (!llama) k.axpy(row, model_->position_embedding() + (position_ + t) * n_embd, 1.0f, n_embd);
+    decode_row(embedding.type,
+               {embedding.data + static_cast<std::uint64_t>(tokens[t]) * embedding_bytes, embedding_bytes},
+               {row, n_embd});
+    if (!llama) kernels::add(row, model_->position_embedding() + (position_ + t) * n_embd, n_embd);
   }
   for (std::size_t i = 0; i < c.layers.size(); ++i) {
     const Model::Layer& layer = model_->layers()[i];
     const LayerShape& shape = c.layers[i];
     const std::size_t q = std::size_t{shape.n_head} * c.head_dim,
-                      kv = std::size_t{shape.n_head_kv} * c.head_dim;
-    float* const keys = keys_[i] + position_ * kv;
-    float* const values = values_[i] + position_ * kv;
+                      kv = std::size_t{shape.n_head_kv} * c.head_dim, ff = shape.n_ff;
+    const auto nothing = [](std::uint32_t, std::uint32_t) {};
     normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, count, normed_);
     if (llama) {
-      project(layer.q, normed_, count, query_, q, nullptr);
-      project(layer.k, normed_, count, keys, kv, nullptr);
-      project(layer.v, normed_, count, values, kv, nullptr);
-      // Rotary embedding [Su 2021] over neighbouring pairs, the layout that GGUF's Q and K rows are in.
-      const auto rotate = [&](float* x, std::size_t heads, std::size_t t) {
-        const float* angles = rope_ + (position_ + t) * c.head_dim;
-        for (std::size_t h = 0; h < heads; ++h, x += c.head_dim)
-          for (std::size_t j = 0; j < c.head_dim; j += 2) {
-            const float a = x[j], b = x[j + 1];
-            x[j] = a * angles[j] - b * angles[j + 1];
-            x[j + 1] = a * angles[j + 1] + b * angles[j];
-          }
-      };
+      float *const keys = gate_, *const values = up_;
+      project({{layer.q, nullptr, query_, q}, {layer.k, nullptr, keys, kv}, {layer.v, nullptr, values, kv}},
+              normed_, count, nothing);
+      // Rotary embedding [Su 2021].
       for (std::size_t t = 0; t < count; ++t) {
-        rotate(query_ + t * q, shape.n_head, t);
-        rotate(keys + t * kv, shape.n_head_kv, t);
+        const float *cosine = rope_ + (position_ + t) * c.head_dim, *sine = cosine + c.head_dim / 2;
+        kernels::rope(query_ + t * q, shape.n_head, c.head_dim, cosine, sine);
+        kernels::rope(keys + t * kv, shape.n_head_kv, c.head_dim, cosine, sine);
       }
+      store(i, keys, values, kv, count);
     } else {
       const std::size_t fused = q + 2 * kv;
-      project(layer.qkv, normed_, count, gate_, fused, layer.qkv_bias);
-      for (std::size_t t = 0; t < count; ++t) {
+      project({layer.qkv, layer.qkv_bias, gate_, fused}, normed_, count);
+      for (std::size_t t = 0; t < count; ++t)
         std::memcpy(query_ + t * q, gate_ + t * fused, q * sizeof(float));
-        std::memcpy(keys + t * kv, gate_ + t * fused + q, kv * sizeof(float));
-        std::memcpy(values + t * kv, gate_ + t * fused + q + kv, kv * sizeof(float));
-      }
+      store(i, gate_ + q, gate_ + q + kv, fused, count);
     }
     attention(i, count);
-    project(layer.attn_output, attended_, count, normed_, n_embd, layer.attn_output_bias);
-    k.axpy(hidden_, normed_, 1.0f, count * n_embd);
+    project({layer.attn_output, layer.attn_output_bias, normed_, n_embd}, attended_, count);
+    kernels::add(hidden_, normed_, count * n_embd);
 
     normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias, count, normed_);
-    project(layer.ffn_up, normed_, count, up_, shape.n_ff, layer.ffn_up_bias);
-    const std::size_t hidden = count * shape.n_ff;
-    if (llama) {
-      project(layer.ffn_gate, normed_, count, gate_, shape.n_ff, nullptr);
-      for (std::size_t j = 0; j < hidden; ++j)
-        up_[j] *= gate_[j] / (1.0f + std::exp(-gate_[j]));  // SwiGLU [Shazeer 2020]
+    if (llama) {  // SwiGLU [Shazeer 2020]
+      project({{layer.ffn_gate, nullptr, gate_, ff}, {layer.ffn_up, nullptr, up_, ff}}, normed_, count,
+              [&](std::uint32_t first, std::uint32_t last) {
+                for (std::size_t t = 0; t < count; ++t)
+                  kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
+              });
     } else {
-      for (std::size_t j = 0; j < hidden; ++j) {  // GELU by tanh, as GPT-2 computes it
-        const float x = up_[j];
-        up_[j] = 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
-      }
+      project({{layer.ffn_up, layer.ffn_up_bias, gate_, ff}}, normed_, count,
+              [&](std::uint32_t first, std::uint32_t last) {
+                for (std::size_t t = 0; t < count; ++t) kernels::gelu(gate_ + t * ff + first, last - first);
+              });
     }
-    project(layer.ffn_down, up_, count, normed_, n_embd, layer.ffn_down_bias);
-    k.axpy(hidden_, normed_, 1.0f, count * n_embd);
+    project({layer.ffn_down, layer.ffn_down_bias, normed_, n_embd}, gate_, count);
+    kernels::add(hidden_, normed_, count * n_embd);
   }
   position_ += static_cast<std::uint32_t>(count);
   const std::size_t first = all_logits ? 0 : count - 1, outputs = count - first;
   normalize(hidden_ + first * n_embd, model_->output_norm(), model_->output_norm_bias(), outputs, normed_);
-  project(model_->output(), normed_, outputs, logits_, c.n_vocab, nullptr);
+  project({model_->output(), nullptr, logits_, c.n_vocab}, normed_, outputs);
 }
 
 }  // namespace retort

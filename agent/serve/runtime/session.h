@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <span>
 
@@ -52,25 +54,41 @@ class Session {
   Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOptions options);
   Result<void> check(std::span<const TokenId> tokens) const;
   void forward(std::span<const TokenId> tokens, bool all_logits);
-  void project(const Matrix& w, const float* x, std::size_t count, float* out, std::size_t out_stride,
-               const float* bias);
+  /// One product of a group that shares its input.
+  struct Product {
+    const kernels::Matrix& weight;
+    const float* bias;  ///< or null
+    float* out;         ///< [count, stride]
+    std::size_t stride;
+  };
+  template <typename After>
+  void project(std::initializer_list<Product> products, const float* x, std::size_t count,
+               const After& after);
+  void project(const Product& product, const float* x, std::size_t count);
   void normalize(const float* x, const float* weight, const float* bias, std::size_t count, float* out);
+  std::uint32_t chunks(std::uint64_t multiplications) const;
+  void store(std::size_t layer, const float* keys, const float* values, std::size_t stride,
+             std::size_t count);
   void attention(std::size_t layer, std::size_t count);
 
   std::shared_ptr<const Model> model_;
   ThreadTeam& team_;
   SessionOptions options_;
-  std::unique_ptr<std::byte[]> arena_;
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::unique_ptr<void, Free> arena_;
   std::uint32_t position_ = 0;
-  // In the arena. B: batch, C: n_ctx.
-  float *hidden_, *normed_;            // [B, n_embd]
-  float *query_, *attended_;           // [B, widest n_head * head_dim]
-  float *gate_, *up_;                  // [B, widest n_ff]; gpt2's fused qkv lies in gate_
-  float* logits_;                      // [B or 1, n_vocab]
-  float* scores_;                      // [threads, C]
-  float* rope_;                        // [C, head_dim / 2, (cos, sin)]
-  ActivationBlock* quantized_;         // [B, widest input / 32]
-  std::vector<float*> keys_, values_;  // per layer [C, n_head_kv * head_dim]
+  // In the arena. B: batch, S: n_ctx rounded up to whole blocks of positions.
+  float *hidden_, *normed_;   // [B, n_embd]
+  float *query_, *attended_;  // [B, widest n_head * head_dim]
+  float *gate_, *up_;         // [B, widest n_ff]; new K and V rows, or gpt2's fused qkv, lie there too
+  float* logits_;             // [B or 1, n_vocab]
+  float* scores_;             // [threads, S]
+  float* rope_;               // [n_ctx, (cos, sin), head_dim / 2]
+  std::int16_t* quantized_;   // [B, widest input]
+  float* scales_;             // [B, widest input / 32]
+  std::vector<float*> keys_, values_;  // per layer [n_head_kv, head_dim, S]: kernels::attention says why
 };
 
 }  // namespace retort

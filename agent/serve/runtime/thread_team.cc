@@ -5,7 +5,7 @@
 namespace retort {
 namespace {
 
-constexpr int kSpins = 4000;  // about 10 µs: longer than the gaps inside a forward pass
+constexpr int kSpins = 2000;  // some 20 µs: longer than the gaps inside a forward pass
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -38,15 +38,29 @@ ThreadTeam::~ThreadTeam() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadTeam::start(const void* work, Call call) {
+void ThreadTeam::start(std::uint32_t chunks, const void* work, Call call) {
   work_ = work;
   call_ = call;
-  pending_.store(static_cast<std::uint32_t>(threads_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
-  call(work, 0);
-  for (std::uint32_t left; (left = pending_.load(std::memory_order_acquire)) != 0;)
-    wait_for_change(pending_, left);
+  done_.store(0, std::memory_order_relaxed);
+  const std::uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
+  ticket_.store(std::uint64_t{generation} << 32 | std::uint64_t{chunks} << 16, std::memory_order_release);
+  generation_.store(generation, std::memory_order_release);
+  if (!threads_.empty()) generation_.notify_all();
+  work_off(0);
+  // What is left was taken by others, who are at work on it.
+  for (std::uint32_t done; (done = done_.load(std::memory_order_acquire)) != chunks;)
+    wait_for_change(done_, done);
+}
+
+void ThreadTeam::work_off(std::uint32_t member) {
+  for (std::uint64_t ticket = ticket_.load(std::memory_order_acquire);;) {
+    const std::uint32_t next = ticket & 0xffff, chunks = (ticket >> 16) & 0xffff;
+    if (next >= chunks) return;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+    call_(work_, member, next);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks && member != 0) done_.notify_one();
+    ticket = ticket_.load(std::memory_order_acquire);
+  }
 }
 
 void ThreadTeam::serve(std::uint32_t member) {
@@ -54,8 +68,7 @@ void ThreadTeam::serve(std::uint32_t member) {
   for (;;) {
     seen = wait_for_change(generation_, seen);
     if (stop_) return;
-    call_(work_, member);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    work_off(member);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "agent/serve/kernels/kernels.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -153,6 +154,20 @@ TEST(Kernels, NormsAndActivationsAgreeWithTheirDefinitions) {
     }
     EXPECT_NEAR(log_sum_exp(x.data(), n), std::log(exponentials), 1e-5);
   }
+}
+
+TEST(Kernels, DivergenceAgreesWithItsDefinition) {
+  std::mt19937 random(7);
+  for (const std::size_t n : {1u, 3u, 16u, 100u, 4096u}) {
+    const Floats p = normal(n, random, 3), q = normal(n, random, 3);
+    const double a = log_sum_exp(p.data(), n), b = log_sum_exp(q.data(), n);
+    double expected = 0;
+    for (std::size_t i = 0; i < n; ++i) expected += std::exp(p[i] - a) * ((p[i] - a) - (q[i] - b));
+    EXPECT_NEAR(kl_divergence(p.data(), a, q.data(), b, n), expected, 2e-5 * (1 + expected));
+    EXPECT_NEAR(kl_divergence(p.data(), a, p.data(), a, n), 0, 1e-12);
+    EXPECT_EQ(best(p.data(), n), static_cast<std::size_t>(std::max_element(p.begin(), p.end()) - p.begin()));
+  }
+  EXPECT_EQ(best(Floats(40, 1.0f).data(), 40), 0u);
 }
 
 TEST(Kernels, ActivationsStandFarOutValues) {

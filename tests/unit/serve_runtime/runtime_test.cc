@@ -31,50 +31,6 @@ namespace {
 
 using testing::TemporaryFolder;
 
-std::vector<float> noise(SeededRandom& random, std::size_t n) {
-  std::vector<float> out(n);
-  for (float& x : out) x = static_cast<float>(random.next_unit() * 2 - 1);
-  return out;
-}
-
-TEST(Kernels, EverySetAgreesWithDoublePrecisionOverRandomShapes) {
-  SeededRandom random(11);
-  for (const Kernels* k : available_kernels())
-    for (int round = 0; round < 200; ++round) {
-      const std::size_t n = 1 + random.next_u64() % 400;
-      const auto a = noise(random, n), b = noise(random, n);
-      double exact = 0, magnitude = 1e-9;
-      for (std::size_t i = 0; i < n; ++i)
-        exact += double(a[i]) * double(b[i]), magnitude += std::fabs(double(a[i]) * double(b[i]));
-      ASSERT_NEAR(k->dot_f32(a.data(), b.data(), n), exact, 1e-5 * magnitude) << k->name << " n=" << n;
-      std::vector<std::uint16_t> half(n), brain(n);
-      std::transform(a.begin(), a.end(), half.begin(), f32_to_f16);
-      std::transform(a.begin(), a.end(), brain.begin(), f32_to_bf16);
-      ASSERT_NEAR(k->dot_f16(half.data(), b.data(), n), exact, 1e-3 * magnitude) << k->name;
-      ASSERT_NEAR(k->dot_bf16(brain.data(), b.data(), n), exact, 5e-3 * magnitude) << k->name;
-      const std::size_t m = (n + 31) / 32 * 32;
-      auto wide_a = a, wide_b = b;
-      wide_a.resize(m), wide_b.resize(m);
-      std::vector<std::byte> blocks(m / 32 * 34);
-      encode_row(TensorType::kQ8_0, wide_a, blocks);
-      std::vector<ActivationBlock> x(m / 32);
-      k->quantize(wide_b.data(), x.data(), m);
-      double reference = 0;  // the same integers, summed exactly
-      for (std::size_t i = 0; i < m; ++i) {
-        std::uint16_t d;
-        std::memcpy(&d, &blocks[i / 32 * 34], 2);
-        reference += double(f16_to_f32(d)) *
-                     double(static_cast<std::int8_t>(blocks[i / 32 * 34 + 2 + i % 32])) *
-                     double(x[i / 32].scale) * x[i / 32].q[i % 32];
-      }
-      ASSERT_NEAR(k->dot_q8_0(blocks.data(), x.data(), m), reference, 1e-5 * magnitude) << k->name;
-      ASSERT_NEAR(reference, exact, 2e-2 * magnitude) << k->name;
-      auto y = b;
-      k->axpy(y.data(), a.data(), 0.5f, n);
-      for (std::size_t i = 0; i < n; ++i) ASSERT_NEAR(y[i], b[i] + 0.5f * a[i], 1e-6);
-    }
-}
-
 TEST(Sampler, GreedyTopKTopPAndSeed) {
   const std::vector<float> logits{1, 3, 2, 3};
   EXPECT_EQ(Sampler({}, 4).sample(logits, {}), 1);  // a tie goes to the lowest id
