@@ -1,0 +1,48 @@
+// fuzz-links: retort_runtime
+// A model file that was tampered with: whatever loads must also compute, inside its own memory.
+#include "agent/serve/runtime/session.h"
+#include "common/core/file.h"
+#include "common/hf/hf_model.h"
+#include "tests/fuzz/fuzz_seeds.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+using namespace retort;
+
+std::vector<std::string> fuzz_seeds() {
+  std::vector<std::string> seeds;
+  retort::testing::TemporaryFolder folder;
+  retort::testing::TinyModelOptions small;
+  small.n_embd = 32, small.n_layer = 1, small.n_head = 2, small.n_head_kv = 1, small.n_ff = 32,
+  small.n_ctx = 8;
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2})
+    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0}) {
+      const auto name = folder / (std::string(to_string(family)) + std::string(info(type).name));
+      fuzz::require(retort::testing::write_tiny_model(name, family, 1, small).has_value());
+      const auto model = open_hf_model(name);
+      fuzz::require(model.has_value());
+      fuzz::require(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer,
+                                     weight_sources(*model), type, {})
+                        .has_value());
+      seeds.push_back(*read_file(folder / "m.gguf"));
+    }
+  return seeds;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  auto file = GgufFile::parse(std::as_bytes(std::span(data, size)), "fuzz");
+  if (!file) return 0;
+  const auto model = Model::from_file(std::move(*file));
+  if (!model) return 0;
+  ThreadTeam team(1);
+  const auto session = Session::create(
+      *model, team, {.n_ctx = std::min(8u, (*model)->config().n_ctx), .batch = 2, .memory_limit = 64 << 20});
+  if (!session) return 0;
+  const auto last = static_cast<TokenId>((*model)->config().n_vocab - 1);
+  for (const TokenId id : {TokenId{0}, last}) {
+    if ((*session)->position() == (*session)->n_ctx()) break;
+    const auto logits = (*session)->evaluate(std::span(&id, 1));
+    fuzz::require(logits.has_value() && logits->size() == (*model)->config().n_vocab);
+  }
+  return 0;
+}

@@ -1,0 +1,443 @@
+// The real retort-serve on small models with random weights: HTTP, streaming, refusals, signals, eval.
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <thread>
+
+#include "agent/serve/runtime/sampler.h"
+#include "agent/serve/runtime/session.h"
+#include "common/core/file.h"
+#include "common/core/json.h"
+#include "common/core/sha256.h"
+#include "common/hf/hf_model.h"
+#include "common/http/http.h"
+#include "common/process/process.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+using testing::TemporaryFolder;
+
+struct Ended {
+  int status = -1;  ///< exit status, or 128 + signal
+  std::string out, err;
+};
+
+/// One run of retort-serve; killed when it is still there at the end.
+class Program {
+ public:
+  Program(const std::filesystem::path& folder, std::vector<std::string> arguments) : folder_(folder) {
+    static std::atomic<int> number{0};
+    const std::string name = "run" + std::to_string(++number);
+    arguments.insert(arguments.begin(), testing::binary("retort-serve"));
+    ProcessSpec spec;
+    spec.arguments = std::move(arguments);
+    spec.stdout_file = out_ = folder / (name + ".out");
+    spec.stderr_file = err_ = folder / (name + ".err");
+    const auto pid = start_process(spec);
+    EXPECT_OK(pid);
+    if (pid) pid_ = *pid;
+  }
+  ~Program() {
+    if (pid_ > 0) ::kill(pid_, SIGKILL), wait();
+  }
+  void signal(int number) { ::kill(pid_, number); }
+  bool running() { return pid_ > 0 && ::kill(pid_, 0) == 0 && ::waitpid(pid_, &status_, WNOHANG) == 0; }
+  Ended wait() {
+    Ended ended;
+    if (pid_ > 0) ::waitpid(pid_, &status_, 0);
+    pid_ = -1;
+    ended.status = WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
+    ended.out = read_file(out_).value_or("");
+    ended.err = read_file(err_).value_or("");
+    return ended;
+  }
+
+ private:
+  std::filesystem::path folder_, out_, err_;
+  pid_t pid_ = -1;
+  int status_ = 0;
+};
+
+template <typename Condition>
+bool eventually(Condition condition) {
+  for (int i = 0; i < 2000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return false;
+}
+
+class Serve : public ::testing::Test {
+ protected:
+  void SetUp() override { model_ = write("m.gguf", TensorType::kF32, 128); }
+
+  std::filesystem::path write(const std::string& name, TensorType type, std::uint32_t n_ctx,
+                              ModelFamily family = ModelFamily::kLlama, std::uint64_t seed = 3) {
+    testing::TinyModelOptions options;
+    options.n_ctx = n_ctx;
+    const auto folder = folder_ / (name + ".hf");
+    EXPECT_OK(testing::write_tiny_model(folder, family, seed, options));
+    const auto hf = open_hf_model(folder);
+    EXPECT_OK(hf);
+    EXPECT_OK(write_gguf_model(folder_ / name, hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+    return folder_ / name;
+  }
+
+  void start(std::vector<std::string> more = {}) {
+    std::filesystem::remove(folder_ / "port");
+    std::vector<std::string> arguments{model_, "--port", "0", "--port-file", folder_ / "port"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    program_.emplace(folder_.path(), arguments);
+    ASSERT_TRUE(
+        eventually([&] { return std::filesystem::exists(folder_ / "port") || !program_->running(); }));
+    const auto port = read_file(folder_ / "port");
+    ASSERT_TRUE(port.has_value()) << program_->wait().err;
+    url_ = "http://127.0.0.1:" + std::to_string(std::stoi(*port));
+  }
+
+  Result<HttpResponse> get(const std::string& path) { return http_call({.url = url_ + path}); }
+  Result<HttpResponse> complete(const json::value& body, std::function<bool(std::string_view)> on_body = {}) {
+    return http_call({.method = "POST",
+                      .url = url_ + "/v1/completions",
+                      .body = json::serialize(body),
+                      .on_body = std::move(on_body)});
+  }
+  json::value answer(const json::value& body) {
+    const auto response = complete(body);
+    EXPECT_OK(response);
+    if (!response) return {};
+    EXPECT_EQ(response->status, 200) << response->body;
+    return json::parse(response->body);
+  }
+  static std::string text_of(const json::value& whole) {
+    return std::string(whole.at("choices").at(0).at("text").as_string());
+  }
+
+  /// What the model writes by itself, computed in this process.
+  std::string greedy(const std::string& prompt, std::uint32_t tokens) {
+    const auto model = Model::open(model_);
+    EXPECT_OK(model);
+    ThreadTeam team(1);
+    auto session = Session::create(*model, team, {});
+    EXPECT_OK(session);
+    auto logits = (*session)->evaluate((*model)->tokenizer().encode(prompt, true));
+    std::vector<TokenId> ids;
+    while (ids.size() < tokens) {
+      const TokenId next = Sampler({}, (*model)->config().n_vocab).sample(*logits, {});
+      if (next == (*model)->tokenizer().eos()) break;
+      ids.push_back(next);
+      logits = (*session)->evaluate(std::span(&ids.back(), 1));
+    }
+    return (*model)->tokenizer().decode(ids);
+  }
+
+  TemporaryFolder folder_;
+  std::filesystem::path model_;
+  std::optional<Program> program_;
+  std::string url_;
+};
+
+/// The data lines of a server-sent-event stream.
+std::vector<std::string> events(const std::string& stream) {
+  std::vector<std::string> out;
+  for (std::size_t at = 0, end; (end = stream.find("\n\n", at)) != std::string::npos; at = end + 2) {
+    const std::string line = stream.substr(at, end - at);
+    EXPECT_EQ(line.rfind("data: ", 0), 0u) << line;
+    out.push_back(line.substr(6));
+  }
+  return out;
+}
+
+TEST_F(Serve, AnswersAsTheRuntimeComputesAndTellsWhatItServes) {
+  start({"--name", "tiny"});
+  const json::value whole = answer({{"prompt", "the small"}, {"max_tokens", 24}, {"temperature", 0}});
+  // The runtime's bytes need not be UTF-8; the answer's text always is.
+  const std::string expected = greedy("the small", 24), text = text_of(whole);
+  const bool plain = std::all_of(expected.begin(), expected.end(), [](char c) { return c > 0; });
+  if (plain) EXPECT_EQ(text, expected);
+  EXPECT_EQ(text_of(answer({{"prompt", "the small"}, {"max_tokens", 24}, {"temperature", 0}})), text);
+  EXPECT_EQ(whole.at("model").as_string(), "tiny");
+  EXPECT_EQ(whole.at("usage").at("total_tokens").to_number<int>(),
+            whole.at("usage").at("prompt_tokens").to_number<int>() +
+                whole.at("usage").at("completion_tokens").to_number<int>());
+  EXPECT_LE(whole.at("usage").at("completion_tokens").to_number<int>(), 24);
+
+  const std::string sha256 = *sha256_file_hex(model_);
+  EXPECT_TRUE(eventually([&] {
+    const auto health = get("/health");
+    return health && json::parse(health->body).at("artifact_sha256").as_string() == sha256;
+  }));
+  EXPECT_EQ(json::parse(get("/v1/models")->body).at("data").at(0).at("id").as_string(), "tiny");
+  const auto missing = get("/nothing");
+  EXPECT_EQ(missing->status, 404);
+  EXPECT_TRUE(json::parse(missing->body).at("error").at("message").is_string());
+  EXPECT_EQ(get("/v1/completions")->status, 405);
+  const std::string metrics = get("/metrics")->body;
+  EXPECT_NE(metrics.find("retort_serve_generated_tokens_total"), std::string::npos);
+  EXPECT_NE(metrics.find("retort_serve_first_token_seconds_count 2"), std::string::npos) << metrics;
+}
+
+TEST_F(Serve, StreamsTheSameTextAndEndsInDone) {
+  start();
+  for (int seed = 0; seed < 5; ++seed) {
+    json::object body{{"prompt", "a server"}, {"max_tokens", 60}, {"temperature", 1.5}, {"seed", seed}};
+    const std::string whole = text_of(answer(body));
+    body["stream"] = true;
+    body["stream_options"] = json::object{{"include_usage", true}};
+    std::string stream;
+    const auto response = complete(body, [&](std::string_view part) {
+      stream += part;
+      return true;
+    });
+    ASSERT_OK(response);
+    const auto list = events(stream);
+    ASSERT_GE(list.size(), 2u);
+    EXPECT_EQ(list.back(), "[DONE]");
+    std::string joined;
+    for (std::size_t i = 0; i + 1 < list.size(); ++i) {
+      boost::system::error_code error;
+      const json::value event = json::parse(list[i], error);  // refuses half a character
+      ASSERT_FALSE(error) << list[i];
+      joined += text_of(event);
+    }
+    EXPECT_EQ(joined, whole);
+    EXPECT_NE(list[list.size() - 2].find("\"usage\""), std::string::npos);
+  }
+}
+
+TEST_F(Serve, StopStringsEndTheTextBeforeThemWhereverTokensBreak) {
+  start();
+  const json::object base{{"prompt", "mail"}, {"max_tokens", 80}, {"temperature", 1.0}, {"seed", 4}};
+  const std::string whole = text_of(answer(base));
+  ASSERT_GT(whole.size(), 10u);
+  for (std::size_t at = 0; at + 4 < whole.size(); at += 3)
+    for (const std::size_t length : {1u, 3u}) {
+      const std::string stop = whole.substr(at, length);
+      if (!std::all_of(stop.begin(), stop.end(), [](char c) { return c > 0; })) continue;
+      json::object body = base;
+      body["stop"] = json::array{json::string(stop), "never written"};
+      const json::value cut = answer(body);
+      EXPECT_EQ(text_of(cut), whole.substr(0, whole.find(stop))) << "stop at " << at;
+      EXPECT_EQ(cut.at("choices").at(0).at("finish_reason").as_string(), "stop");
+    }
+}
+
+TEST_F(Serve, RefusesWhatItCannotDoAndSaysWhy) {
+  start();
+  const std::pair<const char*, const char*> cases[] = {
+      {"{", ""},
+      {"[]", ""},
+      {"{}", "prompt"},
+      {R"({"prompt":7})", "prompt"},
+      {R"({"prompt":[1,-1]})", "prompt"},
+      {R"({"prompt":[1,300]})", "300"},
+      {R"({"prompt":["a","b"]})", "prompt"},
+      {R"({"prompt":[]})", "empty"},
+      {R"({"prompt":"a","max_tokens":-1})", "max_tokens"},
+      {R"({"prompt":"a","max_tokens":0})", "max_tokens"},
+      {R"({"prompt":"a","max_tokens":1.5})", "max_tokens"},
+      {R"({"prompt":"a","max_tokens":"many"})", "max_tokens"},
+      {R"({"prompt":"a","temperature":NaN})", ""},
+      {R"({"prompt":"a","temperature":-1})", "temperature"},
+      {R"({"prompt":"a","temperature":1e999})", ""},
+      {R"({"prompt":"a","top_p":2})", "top_p"},
+      {R"({"prompt":"a","top_k":-3})", "top_k"},
+      {R"({"prompt":"a","seed":"x"})", "seed"},
+      {R"({"prompt":"a","stop":[""]})", "stop"},
+      {R"({"prompt":"a","stop":5})", "stop"},
+      {R"({"prompt":"a","stream":"yes"})", "stream"},
+      {R"({"prompt":"a","n":2})", "n"},
+  };
+  for (const auto& [body, word] : cases) {
+    const auto response = http_call({.method = "POST", .url = url_ + "/v1/completions", .body = body});
+    ASSERT_OK(response);
+    EXPECT_EQ(response->status, 400) << body << " -> " << response->body;
+    const std::string message(json::parse(response->body).at("error").at("message").as_string());
+    EXPECT_NE(message.find(word), std::string::npos) << body << " -> " << message;
+  }
+  std::string longer;
+  for (int i = 0; i < 400; ++i) longer += "wood ";
+  const auto response = complete({{"prompt", longer}});
+  EXPECT_EQ(response->status, 400);
+  EXPECT_NE(response->body.find("128"), std::string::npos) << "names the limit: " << response->body;
+  EXPECT_EQ(http_call({.method = "POST", .url = url_ + "/v1/completions", .body = std::string(2 << 20, 'x')})
+                .value_or(HttpResponse{413, {}, {}})
+                .status,
+            413);
+  EXPECT_EQ(get("/health")->status, 200);
+}
+
+TEST_F(Serve, AFullQueueIs429AndALeavingClientStopsItsGeneration) {
+  model_ = write("long.gguf", TensorType::kF32, 16384);
+  start({"--queue", "1"});
+  const json::object endless{{"prompt", "a"}, {"max_tokens", 16000}, {"temperature", 1}, {"stream", true}};
+  // Somebody holds the engine …
+  std::atomic<bool> leave{false}, began{false};
+  std::thread holder([&] {
+    const auto response = complete(endless, [&](std::string_view) {
+      began = true;
+      return !leave;
+    });
+    (void)response;
+  });
+  ASSERT_TRUE(eventually([&] { return began.load(); }));
+  // … so of the next ones a single one may wait.
+  std::atomic<int> refused{0}, answered{0};
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 4; ++i)
+    clients.emplace_back([&] {
+      const auto response = complete({{"prompt", "b"}, {"max_tokens", 2}});
+      if (!response) return;
+      if (response->status == 429) {
+        ++refused;
+        EXPECT_EQ(response->headers.at("retry-after"), "1");
+      } else if (response->status == 200) {
+        ++answered;
+      }
+    });
+  EXPECT_TRUE(eventually([&] { return refused >= 3; })) << refused;
+  leave = true;
+  holder.join();
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(refused, 3);
+  EXPECT_EQ(answered, 1);  // the waiting one got its turn because the holder's generation ended
+  EXPECT_TRUE(
+      eventually([&] { return get("/metrics")->body.find("{code=\"499\"} 1") != std::string::npos; }));
+}
+
+TEST_F(Serve, SigtermLetsWhatRunsFinishAndExitsZero) {
+  model_ = write("long.gguf", TensorType::kF32, 4096);
+  start();
+  std::atomic<bool> began{false};
+  std::string stream;
+  std::thread client([&] {
+    EXPECT_OK(
+        complete({{"prompt", "a"}, {"max_tokens", 2000}, {"temperature", 1}, {"seed", 1}, {"stream", true}},
+                 [&](std::string_view part) {
+                   stream += part;
+                   began = true;
+                   return true;
+                 }));
+  });
+  ASSERT_TRUE(eventually([&] { return began.load(); }));
+  program_->signal(SIGTERM);
+  client.join();
+  const Ended ended = program_->wait();
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_NE(stream.find("data: [DONE]"), std::string::npos);
+}
+
+TEST_F(Serve, ExitCodesTellWhatToDo) {
+  const auto run = [&](std::vector<std::string> arguments) {
+    return Program(folder_.path(), std::move(arguments)).wait();
+  };
+  EXPECT_EQ(run({}).status, 2);
+  EXPECT_EQ(run({model_, "--no-such-flag"}).status, 2);
+  EXPECT_EQ(run({"--help"}).status, 0);
+  const Ended version = run({"--version"});
+  EXPECT_EQ(version.status, 0);
+  EXPECT_NE(version.out.find("retort-serve"), std::string::npos);
+  const Ended missing = run({folder_ / "missing.gguf"});
+  EXPECT_NE(missing.status, 0);
+  EXPECT_NE(missing.err.find("missing.gguf"), std::string::npos);
+  std::string bytes = *read_file(model_);
+  ASSERT_OK(write_file_atomic(folder_ / "cut.gguf", bytes.substr(0, bytes.size() / 2)));
+  EXPECT_EQ(run({folder_ / "cut.gguf"}).status, 3);
+  ASSERT_OK(write_file_atomic(folder_ / "other.gguf", "this is not a model"));
+  EXPECT_EQ(run({folder_ / "other.gguf"}).status, 3);
+  const Ended big = run({model_, "--memory-limit", "1K", "--port", "0"});
+  EXPECT_EQ(big.status, 4);
+  EXPECT_NE(big.err.find("KiB"), std::string::npos) << "names what is needed: " << big.err;
+  start();
+  const std::string port = url_.substr(url_.rfind(':') + 1);
+  const Ended taken = run({model_, "--port", port});
+  EXPECT_NE(taken.status, 0);
+  EXPECT_NE(taken.err.find(port), std::string::npos) << taken.err;
+}
+
+TEST_F(Serve, EvalMeasuresAgainstATeacher) {
+  ASSERT_OK(write_file_atomic(folder_ / "held_out.jsonl", testing::tiny_corpus_jsonl(40, 9)));
+  const auto eval = [&](const std::filesystem::path& student, std::vector<std::string> more) -> json::value {
+    std::vector<std::string> arguments{"eval", student, "--data", folder_ / "held_out.jsonl"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Ended ended = Program(folder_.path(), arguments).wait();
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    return ended.status == 0 ? json::parse(ended.out) : json::value{};
+  };
+  const auto number = [](const json::value& v, const char* key) { return v.at(key).to_number<double>(); };
+  const json::value alone = eval(model_, {});
+  EXPECT_TRUE(alone.at("kl_divergence").is_null());
+  EXPECT_GT(number(alone, "tokens"), 300);
+  EXPECT_NEAR(number(alone, "perplexity"), std::exp(number(alone, "nll_per_token")),
+              1e-3 * number(alone, "perplexity"));
+  EXPECT_NEAR(
+      number(alone, "bits_per_byte"),
+      number(alone, "nll_per_token") * number(alone, "tokens") / number(alone, "bytes") / std::log(2.0),
+      1e-3);
+
+  // The same number, computed here token by token.
+  const auto model = Model::open(model_);
+  ASSERT_OK(model);
+  ThreadTeam team(1);
+  double nll = 0;
+  std::uint64_t tokens = 0;
+  const std::string corpus = *read_file(folder_ / "held_out.jsonl");
+  for (std::size_t at = 0, end; (end = corpus.find('\n', at)) != std::string::npos; at = end + 1) {
+    const std::string text(json::parse(corpus.substr(at, end - at)).at("text").as_string());
+    auto ids = (*model)->tokenizer().encode(text, false);
+    if (ids.size() > 100) continue;  // windows and eos are the program's affair: compare roughly
+    if ((*model)->tokenizer().bos() >= 0) ids.insert(ids.begin(), (*model)->tokenizer().bos());
+    auto session = Session::create(*model, team, {});
+    for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
+      const auto logits = (*session)->evaluate(std::span(&ids[i], 1));
+      double sum = 0;
+      for (const float x : *logits) sum += std::exp(double{x});
+      nll += std::log(sum) - double{(*logits)[ids[i + 1]]};
+      ++tokens;
+    }
+  }
+  ASSERT_GT(tokens, 300u);
+  EXPECT_NEAR(number(alone, "nll_per_token"), nll / static_cast<double>(tokens), 0.05);
+
+  const json::value self = eval(model_, {"--teacher", model_});
+  EXPECT_NEAR(number(self, "kl_divergence"), 0, 1e-9);
+  EXPECT_EQ(number(self, "top1_agreement"), 1);
+  EXPECT_EQ(number(self, "nll_per_token"), number(alone, "nll_per_token"));
+  const json::value half = eval(write("h.gguf", TensorType::kF16, 128), {"--teacher", model_});
+  EXPECT_LT(number(half, "kl_divergence"), 1e-4);
+  EXPECT_GT(number(half, "top1_agreement"), 0.97);
+  const json::value eight = eval(write("q.gguf", TensorType::kQ8_0, 128), {"--teacher", model_});
+  EXPECT_LT(number(eight, "kl_divergence"), 1e-2);
+  EXPECT_GT(number(eight, "kl_divergence"), number(half, "kl_divergence"));
+  const json::value stranger =
+      eval(write("o.gguf", TensorType::kF32, 128, ModelFamily::kGpt2, 8), {"--teacher", model_});
+  EXPECT_GT(number(stranger, "kl_divergence"), number(eight, "kl_divergence"));
+  const json::value few = eval(model_, {"--max-tokens", "100"});
+  EXPECT_LE(number(few, "tokens"), 100);
+}
+
+TEST_F(Serve, BenchAndInfoDescribeTheModel) {
+  const auto run = [&](std::vector<std::string> arguments) {
+    const Ended ended = Program(folder_.path(), std::move(arguments)).wait();
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    return json::parse(ended.out);
+  };
+  const json::value bench =
+      run({"bench", model_, "--prompt", "32", "--generate", "16", "--repeat", "1", "--json"});
+  for (const char* key : {"parameters", "file_bytes", "bits_per_weight", "prompt_tokens_per_second",
+                          "generate_tokens_per_second", "first_token_ms", "per_token_ms", "resident_bytes",
+                          "private_dirty_bytes"})
+    EXPECT_GT(bench.at(key).to_number<double>(), 0) << key;
+  const json::value info = run({"info", model_, "--json"});
+  EXPECT_EQ(info.at("architecture").as_string(), "llama");
+  EXPECT_EQ(info.at("parameters"), bench.at("parameters"));
+}
+
+}  // namespace
+}  // namespace retort
