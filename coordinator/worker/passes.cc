@@ -251,9 +251,9 @@ Evaluation evaluate(const Network& network, const Network* teacher, const Tokeni
   for (const std::string& text : documents) {
     if ((max_tokens != 0 && out.tokens >= max_tokens) || stop()) break;
     const std::vector<TokenId> ids = document_tokens(tokenizer, text);
-    out.bytes += text.size();
     for (std::size_t at = 0; at + 1 < ids.size(); at += network.config.n_ctx) {
-      const std::size_t end = std::min<std::size_t>(at + network.config.n_ctx, ids.size());
+      std::size_t end = std::min<std::size_t>(at + network.config.n_ctx, ids.size());
+      if (max_tokens != 0) end = std::min<std::size_t>(end, at + 1 + (max_tokens - out.tokens));
       if (end - at < 2) break;
       const std::vector<std::int64_t> wide(ids.begin() + static_cast<std::ptrdiff_t>(at),
                                            ids.begin() + static_cast<std::ptrdiff_t>(end));
@@ -262,6 +262,7 @@ Evaluation evaluate(const Network& network, const Network* teacher, const Tokeni
       const Tensor logp = at::log_softmax(forward(network, inputs).squeeze(0), -1);
       out.nll -= logp.gather(1, targets.unsqueeze(1)).sum().item<double>();
       out.tokens += end - at - 1;
+      for (std::size_t i = at + 1; i < end; ++i) out.bytes += tokenizer.piece(ids[i]).size();
       if (teacher == nullptr) continue;
       const Tensor wanted = at::log_softmax(forward(*teacher, inputs).squeeze(0), -1);
       divergence += (wanted.exp() * (wanted - logp)).sum().item<double>();
