@@ -8,7 +8,6 @@ import argparse
 import ctypes
 import http.client
 import json
-import math
 import os
 import shutil
 import signal
@@ -84,9 +83,9 @@ def reap():
         pass
 
 
-def stop_all(mark):
-    """Asks every process of this run to end, then makes it; returns when none is left."""
-    asked, deadline = set(), time.monotonic() + 8
+def stop_all(mark, patience=8):
+    """Asks every process of this run to end, after `patience` seconds makes it; returns when none is left."""
+    asked, deadline = set(), time.monotonic() + patience
     while True:
         reap()
         left = processes_with(mark)
@@ -372,7 +371,7 @@ class Quickstart:
             print(f'   cgroups cannot be made here ({self.cgroups.reason}): the agents are told their budgets')
         for name, _, memory, cpu in DEVICES:
             declared = [] if self.cgroups.version else [
-                '--memory-budget', str(memory), '--cpu-threads', str(max(1, math.floor(cpu)))]
+                '--memory-budget', str(memory), '--cpu-threads', str(cpu)]
             self.start(name, [
                 self.program('retort-agent'), 'run', '--state', self.path('agents', name), '--coordinator', self.fleet,
                 '--token-file', self.enrolment_file, '--name', name, '--label', f'device={name}',

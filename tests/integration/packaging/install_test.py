@@ -20,7 +20,7 @@ def main():
         install()
         wanted = ['bin/retort', 'bin/retort-coordinator', 'bin/retort-worker', 'bin/retort-agent', 'bin/retort-serve',
                   'etc/retort/coordinator.env', 'etc/retort/agent.env', 'etc/retort/serve.env',
-                  'lib/sysusers.d/retort.conf']
+                  'lib/sysusers.d/retort.conf', 'share/polkit-1/rules.d/50-retort-agent.rules']
         units = ['retort-coordinator.service', 'retort-agent.service', 'retort-serve@.service']
         for name in wanted + ['lib/systemd/system/' + unit for unit in units]:
             assert os.path.isfile(os.path.join(prefix, name)), name + ' was not installed'
