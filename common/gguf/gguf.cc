@@ -9,7 +9,9 @@
 namespace retort {
 namespace {
 
-constexpr std::uint64_t kMaxMetadata = 1 << 16, kMaxTensors = 1 << 20, kMaxKeyBytes = 1 << 16;
+constexpr std::uint64_t kMaxMetadata = 1 << 16, kMaxTensors = 1 << 16, kMaxKeyBytes = 1 << 16;
+/// Elements of an array; keeps what a file of many gigabytes can make us hold in check.
+constexpr std::uint64_t kMaxElements = 1 << 23;
 
 /// GGUF's value types, by number.
 enum : std::uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
@@ -94,6 +96,8 @@ Result<GgufValue> read_value(Cursor& in, std::uint32_t type, std::string_view wh
   if (least == 0) return bad(fmt::format("unknown element type {}", element));
   if (!in.ok() || count > in.left() / least)
     return bad(fmt::format("{} elements are more than the file holds", count));
+  if (count > kMaxElements)
+    return bad(fmt::format("{} elements are more than the limit of {}", count, kMaxElements));
   if (element == kString) {
     std::vector<std::string> out;
     out.reserve(count);

@@ -160,6 +160,14 @@ Result<void> Safetensors::add(std::span<const std::byte> bytes, std::string_view
   for (std::size_t i = 1; i < ranges.size(); ++i)
     if (ranges[i].first < ranges[i - 1].first + ranges[i - 1].second)
       return fail(ErrorCode::kCorrupt, std::string(where), "two tensors overlap");
+  // The format leaves no holes. One shows a lie: a name that is there twice in the JSON, of which a parser
+  // keeps one, or bytes hidden from every reader.
+  std::uint64_t covered = 0;
+  for (const auto& [begin, length] : ranges) covered += length;
+  if (covered != data.size())
+    return fail(ErrorCode::kCorrupt, std::string(where),
+                "its tensors cover {} of {} bytes of data (the file is damaged, or names a tensor twice)",
+                covered, data.size());
   return {};
 }
 

@@ -181,6 +181,15 @@ Result<ModelConfig> read_hf_config(std::string_view text, std::string_view where
     if (activation != "silu")
       return fail(ErrorCode::kUnsupported, std::string(where), "hidden_act '{}'; 'silu' is supported",
                   activation);
+    // Newer files hold it, with the kind of scaling, in rope_parameters.
+    if (json_has(root, "rope_parameters")) {
+      const json::object& rope = *RETORT_TRY(json_object(root, "rope_parameters", where));
+      if (json_has(rope, "rope_type") && RETORT_TRY(json_string(rope, "rope_type", where)) != "default")
+        return fail(ErrorCode::kUnsupported, std::string(where),
+                    "'rope_parameters': only rope_type 'default' is supported");
+      if (json_has(rope, "rope_theta"))
+        c.rope_theta = static_cast<float>(RETORT_TRY(json_number(rope, "rope_theta", where)));
+    }
     RETORT_TRY(refuse_true("attention_bias"));
     RETORT_TRY(refuse_true("mlp_bias"));
     if (json_has(root, "rope_scaling"))
@@ -199,6 +208,11 @@ Result<ModelConfig> read_hf_config(std::string_view text, std::string_view where
     if (activation != "gelu_new")
       return fail(ErrorCode::kUnsupported, std::string(where),
                   "activation_function '{}'; 'gelu_new' is supported", activation);
+    RETORT_TRY(refuse_true("scale_attn_by_inverse_layer_idx"));
+    RETORT_TRY(refuse_true("add_cross_attention"));
+    if (json_has(root, "scale_attn_weights") && !RETORT_TRY(json_bool(root, "scale_attn_weights", where)))
+      return fail(ErrorCode::kUnsupported, std::string(where),
+                  "'scale_attn_weights: false' is not supported");
     c.tied_embeddings =
         !json_has(root, "tie_word_embeddings") || RETORT_TRY(json_bool(root, "tie_word_embeddings", where));
   } else {
@@ -442,6 +456,7 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
   c.bos_token = token("tokenizer.ggml.bos_token_id");
   c.eos_token = token("tokenizer.ggml.eos_token_id");
   RETORT_TRY(validate(c, where));
+  std::set<const GgufTensor*> known;
   for (const Mapping& m : mappings(c)) {
     const GgufTensor* tensor = file.tensor(m.gguf_name);
     if (tensor == nullptr) return fail(ErrorCode::kInvalid, where, "tensor '{}' is missing", m.gguf_name);
@@ -453,7 +468,13 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
     if (shape.size() == 1 && tensor->type != TensorType::kF32)
       return fail(ErrorCode::kUnsupported, where, "tensor '{}' is {}; one-dimensional tensors must be F32",
                   m.gguf_name, info(tensor->type).name);
+    known.insert(tensor);
   }
+  // A tensor that we would leave out of the computation (biases, rope_freqs) makes the answers wrong.
+  for (const GgufTensor& tensor : file.tensors())
+    if (known.count(&tensor) == 0)
+      return fail(ErrorCode::kUnsupported, where, "tensor '{}' has no place in a {} model", tensor.name,
+                  arch);
   return c;
 }
 
@@ -476,7 +497,7 @@ Result<void> write_hf_model(const std::filesystem::path& folder, const ModelConf
     config["num_key_value_heads"] = first.n_head_kv;
     config["head_dim"] = c.head_dim;
     config["max_position_embeddings"] = c.n_ctx;
-    config["rms_norm_eps"] = std::stod(fmt::format("{:g}", c.norm_eps));
+    config["rms_norm_eps"] = std::stod(fmt::format("{}", c.norm_eps));
     config["rope_theta"] = static_cast<double>(c.rope_theta);
     config["hidden_act"] = "silu";
     config["attention_bias"] = false;
@@ -490,7 +511,7 @@ Result<void> write_hf_model(const std::filesystem::path& folder, const ModelConf
     config["n_inner"] = first.n_ff;
     if (first.n_head * c.head_dim != c.n_embd) config["head_dim"] = c.head_dim;
     config["activation_function"] = "gelu_new";
-    config["layer_norm_epsilon"] = std::stod(fmt::format("{:g}", c.norm_eps));
+    config["layer_norm_epsilon"] = std::stod(fmt::format("{}", c.norm_eps));
   }
   config["tie_word_embeddings"] = c.tied_embeddings;
   config["bos_token_id"] = c.bos_token >= 0 ? json::value(c.bos_token) : json::value(nullptr);

@@ -167,7 +167,9 @@ struct Tokenizer::Impl {
   std::array<TokenId, 256> byte_tokens;
   TokenId bos = -1, eos = -1, unknown = -1;
   bool add_bos = false, add_eos = false, space_prefix = false, escape_spaces = false, fuse_unknown = false;
-  std::vector<std::pair<std::string, TokenId>> special;  ///< longest first, for parse_special
+  std::vector<std::pair<std::string, TokenId>> special;  ///< control and user-defined tokens, longest first
+  std::array<bool, 256> special_first{};                 ///< the bytes that one of them begins with
+  bool has_user_defined = false;
 
   static std::uint64_t pair_key(TokenId left, TokenId right) {
     return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
@@ -205,7 +207,11 @@ Result<void> Tokenizer::Impl::finish(std::string_view where) {
       }
     }
     if (types[i] == TokenType::kControl || types[i] == TokenType::kUserDefined)
-      if (!tokens[i].empty()) special.emplace_back(tokens[i], id);
+      if (!tokens[i].empty()) {
+        special.emplace_back(tokens[i], id);
+        special_first[static_cast<unsigned char>(tokens[i][0])] = true;
+        has_user_defined = has_user_defined || types[i] == TokenType::kUserDefined;
+      }
   }
   if (kind == Kind::kByteLevel)
     for (std::size_t b = 0; b < 256; ++b) {
@@ -331,14 +337,17 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, bool add_special, 
   std::vector<TokenId> out;
   if (add_special && impl_->add_bos && impl_->bos >= 0) out.push_back(impl_->bos);
   std::size_t from = 0;
-  if (parse_special && !impl_->special.empty()) {
+  // Added tokens that are not special are found in any text, as Hugging Face and llama.cpp do.
+  if (impl_->has_user_defined || (parse_special && !impl_->special.empty())) {
     for (std::size_t at = 0; at < text.size();) {
       const std::pair<std::string, TokenId>* hit = nullptr;
-      for (const auto& candidate : impl_->special)
-        if (text.compare(at, candidate.first.size(), candidate.first) == 0) {
-          hit = &candidate;
-          break;
-        }
+      if (impl_->special_first[static_cast<unsigned char>(text[at])])
+        for (const auto& candidate : impl_->special)
+          if ((parse_special || !is_special(candidate.second)) &&
+              text.compare(at, candidate.first.size(), candidate.first) == 0) {
+            hit = &candidate;
+            break;
+          }
       if (hit == nullptr) {
         ++at;
         continue;
@@ -444,6 +453,14 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
       return unsupported("pre-tokenizer", type);
     }
   }
+  for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"})
+    if (const json::value* value = model.if_contains(option);
+        value != nullptr && value->is_string() && !value->get_string().empty())
+      return unsupported("model option", option);
+  if (json_has(model, "dropout") &&
+      !(model.at("dropout").is_number() && model.at("dropout").to_number<double>() == 0))
+    return unsupported("model option", "dropout");
+  if (flag(model, "ignore_merges")) return unsupported("model option", "ignore_merges");
   const bool byte_fallback = flag(model, "byte_fallback");
   t.fuse_unknown = flag(model, "fuse_unk");
 
@@ -523,11 +540,21 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   }
   // What is added around a text: the template's special tokens, or tokenizer_config.json's switches.
   bool has_template = false;
-  if (const json::object* post = part("post_processor");
-      post != nullptr && type_of(*post) == "TemplateProcessing") {
+  json::array processors;
+  if (const json::object* post = part("post_processor")) {
+    if (type_of(*post) == "Sequence")
+      processors = *RETORT_TRY(json_array(*post, "processors", where));
+    else
+      processors.push_back(*post);
+  }
+  for (const json::value& processor : processors) {
+    const json::object& post = *RETORT_TRY(as_object(processor, where));
+    const std::string type = type_of(post);
+    if (type == "ByteLevel") continue;  // it only trims offsets
+    if (type != "TemplateProcessing") return unsupported("post-processor", type);
     has_template = true;
     bool after = false;
-    for (const json::value& piece : *RETORT_TRY(json_array(*post, "single", where))) {
+    for (const json::value& piece : *RETORT_TRY(json_array(post, "single", where))) {
       const json::object& object = *RETORT_TRY(as_object(piece, where));
       if (object.contains("Sequence")) after = true;
       if (const json::value* token = object.if_contains("SpecialToken");

@@ -54,5 +54,7 @@ function(retort_test name)
   endif()
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
     PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
-    ENVIRONMENT "RETORT_BIN_DIR=${CMAKE_BINARY_DIR}/bin;RETORT_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+    ENVIRONMENT RETORT_BIN_DIR=${CMAKE_BINARY_DIR}/bin
+    # gtest_discover_tests takes no lists as values: a second variable has to come in by another property.
+    ENVIRONMENT_MODIFICATION RETORT_SOURCE_DIR=set:${CMAKE_SOURCE_DIR})
 endfunction()

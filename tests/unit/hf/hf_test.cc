@@ -128,5 +128,56 @@ TEST(HfModel, SharedTeachersOpen) {
   }
 }
 
+TEST(HfModel, RopeParametersAndGpt2Variants) {
+  const std::string llama =
+      R"({"model_type":"llama","vocab_size":10,"hidden_size":8,"intermediate_size":16,"num_hidden_layers":1,"num_attention_heads":2,"rope_parameters":)";
+  const auto config = read_hf_config(llama + R"({"rope_type":"default","rope_theta":500.0}})", "t");
+  ASSERT_OK(config);
+  EXPECT_EQ(config->rope_theta, 500.0f);
+  EXPECT_EQ(read_hf_config(llama + R"({"rope_type":"yarn","factor":4.0}})", "t").error().code,
+            ErrorCode::kUnsupported);
+  const std::string gpt2 = R"({"model_type":"gpt2","vocab_size":10,"n_embd":8,"n_layer":1,"n_head":2,)";
+  EXPECT_OK(read_hf_config(gpt2 + R"("scale_attn_weights":true})", "t"));
+  EXPECT_FALSE(read_hf_config(gpt2 + R"("scale_attn_weights":false})", "t"));
+  EXPECT_FALSE(read_hf_config(gpt2 + R"("scale_attn_by_inverse_layer_idx":true})", "t"));
+}
+
+TEST(HfModel, AGgufTensorThatWouldBeLeftOutIsRefused) {
+  TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const auto model = open_hf_model(folder / "m");
+  ASSERT_OK(model);
+  ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                             TensorType::kF32, {}));
+  const auto file = GgufFile::open(folder / "m.gguf");
+  ASSERT_OK(file);
+  GgufWriter writer;
+  for (const auto& [key, value] : file->metadata()) writer.set(key, value);
+  for (const GgufTensor& tensor : file->tensors())
+    writer.add_tensor(tensor.name, tensor.shape, tensor.type,
+                      [&tensor](std::span<std::byte> out) -> Result<void> {
+                        std::copy(tensor.data.begin(), tensor.data.end(), out.begin());
+                        return {};
+                      });
+  ASSERT_OK(writer.write(folder / "same.gguf"));
+  EXPECT_OK(read_gguf_config(*GgufFile::open(folder / "same.gguf")));
+  writer.add_tensor("blk.0.attn_q.bias", {64}, TensorType::kF32,
+                    [](std::span<std::byte>) -> Result<void> { return {}; });
+  ASSERT_OK(writer.write(folder / "more.gguf"));
+  EXPECT_NE(read_gguf_config(*GgufFile::open(folder / "more.gguf")).error().message.find("blk.0.attn_q.bias"),
+            std::string::npos);
+}
+
+TEST(HfModel, AnyEpsilonSurvivesWriting) {
+  TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const auto model = open_hf_model(folder / "m");
+  ASSERT_OK(model);
+  ModelConfig odd = model->config;
+  odd.norm_eps = 1.1920929e-07f;
+  ASSERT_OK(write_hf_model(folder / "c", odd, weight_sources(*model), SafeTensor::DType::kF32, folder / "m"));
+  EXPECT_EQ(open_hf_model(folder / "c")->config, odd);
+}
+
 }  // namespace
 }  // namespace retort

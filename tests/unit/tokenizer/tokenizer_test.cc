@@ -156,5 +156,41 @@ TEST(SentencePiece, PlainVocabularyOfLettersRoundTripsThroughGguf) {
   EXPECT_EQ(copy->encode("CAB BAC", true), t->encode("CAB BAC", true));
 }
 
+TEST(Tokenizer, OptionsThatWouldChangeTheIdsAreRefused) {
+  const auto with = [](const std::string& model, const std::string& root) {
+    return Tokenizer::from_huggingface_text(
+        R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"<s>":3},"merges":["a b"])" + model + "}" +
+            root + "}",
+        "", "t");
+  };
+  EXPECT_OK(with(R"(,"dropout":null,"continuing_subword_prefix":"","end_of_word_suffix":null)", ""));
+  for (const char* option :
+       {R"(,"ignore_merges":true)", R"(,"dropout":0.1)", R"(,"end_of_word_suffix":"</w>")"})
+    EXPECT_EQ(with(option, "").error().code, ErrorCode::kUnsupported) << option;
+  EXPECT_EQ(with("", R"(,"post_processor":{"type":"BertProcessing"})").error().code, ErrorCode::kUnsupported);
+  const auto sequence = with(
+      "",
+      R"(,"post_processor":{"type":"Sequence","processors":[{"type":"ByteLevel"},)"
+      R"({"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>"}},{"Sequence":{"id":"A"}}]}]})");
+  ASSERT_OK(sequence);
+  EXPECT_EQ(sequence->encode("ab", true), (std::vector<TokenId>{3, 2}));
+}
+
+TEST(Tokenizer, AddedTokensThatAreNotSpecialAreFoundInAnyText) {
+  std::string json = testing::tiny_tokenizer_json();
+  const std::string list = "\"added_tokens\":[";
+  std::size_t at = json.find(list);
+  if (at == std::string::npos) at = json.find("\"added_tokens\": [");
+  ASSERT_NE(at, std::string::npos);
+  at = json.find('[', at) + 1;
+  json.insert(at, R"({"id":300,"content":"[tool]","special":false},)");
+  const auto t = Tokenizer::from_huggingface_text(json, "", "t");
+  ASSERT_OK(t);
+  const auto ids = t->encode("the[tool]the<|endoftext|>", false);
+  EXPECT_EQ(ids[1], 300);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 0), 0);
+  EXPECT_EQ(t->decode(ids), "the[tool]the<|endoftext|>");
+}
+
 }  // namespace
 }  // namespace retort
