@@ -1,0 +1,234 @@
+#include "common/net/link.h"
+
+#include <set>
+
+#include "common/core/log.h"
+#include "common/net/reactor_socket.h"
+
+namespace retort {
+namespace {
+
+constexpr int kMaxMessageBytes = 2 << 20;
+constexpr int kQueueMessages = 1000;
+
+std::string_view view(const zmq::message_t& frame) {
+  return {static_cast<const char*>(frame.data()), frame.size()};
+}
+
+/// Limits and heartbeats that both ends share.
+void configure(zmq::socket_t& socket) {
+  socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMaxMessageBytes));
+  socket.set(zmq::sockopt::sndhwm, kQueueMessages);
+  socket.set(zmq::sockopt::rcvhwm, kQueueMessages);
+  socket.set(zmq::sockopt::handshake_ivl, 10000);
+  socket.set(zmq::sockopt::heartbeat_ivl, 15000);
+  socket.set(zmq::sockopt::heartbeat_timeout, 30000);
+  socket.set(zmq::sockopt::heartbeat_ttl, 40000);
+}
+
+/// The caller's error for a zmq exception: exceptions stop here.
+tl::unexpected<Error> refused(const std::string& endpoint, const zmq::error_t& error) {
+  if (error.num() == EADDRINUSE)
+    return fail(ErrorCode::kConflict, endpoint,
+                "the port is in use by another program; choose another, or * for any free one");
+  return fail(error.num() == EINVAL || error.num() == EPROTONOSUPPORT ? ErrorCode::kInvalid : ErrorCode::kIo,
+              endpoint, "{}", error.what());
+}
+
+class Server final : public FleetServer {
+ public:
+  Server(boost::asio::io_context& reactor, Admit admit, OnFrame on_frame)
+      : context_(1),
+        admit_(std::move(admit)),
+        on_frame_(std::move(on_frame)),
+        zap_(std::make_shared<ReactorSocket>(reactor, context_, zmq::socket_type::rep)),
+        router_(std::make_shared<ReactorSocket>(reactor, context_, zmq::socket_type::router)) {}
+  ~Server() override {
+    router_->stop();
+    zap_->stop();
+    router_.reset();
+    zap_.reset();
+  }
+
+  void open(const CurveKeys& keys, const std::string& endpoint) {
+    zap_->socket.bind("inproc://zeromq.zap.01");
+    zap_->start([this](std::vector<zmq::message_t>& frames) { authenticate(frames); });
+    zmq::socket_t& socket = router_->socket;
+    configure(socket);
+    socket.set(zmq::sockopt::router_mandatory, true);
+    socket.set(zmq::sockopt::curve_server, true);
+    socket.set(zmq::sockopt::curve_secretkey, keys.secret_key);
+    socket.set(zmq::sockopt::zap_domain, "retort");
+    socket.bind(endpoint);
+    endpoint_ = socket.get(zmq::sockopt::last_endpoint);
+    router_->start([this](std::vector<zmq::message_t>& frames) { receive(frames); });
+  }
+
+  std::string endpoint() const override { return endpoint_; }
+  bool send(std::string_view routing_id, std::string frame) override {
+    std::vector<zmq::message_t> frames;
+    frames.emplace_back(routing_id.data(), routing_id.size());
+    frames.emplace_back(frame.data(), frame.size());
+    return router_->send(frames);
+  }
+  void refuse(std::string_view public_key) override { refused_.insert(std::string(public_key)); }
+
+ private:
+  /// ZAP (RFC 27): version, request id, domain, address, identity, mechanism, the client's 32-byte key.
+  void authenticate(std::vector<zmq::message_t>& frames) {
+    if (frames.size() < 2) return;
+    std::string key(41, '\0');
+    bool admitted = frames.size() == 7 && view(frames[0]) == "1.0" && view(frames[5]) == "CURVE" &&
+                    frames[6].size() == 32;
+    if (admitted) {
+      zmq_z85_encode(key.data(), static_cast<const std::uint8_t*>(frames[6].data()), 32);
+      key.resize(40);
+      admitted = refused_.count(key) == 0 && admit_(key);
+    }
+    std::vector<zmq::message_t> reply;
+    const auto add = [&](std::string_view text) { reply.emplace_back(text.data(), text.size()); };
+    add("1.0");
+    add(view(frames[1]));
+    add(admitted ? "200" : "400");
+    add(admitted ? "OK" : "this key is refused");
+    add(admitted ? std::string_view(key) : std::string_view());
+    add("");
+    zap_->send(reply);
+  }
+
+  void receive(std::vector<zmq::message_t>& frames) {
+    if (frames.size() != 2) return;  // a device sends single frames
+    const char* user = nullptr;
+    try {
+      user = frames[1].gets("User-Id");
+    } catch (const zmq::error_t&) {
+    }
+    if (user == nullptr || refused_.count(user) != 0) return;
+    on_frame_({std::string(view(frames[0])), user}, view(frames[1]));
+  }
+
+  zmq::context_t context_;
+  Admit admit_;
+  OnFrame on_frame_;
+  std::set<std::string> refused_;
+  std::shared_ptr<ReactorSocket> zap_, router_;
+  std::string endpoint_;
+};
+
+class Client final : public FleetClient {
+ public:
+  Client(boost::asio::io_context& reactor, OnLink on_link, OnFrame on_frame)
+      : context_(1),
+        on_link_(std::move(on_link)),
+        on_frame_(std::move(on_frame)),
+        dealer_(std::make_shared<ReactorSocket>(reactor, context_, zmq::socket_type::dealer)),
+        monitor_(std::make_shared<ReactorSocket>(reactor, context_, zmq::socket_type::pair)) {}
+  ~Client() override {
+    zmq_socket_monitor(dealer_->socket.handle(), nullptr, 0);
+    monitor_->stop();
+    dealer_->stop();
+    monitor_.reset();
+    dealer_.reset();
+  }
+
+  void open(const CurveKeys& keys, std::string_view server_key, const std::string& endpoint) {
+    zmq::socket_t& socket = dealer_->socket;
+    configure(socket);
+    socket.set(zmq::sockopt::curve_serverkey, std::string(server_key));
+    socket.set(zmq::sockopt::curve_publickey, keys.public_key);
+    socket.set(zmq::sockopt::curve_secretkey, keys.secret_key);
+    socket.set(zmq::sockopt::reconnect_ivl, 200);  // libzmq adds a random part
+    socket.set(zmq::sockopt::reconnect_ivl_max, 30000);
+    socket.set(zmq::sockopt::immediate, true);  // no queue for a link that is down
+    constexpr const char* kMonitor = "inproc://monitor";
+    if (zmq_socket_monitor(socket.handle(), kMonitor, ZMQ_EVENT_ALL) != 0) throw zmq::error_t();
+    monitor_->socket.connect(kMonitor);
+    monitor_->start([this](std::vector<zmq::message_t>& frames) { observe(frames); });
+    socket.connect(endpoint);
+    dealer_->start([this](std::vector<zmq::message_t>& frames) {
+      if (frames.size() == 1) on_frame_(view(frames[0]));
+    });
+  }
+
+  bool send(std::string frame) override {
+    std::vector<zmq::message_t> frames;
+    frames.emplace_back(frame.data(), frame.size());
+    return dealer_->send(frames);
+  }
+
+ private:
+  void observe(std::vector<zmq::message_t>& frames) {
+    if (frames.empty() || frames[0].size() < 6) return;
+    std::uint16_t event = 0;
+    std::memcpy(&event, frames[0].data(), 2);
+    const auto lost = [&](std::string_view reason) {
+      // A refused handshake comes again and again: it is told even though the link never was up.
+      if (up_ || reason != last_reason_) {
+        up_ = false;
+        last_reason_ = reason;
+        on_link_(false, reason);
+      }
+    };
+    switch (event) {
+      case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
+        up_ = true;
+        last_reason_.clear();
+        on_link_(true, "");
+        break;
+      case ZMQ_EVENT_DISCONNECTED:
+        lost("the connection was lost");
+        break;
+      case ZMQ_EVENT_CONNECT_RETRIED:
+        lost("the coordinator cannot be reached");
+        break;
+      case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+        lost("the coordinator refuses this device's key");
+        break;
+      case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+      case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        lost("the handshake failed: the server key is not the coordinator's, or it refuses this device");
+        break;
+      default:
+        break;
+    }
+  }
+
+  zmq::context_t context_;
+  OnLink on_link_;
+  OnFrame on_frame_;
+  std::shared_ptr<ReactorSocket> dealer_, monitor_;
+  bool up_ = false;
+  std::string last_reason_ = "not yet";
+};
+
+}  // namespace
+
+Result<std::unique_ptr<FleetServer>> FleetServer::bind(boost::asio::io_context& reactor,
+                                                       const CurveKeys& keys, const std::string& endpoint,
+                                                       Admit admit, OnFrame on_frame) {
+  try {
+    auto server = std::make_unique<Server>(reactor, std::move(admit), std::move(on_frame));
+    server->open(keys, endpoint);
+    return server;
+  } catch (const zmq::error_t& error) {
+    return refused(endpoint, error);
+  }
+}
+
+Result<std::unique_ptr<FleetClient>> FleetClient::connect(boost::asio::io_context& reactor,
+                                                          const CurveKeys& keys, std::string_view server_key,
+                                                          const std::string& endpoint, OnLink on_link,
+                                                          OnFrame on_frame) {
+  if (server_key.size() != 40)
+    return fail(ErrorCode::kInvalid, endpoint, "the server key must be 40 characters, not {}",
+                server_key.size());
+  try {
+    auto client = std::make_unique<Client>(reactor, std::move(on_link), std::move(on_frame));
+    client->open(keys, server_key, endpoint);
+    return client;
+  } catch (const zmq::error_t& error) {
+    return refused(endpoint, error);
+  }
+}
+
+}  // namespace retort

@@ -1,0 +1,197 @@
+#include "common/wire/messages.h"
+
+#include "common/wire/device_codec.h"
+#include "envelope.capnp.h"
+
+namespace retort::wire {
+namespace {
+
+template <typename... Ts>
+struct Overloaded : Ts... {
+  using Ts::operator()...;
+};
+template <typename... Ts>
+Overloaded(Ts...) -> Overloaded<Ts...>;
+
+capnp::Data::Reader data(const std::string& bytes) {
+  return capnp::Data::Reader(reinterpret_cast<const capnp::byte*>(bytes.data()), bytes.size());
+}
+std::string bytes(capnp::Data::Reader in) {
+  return std::string(reinterpret_cast<const char*>(in.begin()), in.size());
+}
+
+}  // namespace
+
+std::string encode(const Envelope& envelope) {
+  capnp::MallocMessageBuilder message;
+  auto root = message.initRoot<schema::Envelope>();
+  root.setVersion(envelope.version);
+  root.setEpoch(envelope.epoch);
+  root.setSequence(envelope.sequence);
+  root.setAcknowledged(envelope.acknowledged);
+  auto out = root.initPayload();
+  std::visit(Overloaded{
+                 [&](const Enrol& m) {
+                   auto b = out.initEnrol();
+                   b.setTokenSecret(text(m.token_secret));
+                   b.setName(text(m.name));
+                   write(b.initProfile(), m.profile);
+                 },
+                 [&](const Hello& m) {
+                   auto b = out.initHello();
+                   b.setDeviceId(text(m.device_id));
+                   b.setAgentVersion(text(m.agent_version));
+                   write(b.initStatus(), m.status);
+                 },
+                 [&](const ProfileUpdate& m) { write(out.initProfileUpdate(), m.profile); },
+                 [&](const StatusReport& m) { write(out.initStatusReport(), m.status); },
+                 [&](const Heartbeat& m) { out.setHeartbeat(m.generation); },
+                 [&](const ManifestRequest& m) { out.setManifestRequest(text(m.artifact)); },
+                 [&](const ChunkRequest& m) {
+                   auto b = out.initChunkRequest();
+                   b.setArtifact(text(m.artifact));
+                   b.setOffset(m.offset);
+                   b.setLength(m.length);
+                 },
+                 [&](const TelemetryBatch& m) {
+                   auto b = out.initTelemetryBatch();
+                   b.setBatch(m.batch);
+                   b.setDroppedBefore(m.dropped_before);
+                   auto points = b.initPoints(static_cast<unsigned>(m.points.size()));
+                   for (unsigned i = 0; i < m.points.size(); ++i) {
+                     points[i].setTimeMillis(m.points[i].time);
+                     points[i].setMetric(text(m.points[i].metric));
+                     points[i].setValue(m.points[i].value);
+                   }
+                 },
+                 [&](const Enrolled& m) {
+                   auto b = out.initEnrolled();
+                   b.setDeviceId(text(m.device_id));
+                   b.setSigningKey(text(m.signing_key));
+                 },
+                 [&](const Welcome& m) {
+                   auto b = out.initWelcome();
+                   b.setHeartbeatMillis(m.heartbeat_millis);
+                   b.setChunkCredit(m.chunk_credit);
+                   b.setCoordinatorTimeMillis(m.coordinator_time);
+                   b.setTelemetryAcknowledged(m.telemetry_acknowledged);
+                 },
+                 [&](const Desired& m) {
+                   auto b = out.initDesired();
+                   b.setGeneration(m.desired.generation);
+                   b.setDeviceClass(text(m.desired.device_class));
+                   b.setArtifact(text(m.desired.artifact));
+                 },
+                 [&](const Manifest& m) {
+                   auto b = out.initManifest();
+                   b.setArtifact(text(m.artifact));
+                   b.setSignedJson(data(m.signed_json));
+                 },
+                 [&](const Chunk& m) {
+                   auto b = out.initChunk();
+                   b.setArtifact(text(m.artifact));
+                   b.setOffset(m.offset);
+                   b.setBytes(data(m.bytes));
+                 },
+                 [&](const TelemetryAck& m) { out.setTelemetryAck(m.batch); },
+                 [&](const ComeBack& m) { out.setComeBack(m.after_millis); },
+                 [&](const Refused& m) {
+                   auto b = out.initRefused();
+                   b.setAbout(text(m.about));
+                   b.setCode(text(m.code));
+                   b.setMessage(text(m.message));
+                 },
+                 [&](const Unsupported& m) { out.setUnsupported(m.kind); },
+             },
+             envelope.payload);
+  return to_bytes(message);
+}
+
+Result<Envelope> decode(std::string_view frame) {
+  if (frame.size() > kMaxFrameBytes)
+    return fail(ErrorCode::kOutOfBudget, "frame", "{} bytes, the limit is {}", frame.size(), kMaxFrameBytes);
+  return parse_message<
+      schema::Envelope>(frame, "frame", [](schema::Envelope::Reader root) -> Result<Envelope> {
+    Envelope out;
+    out.version = root.getVersion();
+    out.epoch = root.getEpoch();
+    out.sequence = root.getSequence();
+    out.acknowledged = root.getAcknowledged();
+    const auto in = root.getPayload();
+    using Which = schema::Envelope::Payload::Which;
+    switch (in.which()) {
+      case Which::ENROL:
+        out.payload = Enrol{text(in.getEnrol().getTokenSecret()), text(in.getEnrol().getName()),
+                            read(in.getEnrol().getProfile())};
+        break;
+      case Which::HELLO:
+        out.payload = Hello{text(in.getHello().getDeviceId()), text(in.getHello().getAgentVersion()),
+                            read(in.getHello().getStatus())};
+        break;
+      case Which::PROFILE_UPDATE:
+        out.payload = ProfileUpdate{read(in.getProfileUpdate())};
+        break;
+      case Which::STATUS_REPORT:
+        out.payload = StatusReport{read(in.getStatusReport())};
+        break;
+      case Which::HEARTBEAT:
+        out.payload = Heartbeat{in.getHeartbeat()};
+        break;
+      case Which::MANIFEST_REQUEST:
+        out.payload = ManifestRequest{text(in.getManifestRequest())};
+        break;
+      case Which::CHUNK_REQUEST: {
+        const auto r = in.getChunkRequest();
+        out.payload = ChunkRequest{text(r.getArtifact()), r.getOffset(), r.getLength()};
+        break;
+      }
+      case Which::TELEMETRY_BATCH: {
+        const auto r = in.getTelemetryBatch();
+        TelemetryBatch batch{r.getBatch(), r.getDroppedBefore(), {}};
+        for (const auto point : r.getPoints())
+          batch.points.push_back({point.getTimeMillis(), text(point.getMetric()), point.getValue()});
+        out.payload = std::move(batch);
+        break;
+      }
+      case Which::ENROLLED:
+        out.payload = Enrolled{text(in.getEnrolled().getDeviceId()), text(in.getEnrolled().getSigningKey())};
+        break;
+      case Which::WELCOME: {
+        const auto r = in.getWelcome();
+        out.payload = Welcome{r.getHeartbeatMillis(), r.getChunkCredit(), r.getCoordinatorTimeMillis(),
+                              r.getTelemetryAcknowledged()};
+        break;
+      }
+      case Which::DESIRED:
+        out.payload = Desired{{in.getDesired().getGeneration(), text(in.getDesired().getDeviceClass()),
+                               text(in.getDesired().getArtifact())}};
+        break;
+      case Which::MANIFEST:
+        out.payload = Manifest{text(in.getManifest().getArtifact()), bytes(in.getManifest().getSignedJson())};
+        break;
+      case Which::CHUNK:
+        out.payload = Chunk{text(in.getChunk().getArtifact()), in.getChunk().getOffset(),
+                            bytes(in.getChunk().getBytes())};
+        break;
+      case Which::TELEMETRY_ACK:
+        out.payload = TelemetryAck{in.getTelemetryAck()};
+        break;
+      case Which::COME_BACK:
+        out.payload = ComeBack{in.getComeBack()};
+        break;
+      case Which::REFUSED:
+        out.payload = Refused{text(in.getRefused().getAbout()), text(in.getRefused().getCode()),
+                              text(in.getRefused().getMessage())};
+        break;
+      case Which::UNSUPPORTED:
+        out.payload = Unsupported{in.getUnsupported()};
+        break;
+      default:
+        out.payload = Unsupported{static_cast<std::uint16_t>(in.which())};
+        break;
+    }
+    return out;
+  });
+}
+
+}  // namespace retort::wire

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "common/core/result.h"
+#include "common/model/records.h"
+
+/// Stored records as Cap'n Proto bytes (schemas/records.capnp). decode_…: kCorrupt.
+namespace retort::wire {
+
+std::string encode(const DeviceRecord& record);
+std::string encode(const DeviceClass& record);
+std::string encode(const TeacherRecord& record);
+std::string encode(const DatasetRecord& record);
+std::string encode(const ArtifactRecord& record);
+std::string encode(const JobRecord& record);
+std::string encode(const TokenRecord& record);
+
+template <typename Record>
+Result<Record> decode_record(std::string_view bytes);
+template <>
+Result<DeviceRecord> decode_record(std::string_view bytes);
+template <>
+Result<DeviceClass> decode_record(std::string_view bytes);
+template <>
+Result<TeacherRecord> decode_record(std::string_view bytes);
+template <>
+Result<DatasetRecord> decode_record(std::string_view bytes);
+template <>
+Result<ArtifactRecord> decode_record(std::string_view bytes);
+template <>
+Result<JobRecord> decode_record(std::string_view bytes);
+template <>
+Result<TokenRecord> decode_record(std::string_view bytes);
+
+}  // namespace retort::wire

@@ -1,0 +1,80 @@
+@0xd1c86f0a4b3e9275;
+# One frame of the fleet link. docs/protocol.md tells who sends what, and when.
+using Cxx = import "/capnp/c++.capnp";
+using import "device.capnp".Profile;
+using import "device.capnp".Status;
+using import "device.capnp".Desired;
+using import "device.capnp".Point;
+$Cxx.namespace("retort::schema");
+
+struct Envelope {
+  version @0 :UInt16;
+  epoch @1 :UInt64;
+  sequence @2 :UInt64;
+  acknowledged @3 :UInt64;
+  payload :union {
+    unknown @4 :Void;              # what a default-initialised frame reads as
+    enrol @5 :Enrol;
+    hello @6 :Hello;
+    profileUpdate @7 :Profile;
+    statusReport @8 :Status;
+    heartbeat @9 :UInt64;          # generation
+    manifestRequest @10 :Text;     # artifact
+    chunkRequest @11 :ChunkRequest;
+    telemetryBatch @12 :TelemetryBatch;
+    enrolled @13 :Enrolled;
+    welcome @14 :Welcome;
+    desired @15 :Desired;
+    manifest @16 :Manifest;
+    chunk @17 :Chunk;
+    telemetryAck @18 :UInt64;      # batch
+    comeBack @19 :UInt32;          # after this many milliseconds
+    refused @20 :Refused;
+    unsupported @21 :UInt16;       # the kind that was not known
+  }
+
+  struct Enrol {
+    tokenSecret @0 :Text;
+    name @1 :Text;
+    profile @2 :Profile;
+  }
+  struct Hello {
+    deviceId @0 :Text;
+    agentVersion @1 :Text;
+    status @2 :Status;
+  }
+  struct ChunkRequest {
+    artifact @0 :Text;
+    offset @1 :UInt64;
+    length @2 :UInt32;
+  }
+  struct TelemetryBatch {
+    batch @0 :UInt64;
+    droppedBefore @1 :UInt64;
+    points @2 :List(Point);
+  }
+  struct Enrolled {
+    deviceId @0 :Text;
+    signingKey @1 :Text;           # Ed25519 public key, hexadecimal
+  }
+  struct Welcome {
+    heartbeatMillis @0 :UInt32;
+    chunkCredit @1 :UInt32;
+    coordinatorTimeMillis @2 :Int64;
+    telemetryAcknowledged @3 :UInt64;
+  }
+  struct Manifest {
+    artifact @0 :Text;
+    signedJson @1 :Data;
+  }
+  struct Chunk {
+    artifact @0 :Text;
+    offset @1 :UInt64;
+    bytes @2 :Data;
+  }
+  struct Refused {
+    about @0 :Text;
+    code @1 :Text;
+    message @2 :Text;
+  }
+}

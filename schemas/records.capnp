@@ -1,0 +1,103 @@
+@0xe94d27b1506fa3c8;
+# What the coordinator keeps in its store. EVOLUTION.md says what may change.
+using Cxx = import "/capnp/c++.capnp";
+using import "device.capnp".Profile;
+using import "device.capnp".Status;
+using import "device.capnp".Label;
+$Cxx.namespace("retort::schema");
+
+struct DeviceRecord {
+  id @0 :Text;
+  name @1 :Text;
+  publicKey @2 :Text;              # Z85
+  enrolledMillis @3 :Int64;
+  lastSeenMillis @4 :Int64;
+  revoked @5 :Bool;
+  epoch @6 :UInt64;
+  telemetryBatch @7 :UInt64;       # the last one on disk
+  telemetryDropped @8 :UInt64;
+  profile @9 :Profile;
+  status @10 :Status;
+  deviceClass @11 :Text;
+  generation @12 :UInt64;          # of its desired state
+  artifact @13 :Text;              # desired
+}
+
+struct ClassRecord {
+  name @0 :Text;
+  priority @1 :Int32;
+  minMemoryBytes @2 :UInt64;
+  maxMemoryBytes @3 :UInt64;
+  minCpu @4 :Float64;
+  maxCpu @5 :Float64;
+  architecture @6 :Text;
+  labels @7 :List(Label);
+  artifactBytes @8 :UInt64;
+  servingMemoryBytes @9 :UInt64;
+  p95TokenSeconds @10 :Float64;
+  artifact @11 :Text;
+  generation @12 :UInt64;
+}
+
+struct TeacherRecord {
+  id @0 :Text;                     # SHA-256 over its files
+  name @1 :Text;
+  importedMillis @2 :Int64;
+  family @3 :Text;
+  parameters @4 :UInt64;
+  bytes @5 :UInt64;
+  vocabulary @6 :UInt32;
+  context @7 :UInt32;
+}
+
+struct DatasetRecord {
+  id @0 :Text;                     # SHA-256 of its file
+  name @1 :Text;
+  importedMillis @2 :Int64;
+  documents @3 :UInt64;
+  bytes @4 :UInt64;
+}
+
+struct ArtifactRecord {
+  sha256 @0 :Text;
+  name @1 :Text;
+  createdMillis @2 :Int64;
+  bytes @3 :UInt64;
+  parameters @4 :UInt64;
+  bitsPerWeight @5 :Float64;
+  format @6 :Text;
+  label @7 :Text;
+  job @8 :Text;
+  deviceClass @9 :Text;
+  teacher @10 :Text;
+  evaluationJson @11 :Text;
+  signedManifest @12 :Data;
+}
+
+struct JobRecord {
+  id @0 :Text;
+  name @1 :Text;
+  state @2 :Text;                  # queued, running, succeeded, failed, cancelled
+  deviceClass @3 :Text;
+  teacher @4 :Text;
+  assign @5 :Bool;
+  createdMillis @6 :Int64;
+  startedMillis @7 :Int64;
+  finishedMillis @8 :Int64;
+  starts @9 :UInt32;
+  cancelRequested @10 :Bool;
+  errorCode @11 :Text;
+  error @12 :Text;
+  artifacts @13 :List(Text);
+  plan @14 :Text;                  # JSON, for people
+}
+
+struct TokenRecord {
+  id @0 :Text;
+  kind @1 :Text;                   # operator, enrolment
+  name @2 :Text;
+  secretSha256 @3 :Text;
+  createdMillis @4 :Int64;
+  expiresMillis @5 :Int64;         # 0: never
+  usesLeft @6 :Int64;              # -1: without limit
+}
