@@ -1,0 +1,410 @@
+// The real retort-agent and retort-serve against a small coordinator inside this process.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <atomic>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <future>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "agent/control/loopback.h"
+#include "common/core/file.h"
+#include "common/core/hex.h"
+#include "common/core/json.h"
+#include "common/core/sha256.h"
+#include "common/hf/hf_model.h"
+#include "common/net/link.h"
+#include "common/process/process.h"
+#include "common/trust/trust.h"
+#include "common/wire/messages.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+using testing::TemporaryFolder;
+
+/// Answers as a coordinator does, and misbehaves on demand. Its reactor runs on a thread of its own; members
+/// are touched there, or under `mutex`.
+class Coordinator {
+ public:
+  explicit Coordinator(const CurveKeys& keys, const SigningKey& signing, const std::string& endpoint = "tcp://127.0.0.1:*")
+      : keys_(keys), signing_(signing) {
+    std::promise<void> bound;
+    thread_ = std::thread([&] {
+      auto server = FleetServer::bind(reactor_, keys_, endpoint, [](std::string_view) { return true; },
+                                      [this](const FleetServer::Peer& peer, std::string_view frame) { on_frame(peer, frame); });
+      if (server) server_ = std::move(*server);
+      bound.set_value();
+      reactor_.run();
+      server_.reset();
+    });
+    bound.get_future().wait();
+  }
+  ~Coordinator() {
+    reactor_.stop();
+    thread_.join();
+  }
+  bool bound() const { return server_ != nullptr; }
+  std::string endpoint() const { return server_->endpoint(); }
+
+  void add(const fs::path& file, UnixMillis expires) {
+    const auto manifest = make_manifest(file);
+    ASSERT_OK(manifest);
+    const auto text = sign_manifest(*manifest, 1, expires, signing_);
+    ASSERT_OK(text);
+    const std::lock_guard lock(mutex);
+    artifacts_[manifest->sha256] = {file, *text};
+  }
+  void desire(const std::string& artifact) {
+    std::unique_lock lock(mutex);
+    ++desired_.generation;
+    desired_.device_class = "any";
+    desired_.artifact = artifact;
+    lock.unlock();
+    boost::asio::post(reactor_, [this] {
+      if (!peer_.empty()) say(wire::Desired{desired_});
+    });
+  }
+
+  std::mutex mutex;
+  std::string token = "5ec4e7";
+  bool corrupt_chunks = false, garbage = false;
+  std::chrono::milliseconds chunk_delay{0};
+  UnixMillis clock_offset = 0;
+  std::vector<wire::ChunkRequest> requests;
+  std::uint64_t enrolments = 0, batches = 0;
+  DeviceStatus last_status;
+
+ private:
+  void say(wire::Payload payload) {
+    wire::Envelope out;
+    out.epoch = epoch_;
+    out.sequence = ++sent_;
+    out.payload = std::move(payload);
+    server_->send(peer_, wire::encode(out));
+  }
+
+  void on_frame(const FleetServer::Peer& peer, std::string_view frame) {
+    const auto envelope = wire::decode(frame);
+    ASSERT_OK(envelope);
+    const std::lock_guard lock(mutex);
+    if (peer.routing_id != peer_ || envelope->epoch != epoch_) sent_ = 0;
+    peer_ = peer.routing_id, epoch_ = envelope->epoch;
+    if (garbage) {
+      server_->send(peer_, "no envelope");
+      server_->send(peer_, std::string(4096, '\xff'));
+      server_->send(peer_, "");
+    }
+    if (const auto* enrol = std::get_if<wire::Enrol>(&envelope->payload)) {
+      if (enrol->token_secret != token) return say(wire::Refused{"enrol", "denied", "no such token"});
+      ++enrolments;
+      say(wire::Enrolled{"dev-0123456789abcdef", to_hex(signing_.public_key)});
+    } else if (const auto* hello = std::get_if<wire::Hello>(&envelope->payload)) {
+      last_status = hello->status;
+      say(wire::Welcome{2000, 4, SystemClock().unix_millis() + clock_offset, batches});
+      if (desired_.generation > 0) say(wire::Desired{desired_});
+    } else if (const auto* report = std::get_if<wire::StatusReport>(&envelope->payload)) {
+      last_status = report->status;
+    } else if (const auto* batch = std::get_if<wire::TelemetryBatch>(&envelope->payload)) {
+      batches = std::max(batches, batch->batch);
+      say(wire::TelemetryAck{batches});
+    } else if (const auto* ask = std::get_if<wire::ManifestRequest>(&envelope->payload)) {
+      const auto found = artifacts_.find(ask->artifact);
+      if (found == artifacts_.end()) return say(wire::Refused{"manifest " + ask->artifact, "not_found", "no such artifact"});
+      say(wire::Manifest{ask->artifact, found->second.signed_manifest});
+    } else if (const auto* chunk = std::get_if<wire::ChunkRequest>(&envelope->payload)) {
+      requests.push_back(*chunk);
+      std::string bytes(chunk->length, '\0');
+      ASSERT_OK(File::open_read(artifacts_.at(chunk->artifact).file)->read_exact_at(chunk->offset, bytes));
+      if (corrupt_chunks) bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+      const wire::Chunk answer{chunk->artifact, chunk->offset, std::move(bytes)};
+      if (chunk_delay == 0ms) return say(answer);
+      auto timer = std::make_shared<boost::asio::steady_timer>(reactor_, chunk_delay);
+      timer->async_wait([this, timer, answer, epoch = epoch_](const boost::system::error_code& error) {
+        const std::lock_guard held(mutex);
+        if (!error && epoch == epoch_) say(answer);
+      });
+    }
+  }
+
+  struct Artifact {
+    fs::path file;
+    std::string signed_manifest;
+  };
+  boost::asio::io_context reactor_;
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> guard_{reactor_.get_executor()};
+  CurveKeys keys_;
+  SigningKey signing_;
+  std::unique_ptr<FleetServer> server_;
+  std::map<std::string, Artifact> artifacts_;
+  DesiredState desired_;
+  std::string peer_;
+  std::uint64_t epoch_ = 0, sent_ = 0;
+  std::thread thread_;
+};
+
+template <typename Probe>
+bool eventually(Probe probe, std::chrono::milliseconds patience = 30s) {
+  const auto deadline = std::chrono::steady_clock::now() + patience;
+  while (!probe()) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    std::this_thread::sleep_for(10ms);
+  }
+  return true;
+}
+
+class AgentTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+    ASSERT_OK(testing::write_tiny_model(folder_ / "hf", ModelFamily::kLlama, 1, size_));
+    hf_ = std::make_unique<HfModel>(std::move(*open_hf_model(folder_ / "hf")));
+    coordinator_ = std::make_unique<Coordinator>(keys_, signing_);
+    ASSERT_TRUE(coordinator_->bound());
+    endpoint_ = coordinator_->endpoint();
+    token_ = "retort-enrol:" + keys_.public_key + ":5ec4e7";
+  }
+  void TearDown() override {
+    kill_agent(SIGKILL);
+    for (const char* slot : {"a", "b"})
+      if (const auto text = read_file(folder_ / "device/run" / (std::string("serve-") + slot + ".json")))
+        if (const auto value = parse_json(*text, "")) ::kill(static_cast<pid_t>(value->at("pid").as_int64()), SIGKILL);
+    if (HasFailure())
+      std::fputs(read_file(folder_ / "agent.log").value_or("").c_str(), stderr);
+  }
+
+  /// A GGUF of the tiny model that says `name`; its hash.
+  std::string artifact(const std::string& name, UnixMillis valid_millis = 48ll * 3600 * 1000) {
+    const fs::path file = folder_ / (name + ".gguf");
+    EXPECT_OK(write_gguf_model(file, hf_->config, hf_->tokenizer, weight_sources(*hf_), TensorType::kF32,
+                               {{"general.name", name}}));
+    coordinator_->add(file, SystemClock().unix_millis() + valid_millis);
+    return *sha256_file_hex(file);
+  }
+
+  void start_agent(std::vector<std::string> more = {}) {
+    ProcessSpec spec;
+    spec.arguments = {testing::binary("retort-agent"), "run", "--state", folder_ / "device", "--coordinator", endpoint_,
+                      "--token", token_, "--status-file", folder_ / "status.json", "--probation-seconds", "0.3",
+                      "--cpu-threads", "1"};
+    spec.arguments.insert(spec.arguments.end(), more.begin(), more.end());
+    spec.stdout_file = spec.stderr_file = folder_ / "agent.log";
+    spec.die_with_parent = true;
+    const auto pid = start_process(spec);
+    ASSERT_OK(pid);
+    agent_ = *pid;
+  }
+  int kill_agent(int number) {
+    if (agent_ == 0) return 0;
+    ::kill(agent_, number);
+    int status = 0;
+    ::waitpid(agent_, &status, 0);
+    agent_ = 0;
+    std::error_code ignored;
+    fs::remove(folder_ / "status.json", ignored);
+    return status;
+  }
+  json::object status() const {
+    const auto text = read_file(folder_ / "status.json");
+    if (!text) return {};
+    const auto value = parse_json(*text, "status");
+    return value && value->is_object() ? value->as_object() : json::object{};
+  }
+  std::string text(const char* key) const { return json_string(status(), key, "").value_or(""); }
+  pid_t serve_pid() const { return static_cast<pid_t>(json_int(status(), "serve_pid", "").value_or(0)); }
+  bool answers() const {
+    const std::string url = text("serve_url");
+    const auto port = static_cast<std::uint16_t>(std::atoi(url.c_str() + url.rfind(':') + 1));
+    return !url.empty() && check_health("127.0.0.1", port, text("artifact"), 3s).has_value();
+  }
+  bool serving(const std::string& sha256) {
+    return eventually([&] { return text("artifact") == sha256 && text("state") == "idle" && answers(); });
+  }
+
+  testing::TinyModelOptions size_;
+  TemporaryFolder folder_;
+  CurveKeys keys_ = make_curve_keys();
+  SigningKey signing_ = make_signing_key();
+  std::unique_ptr<HfModel> hf_;
+  std::unique_ptr<Coordinator> coordinator_;
+  std::string endpoint_, token_;
+  pid_t agent_ = 0;
+};
+
+TEST_F(AgentTest, EnrolsPullsServesAndLivesThroughRestarts) {
+  const std::string first = artifact("first"), second = artifact("second");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  EXPECT_EQ(text("device_id"), "dev-0123456789abcdef");
+  EXPECT_EQ(text("class"), "any");
+
+  // Only the header differs: nothing else is pulled.
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->requests.clear();
+  }
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    std::uint64_t asked = 0;
+    for (const auto& request : coordinator_->requests) asked += request.length;
+    EXPECT_LT(asked, fs::file_size(folder_ / "second.gguf") / 4);
+  }
+  ASSERT_TRUE(eventually([&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->last_status.artifact == second && coordinator_->last_status.state == "idle";
+  }));
+
+  // A restarted agent adopts what serves; a second one on the same folder is refused.
+  const pid_t serve = serve_pid();
+  ProcessSpec other;
+  other.arguments = {testing::binary("retort-agent"), "run", "--state", folder_ / "device"};
+  int code = 0;
+  ::waitpid(*start_process(other), &code, 0);
+  EXPECT_NE(code, 0);
+  EXPECT_EQ(kill_agent(SIGTERM), 0);
+  EXPECT_EQ(::kill(serve, 0), 0) << "the student serves on without its agent";
+  start_agent();
+  ASSERT_TRUE(serving(second));
+  EXPECT_EQ(serve_pid(), serve);
+  kill_agent(SIGKILL);
+  start_agent();
+  ASSERT_TRUE(serving(second));
+  EXPECT_EQ(serve_pid(), serve);
+
+  // A killed student comes back; a lost coordinator changes nothing.
+  ::kill(serve, SIGKILL);
+  ASSERT_TRUE(eventually([&] { return serve_pid() != 0 && serve_pid() != serve && answers(); }));
+  coordinator_.reset();
+  ASSERT_TRUE(eventually([&] { return text("link") == "down"; }));
+  EXPECT_TRUE(answers());
+  kill_agent(SIGTERM);
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("artifact") == second && answers(); }));
+  EXPECT_EQ(coordinator_, nullptr);
+}
+
+TEST_F(AgentTest, ATamperedArtifactIsRefusedAndTheOldOneServesOn) {
+  const std::string good = artifact("good");
+  testing::TinyModelOptions other = size_;
+  other.n_ff = 128;
+  ASSERT_OK(testing::write_tiny_model(folder_ / "hf2", ModelFamily::kLlama, 2, other));
+  hf_ = std::make_unique<HfModel>(std::move(*open_hf_model(folder_ / "hf2")));
+  const std::string bad = artifact("bad");
+  coordinator_->desire(good);
+  start_agent();
+  ASSERT_TRUE(serving(good));
+  const pid_t serve = serve_pid();
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->corrupt_chunks = true;
+  }
+  coordinator_->desire(bad);
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "corrupt" && text("state") == "idle"; }));
+  EXPECT_NE(text("last_error").find("hash"), std::string::npos) << text("last_error");
+  EXPECT_EQ(text("artifact"), good);
+  EXPECT_EQ(serve_pid(), serve);
+  EXPECT_TRUE(answers());
+  EXPECT_TRUE(eventually([&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->last_status.error_code == "corrupt";
+  }));
+  // An artifact that vanished is a clear state too; and the next good one is served.
+  coordinator_->desire(std::string(64, 'a'));
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "not_found" && text("state") == "idle"; }));
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->corrupt_chunks = false;
+  }
+  coordinator_->desire(bad);
+  ASSERT_TRUE(serving(bad));
+  EXPECT_EQ(text("last_error"), "");
+}
+
+TEST_F(AgentTest, AWrongToken) {
+  token_ = "retort-enrol:" + keys_.public_key + ":bad";
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "denied"; }));
+  EXPECT_EQ(text("device_id"), "");
+  kill_agent(SIGKILL);
+  ProcessSpec spec;
+  spec.arguments = {testing::binary("retort-agent"), "run", "--state", folder_ / "other", "--coordinator", endpoint_,
+                    "--token", "retort-enrol:short"};
+  int code = 0;
+  ::waitpid(*start_process(spec), &code, 0);
+  EXPECT_EQ(WEXITSTATUS(code), 3);
+}
+
+TEST_F(AgentTest, AWrongServerKey) {
+  token_ = "retort-enrol:" + make_curve_keys().public_key + ":5ec4e7";
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("link") == "down"; }));
+  const std::lock_guard lock(coordinator_->mutex);
+  EXPECT_EQ(coordinator_->enrolments, 0u);
+}
+
+TEST_F(AgentTest, GarbageFromTheCoordinator) {
+  const std::string first = artifact("first");
+  coordinator_->garbage = true;
+  coordinator_->desire(first);
+  start_agent();
+  EXPECT_TRUE(serving(first));
+}
+
+TEST_F(AgentTest, ClocksThatDifferByADay) {
+  const std::string good = artifact("good"), expired = artifact("expired", 12ll * 3600 * 1000);
+  coordinator_->clock_offset = 24ll * 3600 * 1000;
+  coordinator_->desire(good);
+  start_agent();
+  ASSERT_TRUE(serving(good));
+  // Valid by this device's clock, but not by the later one: no update, the old one serves on.
+  coordinator_->desire(expired);
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "unavailable"; }));
+  EXPECT_EQ(text("artifact"), good);
+  EXPECT_TRUE(answers());
+}
+
+class LargerAgentTest : public AgentTest {
+ protected:
+  LargerAgentTest() { size_.n_embd = 256, size_.n_layer = 4, size_.n_ff = 768, size_.n_head = 8, size_.n_head_kv = 4; }
+};
+
+TEST_F(LargerAgentTest, KilledInMidPullItGoesOnWhereItWas) {
+  const std::string first = artifact("first");
+  ASSERT_GT(fs::file_size(folder_ / "first.gguf"), 8u << 20);
+  coordinator_->chunk_delay = 20ms;
+  coordinator_->desire(first);
+  start_agent();
+  const auto requested = [&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->requests.size();
+  };
+  ASSERT_TRUE(eventually([&] { return requested() >= 12; }));
+  kill_agent(SIGKILL);
+  std::set<std::uint64_t> before;
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    for (const auto& request : coordinator_->requests) before.insert(request.offset);
+    coordinator_->requests.clear();
+  }
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  std::size_t again = 0;
+  const std::lock_guard lock(coordinator_->mutex);
+  for (const auto& request : coordinator_->requests) again += before.count(request.offset);
+  EXPECT_LE(again, 5u) << "the four in flight and at most one more";
+}
+
+}  // namespace
+}  // namespace retort
