@@ -36,12 +36,14 @@ using testing::TemporaryFolder;
 /// are touched there, or under `mutex`.
 class Coordinator {
  public:
-  explicit Coordinator(const CurveKeys& keys, const SigningKey& signing, const std::string& endpoint = "tcp://127.0.0.1:*")
+  explicit Coordinator(const CurveKeys& keys, const SigningKey& signing,
+                       const std::string& endpoint = "tcp://127.0.0.1:*")
       : keys_(keys), signing_(signing) {
     std::promise<void> bound;
     thread_ = std::thread([&] {
-      auto server = FleetServer::bind(reactor_, keys_, endpoint, [](std::string_view) { return true; },
-                                      [this](const FleetServer::Peer& peer, std::string_view frame) { on_frame(peer, frame); });
+      auto server = FleetServer::bind(
+          reactor_, keys_, endpoint, [](std::string_view) { return true; },
+          [this](const FleetServer::Peer& peer, std::string_view frame) { on_frame(peer, frame); });
       if (server) server_ = std::move(*server);
       bound.set_value();
       reactor_.run();
@@ -119,7 +121,8 @@ class Coordinator {
       say(wire::TelemetryAck{batches});
     } else if (const auto* ask = std::get_if<wire::ManifestRequest>(&envelope->payload)) {
       const auto found = artifacts_.find(ask->artifact);
-      if (found == artifacts_.end()) return say(wire::Refused{"manifest " + ask->artifact, "not_found", "no such artifact"});
+      if (found == artifacts_.end())
+        return say(wire::Refused{"manifest " + ask->artifact, "not_found", "no such artifact"});
       say(wire::Manifest{ask->artifact, found->second.signed_manifest});
     } else if (const auto* chunk = std::get_if<wire::ChunkRequest>(&envelope->payload)) {
       requests.push_back(*chunk);
@@ -177,9 +180,9 @@ class AgentTest : public ::testing::Test {
     kill_agent(SIGKILL);
     for (const char* slot : {"a", "b"})
       if (const auto text = read_file(folder_ / "device/run" / (std::string("serve-") + slot + ".json")))
-        if (const auto value = parse_json(*text, "")) ::kill(static_cast<pid_t>(value->at("pid").as_int64()), SIGKILL);
-    if (HasFailure())
-      std::fputs(read_file(folder_ / "agent.log").value_or("").c_str(), stderr);
+        if (const auto value = parse_json(*text, ""))
+          ::kill(static_cast<pid_t>(value->at("pid").as_int64()), SIGKILL);
+    if (HasFailure()) std::fputs(read_file(folder_ / "agent.log").value_or("").c_str(), stderr);
   }
 
   /// A GGUF of the tiny model that says `name`; its hash.
@@ -193,9 +196,20 @@ class AgentTest : public ::testing::Test {
 
   void start_agent(std::vector<std::string> more = {}) {
     ProcessSpec spec;
-    spec.arguments = {testing::binary("retort-agent"), "run", "--state", folder_ / "device", "--coordinator", endpoint_,
-                      "--token", token_, "--status-file", folder_ / "status.json", "--probation-seconds", "0.3",
-                      "--cpu-threads", "1"};
+    spec.arguments = {testing::binary("retort-agent"),
+                      "run",
+                      "--state",
+                      folder_ / "device",
+                      "--coordinator",
+                      endpoint_,
+                      "--token",
+                      token_,
+                      "--status-file",
+                      folder_ / "status.json",
+                      "--probation-seconds",
+                      "0.3",
+                      "--cpu-threads",
+                      "1"};
     spec.arguments.insert(spec.arguments.end(), more.begin(), more.end());
     spec.stdout_file = spec.stderr_file = folder_ / "agent.log";
     spec.die_with_parent = true;
@@ -339,8 +353,14 @@ TEST_F(AgentTest, AWrongToken) {
   EXPECT_EQ(text("device_id"), "");
   kill_agent(SIGKILL);
   ProcessSpec spec;
-  spec.arguments = {testing::binary("retort-agent"), "run", "--state", folder_ / "other", "--coordinator", endpoint_,
-                    "--token", "retort-enrol:short"};
+  spec.arguments = {testing::binary("retort-agent"),
+                    "run",
+                    "--state",
+                    folder_ / "other",
+                    "--coordinator",
+                    endpoint_,
+                    "--token",
+                    "retort-enrol:short"};
   int code = 0;
   ::waitpid(*start_process(spec), &code, 0);
   EXPECT_EQ(WEXITSTATUS(code), 3);
@@ -377,7 +397,9 @@ TEST_F(AgentTest, ClocksThatDifferByADay) {
 
 class LargerAgentTest : public AgentTest {
  protected:
-  LargerAgentTest() { size_.n_embd = 256, size_.n_layer = 4, size_.n_ff = 768, size_.n_head = 8, size_.n_head_kv = 4; }
+  LargerAgentTest() {
+    size_.n_embd = 256, size_.n_layer = 4, size_.n_ff = 768, size_.n_head = 8, size_.n_head_kv = 4;
+  }
 };
 
 TEST_F(LargerAgentTest, KilledInMidPullItGoesOnWhereItWas) {
