@@ -55,6 +55,7 @@ Result<void> serve(const Options& options) {
       model, team, {.n_ctx = options.ctx, .memory_limit = RETORT_TRY(memory_limit(options))}));
   const std::uint32_t n_ctx = session->n_ctx();
   boost::asio::io_context reactor(1);
+  boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);  // from here on they are kept for the wait below
   ServeMetrics metrics;
   SystemRandom random;
   Engine engine(std::move(session), options.queue, metrics);
@@ -90,7 +91,6 @@ Result<void> serve(const Options& options) {
     });
   };
   boost::asio::steady_timer deadline(reactor);
-  boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);
   signals.async_wait([&](const boost::system::error_code& error, int) {
     if (error) return;
     notify_service_manager("STOPPING=1");
