@@ -563,6 +563,9 @@ int run_recipe(const RunOptions& options) {
   if (const auto made = make_folders(options.out); !made) return complain(made.error());
   const auto lock = FileLock::take(options.out / "worker.lock");
   if (!lock) return complain(lock.error());
+  std::error_code ignored;
+  const std::string earlier = read_file(options.out / "result.json").value_or("");
+  if (earlier.find("\"succeeded\"") == std::string::npos) fs::remove(options.out / "result.json", ignored);
   const auto begin = std::chrono::steady_clock::now();
   SystemClock clock;
   Progress progress(clock, options.out / "progress.jsonl");
