@@ -46,8 +46,8 @@ using GgufMetadata = std::vector<std::pair<std::string, GgufValue>>;
 /// Writes a GGUF that llama.cpp loads unchanged. `weights` come in Hugging Face's names and layout; this
 /// renames them, permutes Llama's Q and K from rotate-half to interleaved pairs, transposes GPT-2's Conv1D,
 /// and encodes matrices as `matrix_type` (one-dimensional tensors and GPT-2's positions stay F32; a matrix
-/// whose rows the block does not divide stays F16). Per-layer widths become GGUF arrays; widths equal in all
-/// layers become scalars.
+/// whose rows the block does not divide stays F16). Per-layer widths become GGUF arrays, which llama.cpp
+/// does not take for these architectures; widths equal in all layers become scalars.
 Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConfig& config,
                               const Tokenizer& tokenizer, const std::vector<TensorSource>& weights,
                               TensorType matrix_type, const GgufMetadata& extra);
