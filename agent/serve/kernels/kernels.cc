@@ -51,7 +51,13 @@ HWY_INLINE float sum_lanes(F a) {
 /// The first n < Lanes values, zeros behind; reads no further.
 HWY_INLINE F load_first(const float* p, std::size_t n) {
   const Floats d;
+#if HWY_TARGET <= HWY_AVX2
   return hn::MaskedLoad(hn::FirstN(d, n), d, p);
+#else  // there it would be an aligned load of the whole vector
+  HWY_ALIGN float buffer[16] = {};
+  std::memcpy(buffer, p, n * sizeof(float));
+  return hn::Load(d, buffer);
+#endif
 }
 
 // ---- how each format's rows are read, as vectors of F32 ----
@@ -524,6 +530,20 @@ void attention(const float* q, const float* k, const float* v, std::uint32_t n, 
   HWY_DYNAMIC_DISPATCH(Attention)(q, k, v, n, stride, head_dim, scale, scores, out);
 }
 const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(InstructionSet)(); }
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets())
+    names.push_back(hwy::TargetName(target));
+  return names;
+}
+bool use_instruction_set(std::string_view name) {
+  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets())
+    if (hwy::TargetName(target) == name) {
+      hwy::GetChosenTarget().Update(target);
+      return true;
+    }
+  return false;
+}
 
 }  // namespace retort::kernels
 #endif

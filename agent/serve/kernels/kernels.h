@@ -2,6 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "common/blocks/tensor_type.h"
 
@@ -67,7 +70,12 @@ constexpr std::uint32_t kPositionBlock = 16;
 void attention(const float* q, const float* k, const float* v, std::uint32_t n, std::size_t stride,
                std::uint32_t head_dim, float scale, float* scores, float* out);
 
-/// The instruction set in use ("AVX3_DL"), for `info` and reports.
+/// The instruction set in use ("AVX3_DL"), for reports.
 const char* instruction_set();
+/// Those that this build has and this processor runs, the best first.
+std::vector<std::string> instruction_sets();
+/// Uses one of them from now on, in the whole process (tests; comparing them): false when it is not among
+/// them.
+bool use_instruction_set(std::string_view name);
 
 }  // namespace retort::kernels

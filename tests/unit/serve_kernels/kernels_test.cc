@@ -12,6 +12,18 @@ namespace {
 
 using Floats = std::vector<float>;
 
+/// Every test runs on every instruction set that this processor has.
+class Kernels : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(use_instruction_set(GetParam()));
+    ASSERT_EQ(instruction_set(), GetParam());
+  }
+  void TearDown() override { use_instruction_set(instruction_sets().front()); }
+};
+INSTANTIATE_TEST_SUITE_P(Sets, Kernels, ::testing::ValuesIn(instruction_sets()),
+                         [](const auto& set) { return set.param; });
+
 Floats normal(std::size_t n, std::mt19937& random, float scale = 1) {
   std::normal_distribution<float> distribution(0, scale);
   Floats out(n);
@@ -59,7 +71,7 @@ Inputs inputs(std::uint32_t count, std::uint32_t columns, std::mt19937& random) 
   return x;
 }
 
-TEST(Kernels, MatmulAgreesWithPlainSums) {
+TEST_P(Kernels, MatmulAgreesWithPlainSums) {
   std::mt19937 random(1);
   for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0})
     for (int round = 0; round < 60; ++round) {
@@ -93,7 +105,7 @@ TEST(Kernels, MatmulAgreesWithPlainSums) {
     }
 }
 
-TEST(Kernels, NeitherBatchNorSplitChangesABit) {
+TEST_P(Kernels, NeitherBatchNorSplitChangesABit) {
   std::mt19937 random(2);
   for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0}) {
     const std::uint32_t rows = 23, columns = type == TensorType::kQ8_0 ? 96 : 77, count = 7;
@@ -112,7 +124,7 @@ TEST(Kernels, NeitherBatchNorSplitChangesABit) {
   }
 }
 
-TEST(Kernels, QuantizedActivationsAreWithinHalfAStep) {
+TEST_P(Kernels, QuantizedActivationsAreWithinHalfAStep) {
   std::mt19937 random(3);
   Floats x = normal(320, random, 3.0f);
   std::fill(x.begin() + 64, x.begin() + 96, 0.0f);
@@ -126,7 +138,7 @@ TEST(Kernels, QuantizedActivationsAreWithinHalfAStep) {
   EXPECT_EQ(scale[2], 0.0f);
 }
 
-TEST(Kernels, NormsAndActivationsAgreeWithTheirDefinitions) {
+TEST_P(Kernels, NormsAndActivationsAgreeWithTheirDefinitions) {
   std::mt19937 random(4);
   for (const std::uint32_t n : {1u, 3u, 8u, 16u, 47u, 48u, 288u, 1001u}) {
     const Floats x = normal(n, random, 2), weight = normal(n, random), bias = normal(n, random);
@@ -156,7 +168,7 @@ TEST(Kernels, NormsAndActivationsAgreeWithTheirDefinitions) {
   }
 }
 
-TEST(Kernels, DivergenceAgreesWithItsDefinition) {
+TEST_P(Kernels, DivergenceAgreesWithItsDefinition) {
   std::mt19937 random(7);
   for (const std::size_t n : {1u, 3u, 16u, 100u, 4096u}) {
     const Floats p = normal(n, random, 3), q = normal(n, random, 3);
@@ -170,7 +182,7 @@ TEST(Kernels, DivergenceAgreesWithItsDefinition) {
   EXPECT_EQ(best(Floats(40, 1.0f).data(), 40), 0u);
 }
 
-TEST(Kernels, ActivationsStandFarOutValues) {
+TEST_P(Kernels, ActivationsStandFarOutValues) {
   Floats x{-1e30f, -200, -50, 0, 50, 200, 1e30f}, up(7, 1.0f), y = x;
   silu_mul(x.data(), up.data(), 7);
   EXPECT_NEAR(x[1], 0, 1e-30);
@@ -184,7 +196,7 @@ TEST(Kernels, ActivationsStandFarOutValues) {
   EXPECT_NEAR(log_sum_exp(logits.data(), 3), 1000 + std::log(1 + std::exp(-1.0)), 1e-4);
 }
 
-TEST(Kernels, RopeTurnsNeighbouringPairs) {
+TEST_P(Kernels, RopeTurnsNeighbouringPairs) {
   std::mt19937 random(5);
   const std::uint32_t heads = 3, dim = 10;
   const Floats x = normal(heads * dim, random);
@@ -199,7 +211,7 @@ TEST(Kernels, RopeTurnsNeighbouringPairs) {
     }
 }
 
-TEST(Kernels, AttentionAgreesWithItsDefinition) {
+TEST_P(Kernels, AttentionAgreesWithItsDefinition) {
   std::mt19937 random(6);
   for (const std::uint32_t dim : {1u, 2u, 8u, 13u, 16u, 64u})
     for (const std::uint32_t n : {1u, 2u, 15u, 16u, 17u, 63u, 64u, 65u, 130u}) {
