@@ -395,6 +395,68 @@ TEST_F(AgentTest, ClocksThatDifferByADay) {
   EXPECT_TRUE(answers());
 }
 
+TEST_F(AgentTest, AStudentThatCannotServeIsRolledBack) {
+  const std::string first = artifact("first"), second = artifact("second");
+  // A retort-serve that refuses to start while the file "broken" is there.
+  const fs::path wrapper = folder_ / "serve.sh";
+  ASSERT_OK(write_file_atomic(wrapper,
+                              "#!/bin/sh\n[ -e " + (folder_ / "broken").string() + " ] && exit 3\nexec " +
+                                  testing::binary("retort-serve").string() + " \"$@\"\n",
+                              0755));
+  coordinator_->desire(first);
+  start_agent({"--serve-binary", wrapper});
+  ASSERT_TRUE(serving(first));
+  const pid_t serve = serve_pid();
+  ASSERT_OK(write_file_atomic(folder_ / "broken", ""));
+  coordinator_->desire(second);
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "unavailable" && text("state") == "idle"; }));
+  EXPECT_EQ(serve_pid(), serve);
+  EXPECT_EQ(text("artifact"), first);
+  EXPECT_TRUE(answers());
+  fs::remove(folder_ / "broken");
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+}
+
+TEST_F(AgentTest, ACrashLoopGoesBackToThePreviousStudent) {
+  const std::string first = artifact("first"), second = artifact("second");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  for (pid_t last = 0; text("artifact") != first;) {
+    ASSERT_TRUE(eventually([&] { return text("artifact") == first || (serve_pid() != last && answers()); }));
+    if (text("artifact") == first) break;
+    last = serve_pid();
+    ::kill(last, SIGKILL);
+  }
+  ASSERT_TRUE(serving(first));
+  EXPECT_NE(text("last_error").find("crash loop"), std::string::npos);
+}
+
+TEST_F(AgentTest, AHangingStudentIsReplaced) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  const pid_t serve = serve_pid();
+  ::kill(serve, SIGSTOP);
+  EXPECT_TRUE(eventually([&] { return serve_pid() != 0 && serve_pid() != serve && answers(); }, 60s));
+}
+
+TEST_F(AgentTest, WithoutMemoryForTwoTheOldOneRestsMeanwhile) {
+  const std::string first = artifact("first"), second = artifact("second");
+  coordinator_->desire(first);
+  start_agent({"--memory-budget", "36MiB", "--serve-port", "0"});
+  ASSERT_TRUE(serving(first));
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  EXPECT_NE(read_file(folder_ / "agent.log").value_or("").find("stop-swap"), std::string::npos);
+  coordinator_->desire("");
+  EXPECT_TRUE(eventually([&] { return text("artifact").empty() && text("state") == "idle"; }));
+}
+
 class LargerAgentTest : public AgentTest {
  protected:
   LargerAgentTest() {
