@@ -33,7 +33,7 @@ TEST(CliRest, AddressesAreChecked) {
   for (const char* bad : {"", "127.0.0.1:8440", "https://a", "http://", "http://a b", "http://a\r\nX: y"})
     EXPECT_FALSE(Rest::open({bad, "t"})) << bad;
   EXPECT_FALSE(Rest::open({"http://a", "to\nken"}));
-  EXPECT_TRUE(Rest::open({""})->local());
+  EXPECT_TRUE(Rest::open({"http://localhost/x/", ""})->local());
   EXPECT_TRUE(Rest::open({"http://127.0.0.1:1", ""})->local());
   EXPECT_FALSE(Rest::open({"http://coordinator.example", ""})->local());
 }
