@@ -332,8 +332,7 @@ class Quickstart:
 
     def teacher(self):
         known = [t for t in self.items('teacher') if t.get('name') == 'demo']
-        folder = os.path.join(ROOT, 'scripts/demo-teacher/model')
-        self.teacher_record = known[0] if known else self.retort('teacher', 'import', folder, '--name', 'demo')
+        self.teacher_record = known[0] if known else self.retort('teacher', 'import', self.options.teacher, '--name', 'demo')
         self.retort('teacher', 'serve', 'demo')
 
         def up():
@@ -610,6 +609,8 @@ def main():
     parser.add_argument('--data', metavar='DIR', help='keep everything in this folder (default: a temporary one)')
     parser.add_argument('--keep', action='store_true', help='leave it running at the end')
     parser.add_argument('--stop', action='store_true', help='stop what --keep left running from --data DIR')
+    parser.add_argument('--teacher', metavar='DIR', default=os.path.join(ROOT, 'scripts/demo-teacher/model'),
+                        help='a Hugging Face folder to start from (default: the demo teacher)')
     parser.add_argument('--prompt', default='python3-weather: ', help='what teacher and students continue (default: "%(default)s")')
     parser.add_argument('--judge', type=int, default=300, metavar='N', help='held-out descriptions to judge on (default: %(default)s)')
     parser.add_argument('--bin', default=os.path.join(ROOT, 'build/release/bin'), help=argparse.SUPPRESS)
