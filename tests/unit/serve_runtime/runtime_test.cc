@@ -50,6 +50,25 @@ TEST(Sampler, GreedyTopKTopPAndSeed) {
   EXPECT_EQ(Sampler({.repetition_penalty = 2.0f}, 4).sample(logits, recent), 2);
 }
 
+TEST(ThreadTeam, EveryChunkIsDoneOnceWhoeverDoesIt) {
+  for (const std::uint32_t size : {1u, 2u, 4u}) {
+    ThreadTeam team(size);
+    ASSERT_EQ(team.size(), size);
+    for (std::uint32_t job = 0; job < 500; ++job) {
+      const std::uint32_t chunks = 1 + job % 40;
+      std::vector<std::atomic<int>> done(chunks);
+      std::vector<std::atomic<int>> inside(size);
+      team.run(chunks, [&](std::uint32_t member, std::uint32_t chunk) {
+        ASSERT_LT(member, size);
+        ASSERT_EQ(++inside[member], 1) << "a member is at two chunks at once";
+        ++done[chunk];
+        --inside[member];
+      });
+      for (const auto& count : done) ASSERT_EQ(count, 1);
+    }
+  }
+}
+
 std::shared_ptr<const Model> tiny(const TemporaryFolder& folder, ModelFamily family, TensorType type) {
   EXPECT_OK(testing::write_tiny_model(folder / "m", family, 3));
   const auto hf = open_hf_model(folder / "m");
