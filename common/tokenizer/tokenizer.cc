@@ -123,7 +123,7 @@ void split_gpt2(std::string_view text, Word word) {
     if (first == ' ' && at + 1 < text.size() && !is_space(code_point(text, at + 1).first)) begin = at + 1;
     const auto [point, length] = code_point(text, begin);
     if (!is_space(point)) {
-      const auto same_class = [&](std::int32_t c) {
+      const auto same_class = [point = point](std::int32_t c) {
         if (is_letter(point)) return is_letter(c);
         if (is_number(point)) return is_number(c);
         return !is_space(c) && !is_letter(c) && !is_number(c);
