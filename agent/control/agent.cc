@@ -8,6 +8,7 @@
 #include "common/core/file.h"
 #include "common/core/hex.h"
 #include "common/core/log.h"
+#include "common/core/sha256.h"
 #include "common/core/units.h"
 
 namespace retort {
@@ -80,6 +81,9 @@ Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, Age
   if (!machine.empty()) a.record_ = RETORT_TRY(record_from_json(machine));
 
   const std::string stored_key = RETORT_TRY(text("server_key"));
+  // The token that a revoked device was enrolled with may have uses left; it must not undo the revocation.
+  if (a.identity_.revoked && sha256_hex(a.options_.token_secret) == RETORT_TRY(text("token_sha256")))
+    a.options_.token_secret.clear();
   if (!a.identity_.device_id.empty() && !a.identity_.revoked) {
     if (!a.options_.server_key.empty() && a.options_.server_key != stored_key)
       log_warn(
@@ -548,6 +552,7 @@ void Agent::on_enrolled(const wire::Enrolled& enrolled) {
         return spool_.put({{"device_id", enrolled.device_id},
                            {"signing_key", enrolled.signing_key},
                            {"server_key", options_.server_key},
+                           {"token_sha256", sha256_hex(options_.token_secret)},
                            {"revoked", "0"}});
       },
       [this, enrolled, key = *key](Result<void> put) {

@@ -79,7 +79,7 @@ class Coordinator {
 
   std::mutex mutex;
   std::string token = "5ec4e7";
-  bool corrupt_chunks = false, garbage = false;
+  bool corrupt_chunks = false, garbage = false, revoked = false;
   std::chrono::milliseconds chunk_delay{0};
   UnixMillis clock_offset = 0;
   std::vector<wire::ChunkRequest> requests;
@@ -112,6 +112,7 @@ class Coordinator {
       say(wire::Enrolled{"dev-0123456789abcdef", to_hex(signing_.public_key)});
     } else if (const auto* hello = std::get_if<wire::Hello>(&envelope->payload)) {
       last_status = hello->status;
+      if (revoked) return say(wire::Refused{"hello", "revoked", "by the operator"});
       say(wire::Welcome{2000, 4, SystemClock().unix_millis() + clock_offset, batches});
       if (desired_.generation > 0) say(wire::Desired{desired_});
     } else if (const auto* report = std::get_if<wire::StatusReport>(&envelope->payload)) {
@@ -433,6 +434,34 @@ TEST_F(AgentTest, ACrashLoopGoesBackToThePreviousStudent) {
   }
   ASSERT_TRUE(serving(first));
   EXPECT_NE(text("last_error").find("crash loop"), std::string::npos);
+}
+
+TEST_F(AgentTest, ARevokedDeviceServesOnAndDoesNotComeBackWithItsOldToken) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  kill_agent(SIGTERM);
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->revoked = true;
+  }
+  for (int start = 0; start < 2; ++start) {
+    start_agent();
+    ASSERT_TRUE(
+        eventually([&] { return text("link") == "revoked" && text("artifact") == first && answers(); }));
+    kill_agent(SIGTERM);
+  }
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    EXPECT_EQ(coordinator_->enrolments, 1u);
+    coordinator_->revoked = false;
+    coordinator_->token = "0e3";
+  }
+  token_ = "retort-enrol:" + keys_.public_key + ":0e3";
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  EXPECT_TRUE(eventually([&] { return text("link") == "up"; }));
 }
 
 TEST_F(AgentTest, AHangingStudentIsReplaced) {
