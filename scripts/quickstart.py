@@ -32,8 +32,8 @@ DEVICES = [
 CLASSES = [
     # name, options of `retort class set`: a rule over the memory budget, and what the student's file may take
     ('large', ['--min-memory', '192MiB', '--file', '3.8MiB']),
-    ('medium', ['--min-memory', '96MiB', '--max-memory', '191MiB', '--file', '2.4MiB']),
-    ('small', ['--max-memory', '95MiB', '--file', '1.5MiB']),
+    ('medium', ['--min-memory', '96MiB', '--max-memory', '191MiB', '--file', '2.7MiB']),
+    ('small', ['--max-memory', '95MiB', '--file', '1.8MiB']),
 ]
 
 
