@@ -152,6 +152,7 @@ struct Reader {
     if (fields.need("tokens")) fields.whole("tokens", out.tokens, 1, 1ull << 50);
     fields.whole("batch_tokens", out.batch_tokens, 1, 1u << 24);
     fields.whole("context", out.context, 2, 1u << 20);
+    if (!fields.has("init")) out.learning_rate = 2e-4;  // 1e-3 undoes what a cut model still knows
     fields.number("learning_rate", out.learning_rate, 1e-9, 1);
     fields.number("warmup", out.warmup, 0, 1);
     fields.number("decay", out.decay, 0, 1);

@@ -16,8 +16,8 @@ import sys
 import tempfile
 
 CLASSES = {'1 MB': (1_000_000, 'ffn: 288'), '350 KB': (350_000, 'layers: 3, ffn: 192, heads: 4, kv_heads: 2')}
-WAYS = {'distilled': 'distil.soft: {{tokens: {tokens}, batch_tokens: 2048, learning_rate: 1e-3, temperature: 2.0, alpha: 0.9}}',
-        'text alone': 'train: {{tokens: {tokens}, batch_tokens: 2048, learning_rate: 1e-3}}'}
+WAYS = {'distilled': 'distil.soft: {{tokens: {tokens}, batch_tokens: 2048, learning_rate: 2e-4, temperature: 2.0, alpha: 0.9}}',
+        'text alone': 'train: {{tokens: {tokens}, batch_tokens: 2048, learning_rate: 2e-4}}'}
 
 
 def split_text(assets, folder):
