@@ -405,15 +405,21 @@ class Quickstart:
         self.jobs = {}
         for job in self.items('job'):
             if job['id'] not in before:
-                self.jobs[job['class']] = self.retort('job', 'show', job['id'])
+                self.jobs[job['class']] = self.with_artifacts(self.retort, self.retort('job', 'show', job['id']))
         if watch.returncode != 0:
             reasons = [f'{j["class"]}: {(j.get("error") or {}).get("message", j["state"])}'
                        for j in self.jobs.values() if j['state'] != 'succeeded']
             raise Failed(f'tailoring failed (status {watch.returncode}); ' + '; '.join(reasons))
 
+    @staticmethod
+    def with_artifacts(retort, job):
+        """The job with the records of its artifacts in the place of their names."""
+        job['artifacts'] = [retort('artifact', 'show', a) if isinstance(a, str) else a for a in job.get('artifacts') or []]
+        return job
+
     def students(self, device_class):
         """(distilled, cut only) artifacts of a class's job."""
-        artifacts = [a for a in self.jobs[device_class]['artifacts']]
+        artifacts = self.jobs[device_class]['artifacts']
         distilled = [a for a in artifacts if a['label'] == 'distilled']
         cut = [a for a in artifacts if a['label'] == 'cut only']
         if not distilled:

@@ -51,7 +51,7 @@ class BabyLlama(harness.FleetTest):
         self.assertEqual(watch.returncode, 0, watch.stdout + watch.stderr + fleet.logs())
         students = {}
         for job in fleet.retort('job', 'ls'):
-            job = fleet.retort('job', 'show', job['id'])
+            job = fleet.job(job['id'])
             self.assertEqual(job['state'], 'succeeded')
             students[job['class']] = {a['label']: a for a in job['artifacts']}
         for name, limit in (('roomy', 1_000_000), ('tight', 350_000)):

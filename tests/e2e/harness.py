@@ -183,6 +183,10 @@ class Fleet:
             raise AssertionError(f'retort {" ".join(arguments)}: status {run.returncode}: {run.stderr}\n{self.logs()}')
         return json.loads(run.stdout) if run.stdout.strip() else None
 
+    def job(self, job_id):
+        """The job, with the records of its artifacts."""
+        return quickstart.Quickstart.with_artifacts(self.retort, self.retort('job', 'show', job_id))
+
     def run_tailor(self, teacher, classes, tokens, seconds=400):
         """`retort tailor --watch` on the datasets train and judged."""
         command = [program('retort'), 'tailor', '--teacher', teacher, '--train', 'train', '--held-out', 'judged',
@@ -231,7 +235,8 @@ class Fleet:
                 return job if job['state'] in ('succeeded', 'failed', 'cancelled') else None
             return None
 
-        return self.wait(f'job {job_id}', ended, seconds=seconds)
+        self.wait(f'job {job_id}', ended, seconds=seconds)
+        return self.job(job_id)
 
     def serving(self, agent, sha256, seconds=60):
         """Waits until the agent serves the artifact; its status."""

@@ -35,7 +35,7 @@ class Path(harness.FleetTest):
         self.assertEqual(watch.returncode, 0, watch.stdout + watch.stderr + fleet.logs())
         self.assertIn('succeeded', watch.stdout)
         job = fleet.retort('job', 'ls')[0]
-        job = fleet.retort('job', 'show', job['id'])
+        job = fleet.job(job['id'])
         student = [a for a in job['artifacts'] if a['label'] == 'distilled'][-1]
         self.assertLessEqual(student['bytes'], 1 << 20)
         self.assertGreater(student['evaluation']['perplexity'], 1)
