@@ -1,0 +1,56 @@
+#include "coordinator/api/tokens.h"
+
+#include <openssl/crypto.h>
+
+#include "common/core/sha256.h"
+
+namespace retort {
+
+Result<Tokens::Made> Tokens::create(const std::string& kind, const std::string& name, std::int64_t uses,
+                                    UnixMillis expires) {
+  if (kind != "operator" && kind != "enrolment")
+    return fail(ErrorCode::kInvalid, "", "'{}' is not a kind of token; 'operator' and 'enrolment' are", kind);
+  Made made;
+  made.record.id = random_.hex(6);
+  const std::string secret = random_.hex(32);
+  made.record.kind = kind;
+  made.record.name = name;
+  made.record.secret_sha256 = sha256_hex(secret);
+  made.record.created = clock_.unix_millis();
+  made.record.expires = expires;
+  made.record.uses_left = uses;
+  RETORT_TRY(table_.put(made.record.id, made.record));
+  made.secret = made.record.id + "." + secret;
+  return made;
+}
+
+Result<TokenRecord> Tokens::check(const std::string& secret, std::string_view kind) const {
+  const auto denied = [] { return fail(ErrorCode::kDenied, "", "the token is wrong, expired or used up"); };
+  const std::size_t dot = secret.find('.');
+  if (dot == std::string::npos || dot > 64 || secret.size() > 256) return denied();
+  const auto record = RETORT_TRY(table_.get(secret.substr(0, dot)));
+  if (!record) return denied();
+  const std::string hash = sha256_hex(secret.substr(dot + 1));
+  const bool same = hash.size() == record->secret_sha256.size() &&
+                    CRYPTO_memcmp(hash.data(), record->secret_sha256.data(), hash.size()) == 0;
+  const bool live =
+      (record->expires == 0 || clock_.unix_millis() < record->expires) && record->uses_left != 0;
+  if (!same || !live || record->kind != kind) return denied();
+  return *record;
+}
+
+Result<void> Tokens::consume(const std::string& secret, std::string_view kind) {
+  TokenRecord record = RETORT_TRY(check(secret, kind));
+  if (record.uses_left < 0) return {};
+  --record.uses_left;
+  return table_.put(record.id, record);
+}
+
+Result<void> Tokens::revoke(const std::string& id) {
+  if (!RETORT_TRY(table_.get(id))) return fail(ErrorCode::kNotFound, "", "there is no token '{}'", id);
+  StoreBatch batch;
+  table_.erase(batch, id);
+  return store_.write(batch);
+}
+
+}  // namespace retort

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "common/core/clock.h"
+#include "common/core/random.h"
+#include "common/wire/record_table.h"
+
+namespace retort {
+
+/// Operator and enrolment tokens. A token is shown once; only its SHA-256 is kept. Thread: reactor.
+class Tokens {
+ public:
+  Tokens(Store& store, const Clock& clock, RandomSource& random)
+      : table_(store, "tokens"), store_(store), clock_(clock), random_(random) {}
+  struct Made {
+    TokenRecord record;
+    std::string secret;  ///< "<id>.<64 hexadecimal characters>"
+  };
+  /// kind: "operator" or "enrolment"; uses -1: without limit; expires 0: never.
+  Result<Made> create(const std::string& kind, const std::string& name, std::int64_t uses,
+                      UnixMillis expires);
+  /// kDenied: unknown, of another kind, expired, or used up. The comparison takes the same time whatever the
+  /// guess.
+  Result<TokenRecord> check(const std::string& secret, std::string_view kind) const;
+  /// check(), and one use less, durably.
+  Result<void> consume(const std::string& secret, std::string_view kind);
+  Result<std::vector<TokenRecord>> all() const { return table_.all(); }
+  Result<void> revoke(const std::string& id);
+
+ private:
+  RecordTable<TokenRecord> table_;
+  Store& store_;
+  const Clock& clock_;
+  RandomSource& random_;
+};
+
+}  // namespace retort

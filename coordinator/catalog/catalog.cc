@@ -1,0 +1,208 @@
+#include "coordinator/catalog/catalog.h"
+
+#include <algorithm>
+
+#include "common/core/file.h"
+#include "common/core/json.h"
+#include "common/core/sha256.h"
+#include "common/core/units.h"
+#include "common/hf/hf_model.h"
+
+namespace retort {
+namespace {
+
+constexpr std::uint64_t kDiskReserveBytes = 16 << 20, kMaxDatasetBytes = 4ull << 30;
+
+/// The record whose name or id is `id`, or whose id begins with it.
+template <typename Record>
+Result<Record> pick(const std::vector<Record>& records, const std::string& id, std::string_view noun) {
+  const Record* found = nullptr;
+  for (const Record& record : records) {
+    if (record.id == id) return record;
+    const bool match =
+        (!record.name.empty() && record.name == id) || (id.size() >= 8 && record.id.starts_with(id));
+    if (!match) continue;
+    if (found != nullptr)
+      return fail(ErrorCode::kConflict, "", "several {}s match '{}'; give the whole id", noun, id);
+    found = &record;
+  }
+  if (found == nullptr) return fail(ErrorCode::kNotFound, "", "there is no {} '{}'", noun, id);
+  return *found;
+}
+
+Result<void> copy_synced(const std::filesystem::path& from, const std::filesystem::path& to) {
+  const File source = RETORT_TRY(File::open_read(from));
+  const std::uint64_t size = RETORT_TRY(source.size());
+  return write_file_with(to, [&](const File& out) -> Result<void> {
+    std::string buffer;
+    for (std::uint64_t at = 0; at < size; at += buffer.size()) {
+      buffer.resize(std::min<std::uint64_t>(1 << 20, size - at));
+      RETORT_TRY(source.read_exact_at(at, buffer));
+      RETORT_TRY(out.write_all_at(at, buffer));
+    }
+    return {};
+  });
+}
+
+}  // namespace
+
+Catalog::Catalog(std::filesystem::path data, Store& store, const Clock& clock)
+    : data_(std::move(data)),
+      clock_(clock),
+      teachers_(store, "teachers"),
+      datasets_(store, "datasets"),
+      store_(store) {}
+
+Result<void> Catalog::clean() const {
+  for (const char* name : {"teachers", "datasets"}) {
+    RETORT_TRY(make_folders(data_ / name));
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(data_ / name, error))
+      if (entry.path().filename().string().find(".tmp-") != std::string::npos)
+        std::filesystem::remove_all(entry.path(), error);
+  }
+  return {};
+}
+
+Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folder, const std::string& name) {
+  const HfModel model = RETORT_TRY(open_hf_model(folder));
+  std::vector<std::string> files;
+  std::uint64_t bytes = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string file = entry.path().filename().string();
+    const bool wanted = file == "config.json" || file == "tokenizer.json" ||
+                        file == "tokenizer_config.json" || file == "model.safetensors.index.json" ||
+                        entry.path().extension() == ".safetensors";
+    if (!wanted || !entry.is_regular_file()) continue;
+    files.push_back(file);
+    bytes += entry.file_size();
+  }
+  std::sort(files.begin(), files.end());
+  std::string list;
+  for (const std::string& file : files)
+    list += file + " " + RETORT_TRY(sha256_file_hex(folder / file)) + "\n";
+  TeacherRecord record;
+  record.id = sha256_hex(list);
+  if (const auto known = RETORT_TRY(teachers_.get(record.id))) {
+    record = *known;
+    if (!name.empty() && name != record.name) {
+      record.name = name;
+      RETORT_TRY(teachers_.put(record.id, record));
+    }
+    return record;
+  }
+  if (!name.empty())
+    for (const TeacherRecord& other : RETORT_TRY(teachers_.all()))
+      if (other.name == name)
+        return fail(ErrorCode::kConflict, "", "a teacher named '{}' is there already ({})", name,
+                    other.id.substr(0, 12));
+  record.name = name;
+  record.imported = clock_.unix_millis();
+  record.family = to_string(model.config.family);
+  record.parameters = parameter_count(model.config);
+  record.vocabulary = model.config.n_vocab;
+  record.context = model.config.n_ctx;
+
+  const std::uint64_t needed = bytes + 2 * record.parameters + kDiskReserveBytes,
+                      free = RETORT_TRY(free_disk_bytes(data_));
+  if (free < needed)
+    return fail(ErrorCode::kOutOfBudget, data_.string(), "the teacher needs {} on disk, {} are left",
+                format_bytes(needed), format_bytes(free));
+  const std::filesystem::path target = teacher_folder(record.id), temporary = target.string() + ".tmp-import";
+  std::filesystem::remove_all(temporary, error);
+  const auto fill = [&]() -> Result<void> {
+    RETORT_TRY(make_folders(temporary));
+    for (const std::string& file : files) RETORT_TRY(copy_synced(folder / file, temporary / file));
+    RETORT_TRY(write_gguf_model(temporary / "model-f16.gguf", model.config, model.tokenizer,
+                                weight_sources(model), TensorType::kF16,
+                                {{"general.name", name.empty() ? record.id.substr(0, 12) : name},
+                                 {"retort.teacher.sha256", record.id}}));
+    record.bytes = std::filesystem::file_size(temporary / "model-f16.gguf", error);
+    std::filesystem::remove_all(target, error);
+    if (::rename(temporary.c_str(), target.c_str()) != 0)
+      return fail_errno(target.string(), "cannot rename into place");
+    return sync_folder(target.parent_path());
+  };
+  if (const Result<void> done = fill(); !done) {
+    std::filesystem::remove_all(temporary, error);
+    return fail(done.error());
+  }
+  RETORT_TRY(teachers_.put(record.id, record));
+  return record;
+}
+
+Result<TeacherRecord> Catalog::find_teacher(const std::string& id) const {
+  return pick(RETORT_TRY(teachers_.all()), id, "teacher");
+}
+
+Result<void> Catalog::remove_teacher(const std::string& id) {
+  const TeacherRecord record = RETORT_TRY(find_teacher(id));
+  StoreBatch batch;
+  teachers_.erase(batch, record.id);
+  RETORT_TRY(store_.write(batch));
+  std::error_code ignored;
+  std::filesystem::remove_all(teacher_folder(record.id), ignored);
+  return {};
+}
+
+Result<DatasetRecord> Catalog::import_dataset(const std::filesystem::path& file, const std::string& name) {
+  const std::string text = RETORT_TRY(read_file(file, kMaxDatasetBytes));
+  const auto named = [&](Result<DatasetRecord> result) -> Result<DatasetRecord> {
+    if (!result)
+      return fail(Error{result.error().code, result.error().message,
+                        file.string() + (result.error().where.empty() ? "" : ", " + result.error().where)});
+    return result;
+  };
+  if (file.extension() != ".txt") return named(import_dataset_text(text, name));
+  std::string jsonl;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find("\n\n", at), text.size());
+    const std::string_view document = std::string_view(text).substr(at, end - at);
+    if (document.find_first_not_of(" \t\r\n") != std::string_view::npos)
+      jsonl += json::serialize(json::object{{"text", document}}) + "\n";
+    at = end + 2;
+  }
+  return named(import_dataset_text(jsonl, name));
+}
+
+Result<DatasetRecord> Catalog::import_dataset_text(std::string_view text, const std::string& name) {
+  DatasetRecord record;
+  std::size_t line = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view entry = text.substr(at, end - at);
+    at = end + 1;
+    ++line;
+    if (entry.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const std::string where = fmt::format("line {}", line);
+    const json::value value = RETORT_TRY(parse_json(entry, where));
+    RETORT_TRY(json_string(*RETORT_TRY(as_object(value, where)), "text", where));
+    ++record.documents;
+  }
+  if (record.documents == 0) return fail(ErrorCode::kInvalid, "", "holds no documents");
+  record.id = sha256_hex(text);
+  record.name = name;
+  record.bytes = text.size();
+  record.imported = clock_.unix_millis();
+  if (const auto known = RETORT_TRY(datasets_.get(record.id)); known && (name.empty() || name == known->name))
+    return *known;
+  if (!name.empty())
+    for (const DatasetRecord& other : RETORT_TRY(datasets_.all()))
+      if (other.name == name && other.id != record.id)
+        return fail(ErrorCode::kConflict, "", "a dataset named '{}' is there already ({})", name,
+                    other.id.substr(0, 12));
+  const std::uint64_t free = RETORT_TRY(free_disk_bytes(data_));
+  if (free < text.size() + kDiskReserveBytes)
+    return fail(ErrorCode::kOutOfBudget, data_.string(), "the dataset needs {} on disk, {} are left",
+                format_bytes(text.size()), format_bytes(free));
+  RETORT_TRY(write_file_atomic(dataset_file(record.id), text));
+  RETORT_TRY(datasets_.put(record.id, record));
+  return record;
+}
+
+Result<DatasetRecord> Catalog::find_dataset(const std::string& id) const {
+  return pick(RETORT_TRY(datasets_.all()), id, "dataset");
+}
+
+}  // namespace retort

@@ -1,0 +1,359 @@
+#include "coordinator/fleet/fleet.h"
+
+#include <algorithm>
+
+#include "common/core/file.h"
+#include "common/core/hex.h"
+#include "common/core/log.h"
+#include "common/core/sha256.h"
+
+namespace retort {
+namespace {
+
+constexpr std::size_t kMaxOpenFiles = 32, kMaxTextBytes = 4096, kMaxPoints = 10000;
+
+std::string device_id_of(std::string_view public_key) {
+  return "dev-" + sha256_hex(public_key).substr(0, 16);
+}
+
+/// A device's texts end up in records, logs and answers: bounded here, once.
+void bound(std::string& text, std::size_t limit = kMaxTextBytes) {
+  if (text.size() > limit) text.resize(limit);
+}
+void bound(DeviceStatus& s) {
+  for (std::string* text : {&s.state, &s.artifact, &s.serve_url, &s.error_code, &s.error}) bound(*text, 1024);
+}
+void bound(DeviceProfile& p) {
+  for (std::string* text :
+       {&p.hostname, &p.architecture, &p.cpu_model, &p.energy_meter, &p.budget_source, &p.agent_version})
+    bound(*text, 256);
+  for (auto* list : {&p.isa_features, &p.accelerators, &p.notes}) {
+    if (list->size() > 128) list->resize(128);
+    for (std::string& text : *list) bound(text, 256);
+  }
+  while (p.labels.size() > 64) p.labels.erase(std::prev(p.labels.end()));
+}
+
+}  // namespace
+
+Fleet::Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& artifacts, const Clock& clock,
+             RandomSource& random, FleetOptions options, ConsumeToken consume_token)
+    : reactor_(reactor),
+      store_(store),
+      artifacts_(artifacts),
+      clock_(clock),
+      random_(random),
+      options_(options),
+      consume_token_(std::move(consume_token)),
+      device_table_(store, "devices"),
+      class_table_(store, "classes"),
+      silence_timer_(reactor) {}
+
+Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
+  for (DeviceRecord& device : RETORT_TRY(device_table_.all())) {
+    device_of_key_[device.public_key] = device.id;
+    const std::string id = device.id;
+    devices_.emplace(id, std::move(device));
+  }
+  for (DeviceClass& value : RETORT_TRY(class_table_.all())) {
+    const std::string name = value.name;
+    classes_.emplace(name, std::move(value));
+  }
+  const auto admit = [this](std::string_view key) {
+    const auto known = device_of_key_.find(std::string(key));
+    return known == device_of_key_.end() || !devices_.at(known->second).revoked;
+  };
+  server_ = RETORT_TRY(FleetServer::bind(
+      reactor_, keys, endpoint, admit,
+      [this](const FleetServer::Peer& peer, std::string_view frame) { on_frame(peer, frame); }));
+  watch_silence();
+  return {};
+}
+
+bool Fleet::online(const std::string& id) const { return routing_of_.count(id) != 0; }
+std::size_t Fleet::online_count() const { return routing_of_.size(); }
+
+Result<DeviceRecord> Fleet::find(const std::string& id) const {
+  const auto exact = devices_.find(id);
+  if (exact != devices_.end()) return exact->second;
+  const auto from = devices_.lower_bound(id);
+  if (id.size() < 8 || from == devices_.end() || !from->first.starts_with(id))
+    return fail(ErrorCode::kNotFound, "", "there is no device '{}'", id);
+  if (std::next(from) != devices_.end() && std::next(from)->first.starts_with(id))
+    return fail(ErrorCode::kConflict, "", "several devices begin with '{}'", id);
+  return from->second;
+}
+
+Result<void> Fleet::save(const DeviceRecord& device) { return device_table_.put(device.id, device); }
+
+bool Fleet::send(Session& session, wire::Payload payload) {
+  wire::Envelope envelope{wire::kProtocolVersion, session.epoch, session.sent + 1, session.received,
+                          std::move(payload)};
+  if (!server_->send(session.routing_id, wire::encode(envelope))) return false;
+  ++session.sent;
+  return true;
+}
+
+void Fleet::answer(const FleetServer::Peer& peer, const wire::Envelope& envelope, wire::Payload payload) {
+  server_->send(peer.routing_id, wire::encode({wire::kProtocolVersion, envelope.epoch, 1, envelope.sequence,
+                                               std::move(payload)}));
+}
+
+void Fleet::on_frame(const FleetServer::Peer& peer, std::string_view frame) {
+  ++counters_.frames;
+  Result<wire::Envelope> envelope = wire::decode(frame);
+  if (!envelope) {
+    if (++counters_.garbage % 1000 == 1)
+      log_warn("fleet: a frame of {} bytes cannot be read, dropped ({} so far): {}", frame.size(),
+               counters_.garbage, envelope.error().describe());
+    return;
+  }
+  const auto known = device_of_key_.find(peer.public_key);
+  if (const auto* message = std::get_if<wire::Enrol>(&envelope->payload))
+    return enrol(peer, *envelope, *message);
+  if (known == device_of_key_.end()) {
+    ++counters_.refused;
+    return answer(peer, *envelope,
+                  wire::Refused{"hello", "denied",
+                                "this device is not enrolled here; give its agent an enrolment token"});
+  }
+  DeviceRecord& device = devices_.at(known->second);
+  if (device.revoked)
+    return answer(peer, *envelope, wire::Refused{"hello", "revoked", "an operator revoked this device"});
+  if (auto* hello = std::get_if<wire::Hello>(&envelope->payload)) {
+    if (hello->device_id != device.id) {
+      ++counters_.refused;
+      return answer(peer, *envelope, wire::Refused{"hello", "denied", "this key belongs to " + device.id});
+    }
+    bound(hello->status);
+    bound(hello->agent_version, 64);
+    device.status = hello->status;
+    device.profile.agent_version = hello->agent_version;
+    return open_session(peer, *envelope, device);
+  }
+  const auto session = sessions_.find(peer.routing_id);
+  if (session == sessions_.end() || session->second.epoch != envelope->epoch ||
+      session->second.device_id != device.id)
+    return answer(peer, *envelope,
+                  wire::ComeBack{0});  // we started anew, or this is an old session's: say hello again
+  session->second.heard = clock_.steady_now();
+  if (envelope->sequence <= session->second.received) {
+    ++counters_.duplicates;
+    return;
+  }
+  session->second.received = envelope->sequence;
+  on_message(peer, *envelope, session->second);
+}
+
+void Fleet::enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope, const wire::Enrol& message) {
+  const auto known = device_of_key_.find(peer.public_key);
+  if (known == device_of_key_.end()) {
+    if (sessions_.size() >= options_.sessions)
+      return answer(peer, envelope,
+                    wire::ComeBack{5000 + static_cast<std::uint32_t>(random_.next_unit() * 10000)});
+    if (const Result<void> allowed = consume_token_(message.token_secret); !allowed) {
+      ++counters_.refused;
+      return answer(
+          peer, envelope,
+          wire::Refused{"enrol", std::string(to_string(allowed.error().code)), allowed.error().message});
+    }
+    DeviceRecord device;
+    device.id = device_id_of(peer.public_key);
+    device.name = message.name;
+    bound(device.name, 256);
+    device.public_key = peer.public_key;
+    device.enrolled = device.last_seen = clock_.unix_millis();
+    device.profile = message.profile;
+    bound(device.profile);
+    if (const Result<void> saved = save(device); !saved)
+      return answer(peer, envelope, wire::Refused{"enrol", "unavailable", saved.error().message});
+    device_of_key_[peer.public_key] = device.id;
+    const std::string id = device.id;
+    devices_[id] = std::move(device);
+    log_info("fleet: {} ({}) enrolled", id, devices_[id].name);
+  }
+  // A repeated enrolment of a key that is known costs no use of the token: the first answer was lost.
+  DeviceRecord& device = devices_.at(device_of_key_.at(peer.public_key));
+  if (device.revoked)
+    return answer(peer, envelope, wire::Refused{"enrol", "revoked", "an operator revoked this device"});
+  answer(peer, envelope, wire::Enrolled{device.id, to_hex(artifacts_.key().public_key)});
+}
+
+void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& envelope,
+                         DeviceRecord& device) {
+  if (sessions_.size() >= options_.sessions && !online(device.id))
+    return answer(peer, envelope,
+                  wire::ComeBack{5000 + static_cast<std::uint32_t>(random_.next_unit() * 10000)});
+  if (const auto old = routing_of_.find(device.id); old != routing_of_.end()) sessions_.erase(old->second);
+  Session& session = sessions_[peer.routing_id] = {
+      device.id, peer.routing_id, envelope.epoch, envelope.sequence, 0, clock_.steady_now()};
+  routing_of_[device.id] = peer.routing_id;
+  device.epoch = std::max(device.epoch, envelope.epoch);
+  device.last_seen = clock_.unix_millis();
+  if (const Result<void> saved = save(device); !saved) log_error("fleet: {}", saved.error().describe());
+  send(session, wire::Welcome{options_.heartbeat_millis, options_.chunk_credit, clock_.unix_millis(),
+                              device.telemetry_batch});
+  const std::uint64_t generation = device.desired.generation;
+  reconsider(device);
+  if (device.desired.generation == generation && generation != 0)
+    send(session, wire::Desired{device.desired});
+}
+
+void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session) {
+  DeviceRecord& device = devices_.at(session.device_id);
+  device.last_seen = clock_.unix_millis();
+  const auto saved = [&] {
+    const Result<void> done = save(device);
+    if (!done) log_error("fleet: {}", done.error().describe());
+    return done.has_value();
+  };
+  if (auto* update = std::get_if<wire::ProfileUpdate>(&envelope.payload)) {
+    bound(update->profile);
+    device.profile = std::move(update->profile);
+    if (saved()) reconsider(device);
+  } else if (auto* report = std::get_if<wire::StatusReport>(&envelope.payload)) {
+    bound(report->status);
+    const bool settled = device.status.state != report->status.state ||
+                         device.status.artifact != report->status.artifact ||
+                         device.status.error_code != report->status.error_code;
+    device.status = std::move(report->status);
+    if (settled) {
+      log_info("fleet: {} ({}) {}{}{}", device.id, device.name, device.status.state,
+               device.status.error.empty() ? "" : ": ", device.status.error);
+      saved();
+    }
+  } else if (std::holds_alternative<wire::Heartbeat>(envelope.payload)) {
+  } else if (const auto* request = std::get_if<wire::ManifestRequest>(&envelope.payload)) {
+    Result<std::string> manifest = artifacts_.manifest(request->artifact);
+    if (manifest)
+      send(session, wire::Manifest{request->artifact, std::move(*manifest)});
+    else
+      send(session, wire::Refused{"manifest " + request->artifact,
+                                  std::string(to_string(manifest.error().code)), manifest.error().message});
+  } else if (const auto* wanted = std::get_if<wire::ChunkRequest>(&envelope.payload)) {
+    send_chunk(session, *wanted);
+  } else if (auto* batch = std::get_if<wire::TelemetryBatch>(&envelope.payload)) {
+    if (batch->points.size() > kMaxPoints) batch->points.resize(kMaxPoints);
+    if (batch->batch > device.telemetry_batch) {
+      device.telemetry_batch = batch->batch;
+      device.telemetry_dropped += batch->dropped_before;
+      counters_.telemetry_points += batch->points.size();
+      for (TelemetryPoint& point : batch->points) bound(point.metric, 128);
+      StoreBatch changes;
+      TelemetryStore::put(changes, device.id, batch->points);
+      device_table_.put(changes, device.id, device);
+      if (const Result<void> written = store_.write(changes); !written) {
+        log_error("telemetry: {}", written.error().describe());
+        return;  // no acknowledgement: the device keeps it
+      }
+    } else {
+      ++counters_.duplicates;
+    }
+    send(session, wire::TelemetryAck{device.telemetry_batch});
+  } else {
+    answer(peer, envelope, wire::Unsupported{static_cast<std::uint16_t>(envelope.payload.index())});
+  }
+}
+
+void Fleet::send_chunk(Session& session, const wire::ChunkRequest& request) {
+  const auto refuse = [&](ErrorCode code, const std::string& why) {
+    send(session, wire::Refused{"chunk " + request.artifact, std::string(to_string(code)), why});
+  };
+  if (request.length == 0 || request.length > wire::kMaxChunkBytes)
+    return refuse(ErrorCode::kInvalid, "a chunk has 1 to " + std::to_string(wire::kMaxChunkBytes) + " bytes");
+  auto file = open_files_.find(request.artifact);
+  if (file == open_files_.end()) {
+    const Result<ArtifactRecord> record = artifacts_.find(request.artifact);
+    if (!record || record->sha256 != request.artifact)
+      return refuse(ErrorCode::kNotFound, "there is no such artifact");
+    Result<File> opened = File::open_read(artifacts_.path(request.artifact));
+    if (!opened) return refuse(ErrorCode::kUnavailable, opened.error().message);
+    if (open_files_.size() >= kMaxOpenFiles) open_files_.clear();
+    file = open_files_.emplace(request.artifact, std::move(*opened)).first;
+  }
+  wire::Chunk chunk{request.artifact, request.offset, std::string(request.length, '\0')};
+  if (const Result<void> read = file->second.read_exact_at(request.offset, chunk.bytes); !read)
+    return refuse(read.error().code, read.error().message);
+  ++counters_.chunks;
+  counters_.chunk_bytes += request.length;
+  send(session, std::move(chunk));  // a full queue drops it; the device asks again
+}
+
+void Fleet::reconsider(DeviceRecord& device) {
+  std::vector<DeviceClass> classes;
+  for (const auto& [name, value] : classes_) classes.push_back(value);
+  const DeviceClass* found = classify(classes, device.profile);
+  const std::string name = found == nullptr ? "" : found->name,
+                    artifact = found == nullptr ? "" : found->artifact;
+  if (device.desired.generation != 0 && device.desired.device_class == name &&
+      device.desired.artifact == artifact)
+    return;
+  device.desired = {device.desired.generation + 1, name, artifact};
+  if (const Result<void> done = save(device); !done) {
+    log_error("fleet: {}", done.error().describe());
+    return;
+  }
+  if (const auto routing = routing_of_.find(device.id); routing != routing_of_.end())
+    send(sessions_.at(routing->second), wire::Desired{device.desired});
+}
+
+Result<DeviceClass> Fleet::set_class(DeviceClass value) {
+  if (const auto known = classes_.find(value.name); known != classes_.end()) {
+    value.artifact = known->second.artifact;
+    value.generation = known->second.generation;
+  }
+  RETORT_TRY(class_table_.put(value.name, value));
+  classes_[value.name] = value;
+  for (auto& [id, device] : devices_) reconsider(device);
+  return value;
+}
+
+Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& artifact) {
+  const auto found = classes_.find(name);
+  if (found == classes_.end()) return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
+  DeviceClass value = found->second;
+  if (value.artifact == artifact && value.generation != 0) return value;
+  value.artifact = artifact;
+  ++value.generation;
+  RETORT_TRY(class_table_.put(name, value));
+  found->second = value;
+  for (auto& [id, device] : devices_) reconsider(device);
+  return value;
+}
+
+Result<void> Fleet::revoke(const std::string& id) {
+  const std::string exact = RETORT_TRY(find(id)).id;
+  DeviceRecord& device = devices_.at(exact);
+  device.revoked = true;
+  RETORT_TRY(save(device));
+  if (const auto routing = routing_of_.find(exact); routing != routing_of_.end()) {
+    if (const auto session = sessions_.find(routing->second); session != sessions_.end()) {
+      send(session->second, wire::Refused{"session", "revoked", "an operator revoked this device"});
+      sessions_.erase(session);
+    }
+    routing_of_.erase(routing);
+  }
+  // The key itself is refused at its next handshake (admit); its frames are answered "revoked" until then.
+  log_info("fleet: {} revoked", exact);
+  return {};
+}
+
+void Fleet::watch_silence() {
+  silence_timer_.expires_after(std::chrono::seconds(1));
+  silence_timer_.async_wait([this](const boost::system::error_code& error) {
+    if (error) return;
+    const auto limit = std::chrono::milliseconds(3 * options_.heartbeat_millis + 5000);
+    for (auto it = sessions_.begin(); it != sessions_.end();) {
+      if (clock_.steady_now() - it->second.heard < limit) {
+        ++it;
+        continue;
+      }
+      log_info("fleet: {} is silent", it->second.device_id);
+      routing_of_.erase(it->second.device_id);
+      it = sessions_.erase(it);
+    }
+    watch_silence();
+  });
+}
+
+}  // namespace retort

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/core/clock.h"
+#include "common/core/file.h"
+#include "common/core/random.h"
+#include "common/net/link.h"
+#include "common/wire/messages.h"
+#include "common/wire/record_table.h"
+#include "coordinator/artifacts/artifact_store.h"
+#include "coordinator/telemetry/telemetry_store.h"
+
+namespace retort {
+
+struct FleetOptions {
+  std::uint32_t heartbeat_millis = 10000;
+  std::uint32_t chunk_credit = 4;
+  std::size_t sessions = 20000;  ///< beyond, a newcomer is told to come back
+};
+
+struct FleetCounters {
+  std::uint64_t frames = 0, garbage = 0, duplicates = 0, refused = 0, telemetry_points = 0, chunks = 0,
+                chunk_bytes = 0;
+};
+
+/// The coordinator's side of the fleet link: who the devices are, what class they fall into, what each should
+/// serve, and the transfer to them. Every promise to a device is in the store before it is sent. Thread:
+/// reactor.
+class Fleet {
+ public:
+  /// Spends one use of an enrolment token; kDenied.
+  using ConsumeToken = std::function<Result<void>(const std::string& secret)>;
+
+  Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& artifacts, const Clock& clock,
+        RandomSource& random, FleetOptions options, ConsumeToken consume_token);
+  /// Loads devices and classes, and binds.
+  Result<void> start(const CurveKeys& keys, const std::string& endpoint);
+  std::string endpoint() const { return server_->endpoint(); }
+
+  const std::map<std::string, DeviceRecord>& devices() const { return devices_; }
+  bool online(const std::string& device_id) const;
+  std::size_t online_count() const;
+  const FleetCounters& counters() const { return counters_; }
+  /// By id or a prefix of it; kNotFound, kConflict.
+  Result<DeviceRecord> find(const std::string& id) const;
+  /// Cuts it off, at once and for ever.
+  Result<void> revoke(const std::string& id);
+
+  const std::map<std::string, DeviceClass>& classes() const { return classes_; }
+  /// Creates a class or changes its rules and budgets (its artifact and generation stay); devices move at
+  /// once.
+  Result<DeviceClass> set_class(DeviceClass value);
+  /// Desired state of all devices of a class; "" for nothing.
+  Result<DeviceClass> assign(const std::string& name, const std::string& artifact);
+
+ private:
+  struct Session {
+    std::string device_id, routing_id;
+    std::uint64_t epoch = 0, received = 0, sent = 0;
+    std::chrono::steady_clock::time_point heard;
+  };
+  void on_frame(const FleetServer::Peer& peer, std::string_view frame);
+  void on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session);
+  void open_session(const FleetServer::Peer& peer, const wire::Envelope& envelope, DeviceRecord& device);
+  void enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope, const wire::Enrol& message);
+  bool send(Session& session, wire::Payload payload);
+  void answer(const FleetServer::Peer& peer, const wire::Envelope& envelope, wire::Payload payload);
+  void send_chunk(Session& session, const wire::ChunkRequest& request);
+  Result<void> save(const DeviceRecord& device);
+  /// Works out class and desired state; saves and tells the device when they changed.
+  void reconsider(DeviceRecord& device);
+  void watch_silence();
+
+  boost::asio::io_context& reactor_;
+  Store& store_;
+  ArtifactStore& artifacts_;
+  const Clock& clock_;
+  RandomSource& random_;
+  FleetOptions options_;
+  ConsumeToken consume_token_;
+  RecordTable<DeviceRecord> device_table_;
+  RecordTable<DeviceClass> class_table_;
+  std::map<std::string, DeviceRecord> devices_;
+  std::map<std::string, std::string> device_of_key_;
+  std::map<std::string, DeviceClass> classes_;
+  std::map<std::string, Session> sessions_;        // by routing id
+  std::map<std::string, std::string> routing_of_;  // by device
+  std::map<std::string, File> open_files_;         // artifacts being pulled
+  FleetCounters counters_;
+  boost::asio::steady_timer silence_timer_;
+  std::unique_ptr<FleetServer> server_;
+};
+
+}  // namespace retort

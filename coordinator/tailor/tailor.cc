@@ -1,0 +1,136 @@
+#include "coordinator/tailor/tailor.h"
+
+#include <algorithm>
+#include <set>
+
+#include "common/core/units.h"
+#include "common/hf/hf_model.h"
+
+namespace retort {
+namespace {
+
+constexpr std::uint64_t kProgramBytes = 4 << 20;  // retort-serve without a model, measured
+
+std::string quoted(const std::string& text) {
+  return json::serialize(json::string(text));
+}  // JSON text is YAML text
+
+/// Widths to try, widest first: the teacher's own, then multiples of `step` below it.
+std::vector<std::uint32_t> widths(std::uint32_t own) {
+  const std::uint32_t step = own >= 512 ? 256 : 32;
+  std::set<std::uint32_t, std::greater<>> out{own};
+  for (std::uint32_t w = own / step * step; w >= step; w -= step) out.insert(w);
+  return {out.begin(), out.end()};
+}
+
+}  // namespace
+
+std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format, std::uint64_t header_bytes) {
+  std::uint64_t bytes = header_bytes;
+  for (const WeightShape& weight : hf_weights(config)) {
+    std::uint64_t count = 1;
+    for (const std::uint64_t d : weight.shape) count *= d;
+    if (weight.shape.size() == 1 || weight.name == "transformer.wpe.weight") {
+      bytes += 4 * count;
+      continue;
+    }
+    const bool transposed =
+        config.family == ModelFamily::kGpt2 && weight.name.find(".h.") != std::string::npos;
+    const std::uint64_t columns = transposed ? weight.shape[0] : weight.shape[1];
+    const auto row = row_bytes(format, columns);
+    bytes += count / columns * (row ? *row : 2 * columns);
+    bytes = (bytes + 31) / 32 * 32;
+  }
+  return bytes;
+}
+
+std::uint64_t predicted_serving_bytes(const ModelConfig& config, std::uint64_t file_bytes) {
+  std::uint64_t widest = config.n_embd;
+  for (const LayerShape& layer : config.layers)
+    widest = std::max<std::uint64_t>({widest, layer.n_ff, std::uint64_t{layer.n_head} * config.head_dim});
+  const std::uint64_t activations = 4ull * 32 * (2 * config.n_embd + 4 * widest) + 4ull * config.n_vocab;
+  return file_bytes + kv_cache_bytes(config, config.n_ctx, 4) + activations + kProgramBytes;
+}
+
+Result<StudentPlan> plan_student(const ModelConfig& teacher, std::uint64_t header_bytes,
+                                 const DeviceClass& budget, double bandwidth) {
+  const LayerShape own = teacher.layers[0];
+  const std::uint32_t group = own.n_head / own.n_head_kv;
+  std::optional<StudentPlan> best, smallest;
+  for (std::uint32_t layers = teacher.n_layer(); layers >= 1; --layers)
+    for (const std::uint32_t ff : widths(own.n_ff))
+      for (std::uint32_t kv = own.n_head_kv; kv >= 1; kv = kv == 1 ? 0 : kv / 2)
+        for (const TensorType format : {TensorType::kQ8_0, TensorType::kF16}) {
+          StudentPlan plan;
+          plan.config = teacher;
+          plan.config.layers.assign(layers, {kv * group, kv, ff});
+          plan.format = format;
+          plan.parameters = parameter_count(plan.config);
+          plan.file_bytes = predicted_file_bytes(plan.config, format, header_bytes);
+          plan.serving_memory_bytes = predicted_serving_bytes(plan.config, plan.file_bytes);
+          if (bandwidth > 0) plan.token_seconds = static_cast<double>(plan.file_bytes) / bandwidth;
+          if (!smallest || plan.file_bytes < smallest->file_bytes) smallest = plan;
+          const bool fits = (budget.artifact_bytes == 0 || plan.file_bytes <= budget.artifact_bytes) &&
+                            (budget.serving_memory_bytes == 0 ||
+                             plan.serving_memory_bytes <= budget.serving_memory_bytes) &&
+                            (budget.p95_token_seconds == 0 || bandwidth == 0 ||
+                             plan.token_seconds <= budget.p95_token_seconds);
+          if (!fits) continue;
+          const auto rank = [](const StudentPlan& p) {
+            return std::tuple(p.parameters, p.config.n_layer(), p.format == TensorType::kQ8_0);
+          };
+          if (!best || rank(plan) > rank(*best)) best = plan;
+        }
+  if (best) return *best;
+  return fail(
+      ErrorCode::kOutOfBudget, "class " + budget.name,
+      "no cut of the teacher fits: the smallest takes {} on disk and {} of memory, the budgets are {} and {}",
+      format_bytes(smallest->file_bytes), format_bytes(smallest->serving_memory_bytes),
+      budget.artifact_bytes == 0 ? "none" : format_bytes(budget.artifact_bytes),
+      budget.serving_memory_bytes == 0 ? "none" : format_bytes(budget.serving_memory_bytes));
+}
+
+std::string write_recipe(const ModelConfig& teacher, const StudentPlan& plan, const RecipeInputs& in) {
+  const LayerShape own = teacher.layers[0], cut = plan.config.layers[0];
+  const std::string format(info(plan.format).name);
+  std::string out = fmt::format(
+      "version: 1\nseed: {}\nteacher: {{model: {}}}\ndata:\n  train: {{file: {}}}\n  held_out: {{file: {}, "
+      "max_tokens: {}}}\npasses:\n",
+      in.seed, quoted(in.teacher_folder), quoted(in.train_file), quoted(in.held_out_file),
+      in.held_out_tokens);
+  if (plan.config.layers != teacher.layers) {
+    std::string knobs;
+    const auto knob = [&](const char* name, std::uint32_t value) {
+      knobs += fmt::format("{}{}: {}", knobs.empty() ? "" : ", ", name, value);
+    };
+    if (plan.config.n_layer() != teacher.n_layer()) knob("layers", plan.config.n_layer());
+    if (cut.n_ff != own.n_ff) knob("ffn", cut.n_ff);
+    if (cut.n_head != own.n_head) knob("heads", cut.n_head), knob("kv_heads", cut.n_head_kv);
+    out += fmt::format("  - prune.structured: {{{}}}\n", knobs);
+  }
+  out += fmt::format("  - export: {{file: {}, format: {}, label: cut only}}\n",
+                     quoted(in.base_name + "-cut.gguf"), format);
+  out += fmt::format(
+      "  - distil.soft: {{tokens: {}, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: "
+      "1e-3}}\n",
+      in.tokens);
+  out += fmt::format("  - quantize.weights: {{format: {}}}\n", format);
+  out += fmt::format("  - export: {{file: {}, label: distilled}}\n",
+                     quoted(in.base_name + "-" + format + ".gguf"));
+  return out;
+}
+
+json::object to_json(const StudentPlan& plan) {
+  const LayerShape& layer = plan.config.layers[0];
+  return {{"layers", plan.config.n_layer()},
+          {"ffn", layer.n_ff},
+          {"heads", layer.n_head},
+          {"kv_heads", layer.n_head_kv},
+          {"format", info(plan.format).name},
+          {"parameters", plan.parameters},
+          {"file_bytes", plan.file_bytes},
+          {"serving_memory_bytes", plan.serving_memory_bytes},
+          {"token_seconds", plan.token_seconds}};
+}
+
+}  // namespace retort
