@@ -74,10 +74,14 @@ Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folde
     const bool wanted = file == "config.json" || file == "tokenizer.json" ||
                         file == "tokenizer_config.json" || file == "model.safetensors.index.json" ||
                         entry.path().extension() == ".safetensors";
-    if (!wanted || !entry.is_regular_file()) continue;
+    if (!wanted) continue;
+    const std::uint64_t size = entry.file_size(error);
+    if (error)
+      return fail(ErrorCode::kInvalid, entry.path().string(), "not a regular file: {}", error.message());
     files.push_back(file);
-    bytes += entry.file_size();
+    bytes += size;
   }
+  if (error) return fail(ErrorCode::kIo, folder.string(), "cannot list the folder: {}", error.message());
   std::sort(files.begin(), files.end());
   std::string list;
   for (const std::string& file : files)
@@ -155,14 +159,23 @@ Result<DatasetRecord> Catalog::import_dataset(const std::filesystem::path& file,
     return result;
   };
   if (file.extension() != ".txt") return named(import_dataset_text(text, name));
-  std::string jsonl;
+  // Documents end at lines that are empty or blank; CRLF counts as LF.
+  std::string jsonl, document;
+  const auto close = [&] {
+    if (!document.empty()) jsonl += json::serialize(json::object{{"text", document}}) + "\n";
+    document.clear();
+  };
   for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = std::min(text.find("\n\n", at), text.size());
-    const std::string_view document = std::string_view(text).substr(at, end - at);
-    if (document.find_first_not_of(" \t\r\n") != std::string_view::npos)
-      jsonl += json::serialize(json::object{{"text", document}}) + "\n";
-    at = end + 2;
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    std::string_view row = std::string_view(text).substr(at, end - at);
+    at = end + 1;
+    if (row.ends_with('\r')) row.remove_suffix(1);
+    if (row.find_first_not_of(" \t") == std::string_view::npos)
+      close();
+    else
+      document += std::string(row) + "\n";
   }
+  close();
   return named(import_dataset_text(jsonl, name));
 }
 
@@ -177,8 +190,8 @@ Result<DatasetRecord> Catalog::import_dataset_text(std::string_view text, const 
     if (entry.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string where = fmt::format("line {}", line);
     const json::value value = RETORT_TRY(parse_json(entry, where));
-    RETORT_TRY(json_string(*RETORT_TRY(as_object(value, where)), "text", where));
-    ++record.documents;
+    const std::string document = RETORT_TRY(json_string(*RETORT_TRY(as_object(value, where)), "text", where));
+    if (document.find_first_not_of(" \t\r\n") != std::string::npos) ++record.documents;
   }
   if (record.documents == 0) return fail(ErrorCode::kInvalid, "", "holds no documents");
   record.id = sha256_hex(text);

@@ -73,8 +73,8 @@ class BabyLlama(harness.FleetTest):
         tokens = int(os.environ.get('RETORT_TOKENS', '200000'))
         fleet = self.fleet
         ways = {
-            'distilled': 'distil.soft: {tokens: %d, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: 1e-3}' % tokens,
-            'text alone': 'train: {tokens: %d, batch_tokens: 2048, learning_rate: 1e-3}' % tokens,
+            'distilled': 'distil.soft: {tokens: %d, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: 2e-4}' % tokens,
+            'text alone': 'train: {tokens: %d, batch_tokens: 2048, learning_rate: 2e-4}' % tokens,
         }
         for size, cut in (('1 MB', 'layers: 4, ffn: 256'), ('350 KB', 'layers: 2, ffn: 160, heads: 4, kv_heads: 2')):
             results = {way: [] for way in ways}

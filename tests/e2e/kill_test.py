@@ -16,7 +16,7 @@ data:
   held_out: {{dataset: judged, max_tokens: 2000}}
 passes:
   - prune.structured: {{layers: 2, ffn: 64, importance: activation, calibration_tokens: 1024}}
-  - distil.soft: {{tokens: {tokens}, batch_tokens: 512, temperature: 2.0, alpha: 0.9, learning_rate: 1e-3, checkpoint_seconds: 1}}
+  - distil.soft: {{tokens: {tokens}, batch_tokens: 512, temperature: 2.0, alpha: 0.9, learning_rate: 2e-4, checkpoint_seconds: 1}}
   - quantize.weights: {{format: Q8_0}}
   - export: {{file: student.gguf, format: Q8_0, label: distilled}}
 '''
