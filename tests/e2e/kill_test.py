@@ -134,6 +134,8 @@ class Kill(harness.FleetTest):
         fleet.wait('enrolment', lambda: fleet.status('one').get('class') == 'any', fleet.agents['one'])
         fleet.retort('class', 'assign', 'any', artifacts[0]['sha256'])
         first = fleet.serving('one', artifacts[0]['sha256'])
+        # A student that dies in probation is rolled back, by design; this one is to have proved itself.
+        fleet.wait('the end of probation', lambda: fleet.status('one').get('state') == 'idle')
 
         with self.subTest('serve'):
             os.kill(first['serve_pid'], signal.SIGKILL)
