@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
+#include <cctype>
 #include <charconv>
-#include <regex>
 
 #include "common/core/file.h"
 #include "common/core/units.h"
@@ -189,6 +189,38 @@ std::optional<std::pair<std::uint64_t, std::uint64_t>> range_of(const std::strin
   }
   if (first >= size || last < first) return std::nullopt;
   return std::pair(first, std::min(last, size - 1));
+}
+
+/// Replaces the members "key: VALUE" of flow maps ("{key: VALUE, …}") whose brace follows `before`. VALUE is
+/// a name of letters, digits, '.', '_' and '-', quoted or not; anything else is left as it is.
+Result<std::string> replace_member(std::string_view text, std::string_view before, std::string_view key,
+                                   const std::function<Result<std::string>(const std::string&)>& make) {
+  const auto is_name = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '-';
+  };
+  const auto skip_back = [&](std::size_t at) {
+    while (at > 0 && std::isspace(static_cast<unsigned char>(text[at - 1]))) --at;
+    return at;
+  };
+  std::string out;
+  std::size_t copied = 0;
+  const std::string wanted = std::string(key) + ":";
+  for (std::size_t at = text.find(wanted); at != std::string_view::npos; at = text.find(wanted, at + 1)) {
+    const std::size_t open = skip_back(at);
+    if (open == 0 || (text[open - 1] != '{' && text[open - 1] != ',')) continue;
+    if (!before.empty() && (text[open - 1] != '{' || !text.substr(0, skip_back(open - 1)).ends_with(before)))
+      continue;
+    std::size_t begin = at + wanted.size();
+    while (begin < text.size() && (text[begin] == ' ' || text[begin] == '"' || text[begin] == '\'')) ++begin;
+    std::size_t end = begin;
+    while (end < text.size() && is_name(text[end])) ++end;
+    if (end == begin) continue;
+    const std::string made = RETORT_TRY(make(std::string(text.substr(begin, end - begin))));
+    if (end < text.size() && (text[end] == '"' || text[end] == '\'')) ++end;
+    out.append(text.substr(copied, at - copied)).append(made);
+    copied = end;
+  }
+  return out.append(text.substr(copied));
 }
 
 constexpr std::string_view kProblemType = "application/problem+json";
@@ -610,33 +642,20 @@ Result<json::value> Api::submit_job(const HttpRequest& request) {
   if (!job.device_class.empty() && p_.fleet.classes().count(job.device_class) == 0)
     return fail(ErrorCode::kNotFound, "", "there is no class '{}'", job.device_class);
   // The recipe names what the coordinator keeps: "teacher: {id: X}" and "{dataset: X}" become paths.
-  // Everything else in it is the worker's to judge. Only flow maps of one member are looked for, which is how
-  // docs/rest.md writes them.
-  const auto replace = [&](const std::regex& pattern, const auto& path_of) -> Result<void> {
-    std::string out;
-    std::smatch match;
-    std::string rest = recipe;
-    while (std::regex_search(rest, match, pattern)) {
-      out += match.prefix().str() + match[1].str() + RETORT_TRY(path_of(match[2].str()));
-      rest = match.suffix().str();
-    }
-    recipe = out + rest;
-    return {};
-  };
+  // Everything else in it is the worker's to judge.
   const auto quoted = [](const std::filesystem::path& path) {
     return json::serialize(json::string(path.string()));
   };
-  RETORT_TRY(replace(std::regex(R"((teacher:\s*\{\s*)id:\s*["']?([A-Za-z0-9._-]+)["']?)"),
-                     [&](const std::string& id) -> Result<std::string> {
-                       const TeacherRecord teacher = RETORT_TRY(p_.catalog.find_teacher(id));
-                       job.teacher = teacher.id;
-                       return "model: " + quoted(p_.catalog.teacher_folder(teacher.id));
-                     }));
-  RETORT_TRY(replace(std::regex(R"(([{,]\s*)dataset:\s*["']?([A-Za-z0-9._-]+)["']?)"),
-                     [&](const std::string& id) -> Result<std::string> {
-                       return "file: " +
-                              quoted(p_.catalog.dataset_file(RETORT_TRY(p_.catalog.find_dataset(id)).id));
-                     }));
+  recipe =
+      RETORT_TRY(replace_member(recipe, "teacher:", "id", [&](const std::string& id) -> Result<std::string> {
+        const TeacherRecord teacher = RETORT_TRY(p_.catalog.find_teacher(id));
+        job.teacher = teacher.id;
+        return "model: " + quoted(p_.catalog.teacher_folder(teacher.id));
+      }));
+  recipe =
+      RETORT_TRY(replace_member(recipe, "", "dataset", [&](const std::string& id) -> Result<std::string> {
+        return "file: " + quoted(p_.catalog.dataset_file(RETORT_TRY(p_.catalog.find_dataset(id)).id));
+      }));
   return json::value(job_json(RETORT_TRY(p_.jobs.submit(std::move(job), recipe)), false));
 }
 
