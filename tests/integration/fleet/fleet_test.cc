@@ -1,0 +1,231 @@
+#include "coordinator/fleet/fleet.h"
+
+#include <deque>
+
+#include "common/core/hex.h"
+#include "common/hf/hf_model.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+using testing::TemporaryFolder;
+
+/// A device that speaks the protocol by hand, so that a test can also speak it wrongly.
+struct Device {
+  Device(boost::asio::io_context& io, const CurveKeys& own, const std::string& server_key,
+         const std::string& endpoint)
+      : reactor(io), keys(own) {
+    auto made = FleetClient::connect(
+        io, keys, server_key, endpoint, [this](bool now, std::string_view) { up = now; },
+        [this](std::string_view frame) {
+          auto envelope = wire::decode(frame);
+          ASSERT_OK(envelope);
+          if (envelope->epoch == epoch) got.push_back(std::move(*envelope));
+        });
+    EXPECT_OK(made);
+    client = std::move(*made);
+  }
+  bool wait(const std::function<bool()>& done, int millis = 5000) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(millis);
+    while (!done() && std::chrono::steady_clock::now() < end)
+      reactor.run_one_for(std::chrono::milliseconds(20));
+    return done();
+  }
+  void send(wire::Payload payload, std::uint64_t with_sequence = 0) {
+    ASSERT_TRUE(wait([&] { return up; }));
+    wire::Envelope envelope;
+    envelope.epoch = epoch;
+    envelope.sequence = with_sequence == 0 ? ++sequence : with_sequence;
+    envelope.payload = std::move(payload);
+    ASSERT_TRUE(client->send(wire::encode(envelope)));
+  }
+  /// The next message of a kind; others before it are dropped.
+  template <typename T>
+  std::optional<T> next(int millis = 5000) {
+    std::optional<T> found;
+    wait(
+        [&] {
+          while (!got.empty() && !found) {
+            if (auto* message = std::get_if<T>(&got.front().payload)) found = std::move(*message);
+            got.pop_front();
+          }
+          return found.has_value();
+        },
+        millis);
+    return found;
+  }
+  std::string enrol(const std::string& secret, DeviceProfile profile = {}) {
+    ++epoch, sequence = 0;
+    send(wire::Enrol{secret, "d", std::move(profile)});
+    const auto enrolled = next<wire::Enrolled>();
+    return enrolled ? id = enrolled->device_id : "";
+  }
+  void hello() {
+    ++epoch, sequence = 0;
+    send(wire::Hello{id, "test", {}});
+  }
+
+  boost::asio::io_context& reactor;
+  CurveKeys keys;
+  std::unique_ptr<FleetClient> client;
+  bool up = false;
+  std::uint64_t epoch = 0, sequence = 0;
+  std::string id;
+  std::deque<wire::Envelope> got;
+};
+
+class FleetTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK(artifacts_.clean());
+    ASSERT_OK(fleet_.start(keys_, "tcp://127.0.0.1:*"));
+    ASSERT_OK(testing::write_tiny_model(folder_ / "m", ModelFamily::kLlama, 1));
+    const auto model = open_hf_model(folder_ / "m");
+    ASSERT_OK(write_gguf_model(folder_ / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                               TensorType::kF16, {}));
+    const auto imported = artifacts_.import(folder_ / "m.gguf", {});
+    ASSERT_OK(imported);
+    artifact_ = *imported;
+  }
+  std::unique_ptr<Device> device() {
+    return std::make_unique<Device>(reactor_, make_curve_keys(), keys_.public_key, fleet_.endpoint());
+  }
+
+  TemporaryFolder folder_;
+  boost::asio::io_context reactor_;
+  SystemClock clock_;
+  SeededRandom random_{1};
+  std::unique_ptr<Store> store_ = make_memory_store();
+  ArtifactStore artifacts_{folder_ / "blobs", *store_, make_signing_key(), clock_};
+  CurveKeys keys_ = make_curve_keys();
+  int uses_ = 0;
+  Fleet fleet_{
+      reactor_, *store_, artifacts_, clock_, random_, {}, [this](const std::string& secret) -> Result<void> {
+        if (secret != "good") return fail(ErrorCode::kDenied, "", "wrong token");
+        ++uses_;
+        return {};
+      }};
+  ArtifactRecord artifact_;
+};
+
+TEST_F(FleetTest, EnrolHelloDesiredPullAndTelemetry) {
+  DeviceClass any;
+  any.name = "any";
+  ASSERT_OK(fleet_.set_class(any));
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  const auto welcome = d->next<wire::Welcome>();
+  ASSERT_TRUE(welcome);
+  EXPECT_GT(welcome->chunk_credit, 0u);
+  EXPECT_EQ(d->next<wire::Desired>()->desired.device_class, "any");
+  ASSERT_OK(fleet_.assign("any", artifact_.sha256));
+  const auto desired = d->next<wire::Desired>();
+  ASSERT_TRUE(desired);
+  EXPECT_EQ(desired->desired.artifact, artifact_.sha256);
+  EXPECT_EQ(desired->desired.generation, 2u);
+
+  d->send(wire::ManifestRequest{artifact_.sha256});
+  const auto manifest = d->next<wire::Manifest>();
+  ASSERT_TRUE(manifest);
+  const auto verified =
+      verify_manifest(manifest->signed_json, artifacts_.key().public_key, clock_.unix_millis());
+  ASSERT_OK(verified);
+  std::string bytes;
+  while (bytes.size() < verified->length) {
+    d->send(wire::ChunkRequest{artifact_.sha256, bytes.size(),
+                               static_cast<std::uint32_t>(std::min<std::uint64_t>(
+                                   wire::kMaxChunkBytes, verified->length - bytes.size()))});
+    const auto chunk = d->next<wire::Chunk>();
+    ASSERT_TRUE(chunk);
+    bytes += chunk->bytes;
+  }
+  EXPECT_EQ(bytes, *read_file(folder_ / "m.gguf"));
+  d->send(wire::ChunkRequest{artifact_.sha256, verified->length - 1, 100});
+  EXPECT_NE(d->next<wire::Refused>()->about.find(artifact_.sha256), std::string::npos);
+  d->send(wire::ChunkRequest{artifact_.sha256, 0, wire::kMaxChunkBytes + 1});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "invalid");
+  d->send(wire::ChunkRequest{std::string(64, 'e'), 0, 10});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "not_found");
+
+  d->send(wire::TelemetryBatch{1, 0, {{1000, "x", 1}}});
+  EXPECT_EQ(d->next<wire::TelemetryAck>()->batch, 1u);
+  d->send(wire::TelemetryBatch{1, 0, {{1000, "x", 99}}});  // sent again because the answer was lost
+  EXPECT_EQ(d->next<wire::TelemetryAck>()->batch, 1u);
+  const auto rows = TelemetryStore(*store_).query(d->id, "", 0, 10);
+  ASSERT_EQ(rows->size(), 1u);
+  EXPECT_EQ((*rows)[0].point.value, 1);
+  d->hello();
+  EXPECT_EQ(d->next<wire::Welcome>()->telemetry_acknowledged, 1u);
+}
+
+TEST_F(FleetTest, EnrolmentIsGuardedAndRepeatable) {
+  const auto d = device();
+  ++d->epoch;
+  d->send(wire::Enrol{"bad", "d", {}});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "denied");
+  d->send(wire::Hello{"dev-0000000000000000", "t", {}});
+  EXPECT_EQ(d->next<wire::Refused>()->about, "hello");
+  EXPECT_TRUE(fleet_.devices().empty());
+  const std::string id = d->enrol("good");
+  EXPECT_EQ(d->enrol("good"), id);
+  EXPECT_EQ(uses_, 1);
+  const auto other = device();
+  ASSERT_NE(other->enrol("good"), id);
+  other->id = id;  // somebody else's name
+  other->hello();
+  EXPECT_EQ(other->next<wire::Refused>()->code, "denied");
+}
+
+TEST_F(FleetTest, ReplaysGarbageAndUnknownKindsHarmNothing) {
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  ASSERT_TRUE(d->next<wire::Welcome>());
+  d->send(wire::StatusReport{{"serve", 1, "a"}});
+  ASSERT_TRUE(d->wait([&] { return fleet_.find(d->id)->status.state == "serve"; }));
+  d->send(wire::StatusReport{{"idle", 1, "b"}}, d->sequence);  // an old sequence number
+  ASSERT_TRUE(d->client->send("garbage"));
+  ASSERT_TRUE(d->client->send(std::string(4096, '\xff')));
+  d->send(wire::TelemetryAck{3});  // a kind that only the coordinator sends
+  EXPECT_TRUE(d->next<wire::Unsupported>());
+  EXPECT_EQ(fleet_.find(d->id)->status.state, "serve");
+  EXPECT_EQ(fleet_.counters().garbage, 2u);
+  EXPECT_EQ(fleet_.counters().duplicates, 1u);
+  EXPECT_TRUE(fleet_.online(d->id));
+}
+
+TEST_F(FleetTest, RevocationCutsALiveSession) {
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  ASSERT_TRUE(d->next<wire::Welcome>());
+  ASSERT_OK(fleet_.revoke(d->id));
+  EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
+  EXPECT_FALSE(fleet_.online(d->id));
+  d->send(wire::ManifestRequest{artifact_.sha256});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
+}
+
+TEST_F(FleetTest, ProfilesMoveDevicesBetweenClasses) {
+  DeviceClass small, large;
+  small.name = "small", small.max_memory_bytes = 100;
+  large.name = "large", large.min_memory_bytes = 101;
+  ASSERT_OK(fleet_.set_class(small));
+  ASSERT_OK(fleet_.set_class(large));
+  const auto d = device();
+  DeviceProfile profile;
+  profile.memory_budget_bytes = 50;
+  ASSERT_NE(d->enrol("good", profile), "");
+  d->hello();
+  EXPECT_EQ(d->next<wire::Desired>()->desired.device_class, "small");
+  profile.memory_budget_bytes = 500;
+  d->send(wire::ProfileUpdate{profile});
+  EXPECT_EQ(d->next<wire::Desired>()->desired.device_class, "large");
+  EXPECT_EQ(fleet_.assign("none", "").error().code, ErrorCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace retort

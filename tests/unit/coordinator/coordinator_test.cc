@@ -1,0 +1,125 @@
+#include "common/core/file.h"
+#include "coordinator/api/tokens.h"
+#include "coordinator/catalog/catalog.h"
+#include "coordinator/telemetry/telemetry_store.h"
+#include "tests/support/support.h"
+#include "tests/support/tiny_model.h"
+
+namespace retort {
+namespace {
+
+using testing::ManualClock;
+using testing::TemporaryFolder;
+
+TEST(Tokens, KindUsesExpiryAndRevocation) {
+  const auto store = make_memory_store();
+  ManualClock clock;
+  SeededRandom random(1);
+  Tokens tokens(*store, clock, random);
+  const auto op = tokens.create("operator", "a", -1, 0);
+  const auto twice = tokens.create("enrolment", "b", 2, 0);
+  const auto brief = tokens.create("enrolment", "c", -1, clock.unix_millis() + 1000);
+  ASSERT_OK(op);
+  EXPECT_OK(tokens.check(op->secret, "operator"));
+  EXPECT_EQ(tokens.check(op->secret, "enrolment").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(tokens.check(op->secret + "0", "operator").error().code, ErrorCode::kDenied);
+  for (const char* bad : {"", ".", "x.y", "nodot"})
+    EXPECT_EQ(tokens.check(bad, "operator").error().code, ErrorCode::kDenied) << bad;
+  EXPECT_OK(tokens.consume(twice->secret, "enrolment"));
+  EXPECT_OK(tokens.consume(twice->secret, "enrolment"));
+  EXPECT_EQ(tokens.consume(twice->secret, "enrolment").error().code, ErrorCode::kDenied);
+  EXPECT_OK(tokens.consume(brief->secret, "enrolment"));
+  clock.advance(std::chrono::seconds(2));
+  EXPECT_EQ(tokens.consume(brief->secret, "enrolment").error().code, ErrorCode::kDenied);
+  EXPECT_OK(tokens.revoke(op->record.id));
+  EXPECT_EQ(tokens.check(op->secret, "operator").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(tokens.revoke("none").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(tokens.create("king", "", -1, 0).error().code, ErrorCode::kInvalid);
+  bool secret_stored = false;
+  ASSERT_OK(store->scan("tokens", "", "", [&](std::string_view, std::string_view value) {
+    secret_stored |= value.find(twice->secret.substr(13)) != std::string_view::npos;
+    return true;
+  }));
+  EXPECT_FALSE(secret_stored);
+}
+
+TEST(Telemetry, QueryAndSweep) {
+  const auto store = make_memory_store();
+  TelemetryStore telemetry(*store);
+  StoreBatch batch;
+  TelemetryStore::put(batch, "dev-1", {{1000, "a", 1.5}, {2000, "a", 2.5}, {1000, "b", -1}});
+  TelemetryStore::put(batch, "dev-2", {{3000, "a", 7}});
+  ASSERT_OK(store->write(batch));
+  EXPECT_EQ(telemetry.query("", "", 0, 100)->size(), 4u);
+  EXPECT_EQ(telemetry.query("dev-1", "", 0, 100)->size(), 3u);
+  const auto rows = telemetry.query("dev-1", "a", 1500, 100);
+  ASSERT_EQ(rows->size(), 1u);
+  EXPECT_EQ((*rows)[0].point, (TelemetryPoint{2000, "a", 2.5}));
+  EXPECT_EQ(telemetry.query("", "", 0, 2)->size(), 2u);
+  EXPECT_EQ(*telemetry.sweep(2000, 100), 2u);
+  EXPECT_EQ(telemetry.query("", "", 0, 100)->size(), 2u);
+}
+
+struct CatalogTest : ::testing::Test {
+  TemporaryFolder folder;
+  ManualClock clock;
+  std::unique_ptr<Store> store = make_memory_store();
+  Catalog catalog{folder / "data", *store, clock};
+  void SetUp() override { ASSERT_OK(catalog.clean()); }
+  std::size_t kept(const char* name) {
+    return static_cast<std::size_t>(
+        std::distance(std::filesystem::directory_iterator(folder / "data" / name), {}));
+  }
+};
+
+TEST_F(CatalogTest, TeachersAreKeptByHashAndConverted) {
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const auto first = catalog.import_teacher(folder / "m", "tiny");
+  ASSERT_OK(first);
+  EXPECT_TRUE(std::filesystem::exists(catalog.teacher_gguf(first->id)));
+  EXPECT_EQ(catalog.import_teacher(folder / "m", "")->id, first->id);
+  EXPECT_EQ(kept("teachers"), 1u);
+  EXPECT_EQ(catalog.find_teacher("tiny")->id, first->id);
+  EXPECT_EQ(catalog.find_teacher(first->id.substr(0, 8))->id, first->id);
+  EXPECT_EQ(catalog.find_teacher("nobody").error().code, ErrorCode::kNotFound);
+  ASSERT_OK(testing::write_tiny_model(folder / "n", ModelFamily::kGpt2, 2));
+  EXPECT_EQ(catalog.import_teacher(folder / "n", "tiny").error().code, ErrorCode::kConflict);
+  ASSERT_OK(catalog.remove_teacher("tiny"));
+  EXPECT_EQ(kept("teachers"), 0u);
+}
+
+TEST_F(CatalogTest, BadTeachersLeaveNothing) {
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const std::string weights = *read_file(folder / "m/model.safetensors");
+  ASSERT_OK(write_file_atomic(folder / "m/model.safetensors", weights.substr(0, weights.size() / 2)));
+  const auto truncated = catalog.import_teacher(folder / "m", "");
+  ASSERT_FALSE(truncated);
+  EXPECT_EQ(truncated.error().code, ErrorCode::kCorrupt);
+  ASSERT_OK(write_file_atomic(folder / "m/model.safetensors", "PK\x03\x04 this is a pickle, really"));
+  EXPECT_NE(catalog.import_teacher(folder / "m", "").error().message.find("pickle"), std::string::npos);
+  EXPECT_EQ(catalog.import_teacher(folder / "none", "").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(kept("teachers"), 0u);
+}
+
+TEST_F(CatalogTest, DatasetsNameTheLine) {
+  ASSERT_OK(write_file_atomic(folder / "good.jsonl", testing::tiny_corpus_jsonl(5, 1)));
+  const auto good = catalog.import_dataset(folder / "good.jsonl", "g");
+  ASSERT_OK(good);
+  EXPECT_EQ(good->documents, 5u);
+  EXPECT_EQ(catalog.find_dataset("g")->id, good->id);
+  const auto refused = [&](const std::string& bytes) {
+    EXPECT_OK(write_file_atomic(folder / "bad.jsonl", bytes));
+    const auto result = catalog.import_dataset(folder / "bad.jsonl", "");
+    EXPECT_FALSE(result);
+    return result ? std::string() : result.error().describe();
+  };
+  EXPECT_NE(refused("{\"text\":\"a\"}\n{\"txt\":1}\n").find("line 2"), std::string::npos);
+  EXPECT_NE(refused("{\"text\":\"a\"}\nnot json\n").find("line 2"), std::string::npos);
+  EXPECT_NE(refused("").find("no documents"), std::string::npos);
+  EXPECT_NE(refused("\n{\"text\":\"\"}\n").find("no documents"), std::string::npos);
+  ASSERT_OK(write_file_atomic(folder / "t.txt", "one\r\ntwo\r\n\r\nthree\n  \nfour\n"));
+  EXPECT_EQ(catalog.import_dataset(folder / "t.txt", "")->documents, 3u);
+}
+
+}  // namespace
+}  // namespace retort
