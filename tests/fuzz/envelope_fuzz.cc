@@ -1,0 +1,28 @@
+// Frames of the fleet link and stored records: both are Cap'n Proto from elsewhere.
+#include "common/wire/messages.h"
+#include "common/wire/records.h"
+#include "tests/fuzz/fuzz_seeds.h"
+
+using namespace retort;
+
+std::vector<std::string> fuzz_seeds() {
+  DeviceProfile profile;
+  profile.hostname = "edge";
+  profile.isa_features = {"avx2"};
+  profile.labels = {{"a", "b"}};
+  DeviceRecord device;
+  device.profile = profile;
+  const wire::TelemetryBatch batch{1, 0, {{1, "x", 2}, {2, "y", 3}}};
+  return {wire::encode({1, 1, 1, 0, wire::Enrol{"secret", "name", profile}}),
+          wire::encode({1, 1, 2, 0, batch}), wire::encode({1, 1, 3, 0, wire::Chunk{"aa", 5, "bytes"}}),
+          wire::encode(device)};
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const std::string_view bytes(reinterpret_cast<const char*>(data), size);
+  if (const auto envelope = wire::decode(bytes)) (void)wire::encode(*envelope);
+  (void)wire::decode_record<DeviceRecord>(bytes).has_value();
+  (void)wire::decode_record<JobRecord>(bytes).has_value();
+  (void)wire::decode_record<ArtifactRecord>(bytes).has_value();
+  return 0;
+}
