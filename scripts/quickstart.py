@@ -552,7 +552,7 @@ class Quickstart:
 
         text, first, each, memory = timed(None, self.teacher_url)
         row('teacher', 'coordinator', {'parameters': info.get('parameters'), 'bytes': os.path.getsize(self.teacher_file),
-                                       'bits_per_weight': info.get('bits_per_weight')},
+                                       'bits_per_weight': os.path.getsize(self.teacher_file) * 8 / info['parameters']},
             {**figures, 'kl_divergence': 0.0, 'top1_agreement': 1.0}, first, each, memory)
         texts.append(('teacher', text))
         for name, device_class, _, _ in DEVICES:
@@ -575,7 +575,7 @@ class Quickstart:
         print(f'\nPerplexity, KL divergence from the teacher and top-1 agreement with it: on {self.options.judge} descriptions '
               'of packages\nthat neither teacher nor students saw. The teacher learnt from long descriptions too; a student that '
               'keeps most\nof it can beat it on these short ones. First token: median of three greedy runs over HTTP, on that '
-              'device;\nper token: the mean that its retort-serve counted in them.')
+              'device;\nper token: the mean that its retort-serve counted in them. Bits/weight: of the whole file.')
         print(f'\nWhat each writes after "{self.options.prompt}":')
         for who, text in texts:
             print(f'  {who}: {" ".join(text.split())}')

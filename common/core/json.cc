@@ -101,7 +101,9 @@ Result<std::uint64_t> json_uint(const json::object& object, std::string_view key
 Result<double> json_number(const json::object& object, std::string_view key, std::string_view where) {
   const json::value* value = object.if_contains(key);
   if (value == nullptr || !value->is_number()) return wrong(key, where, "a number", value != nullptr);
-  return value->to_number<double>();
+  const double number = value->to_number<double>();
+  if (!std::isfinite(number)) return wrong(key, where, "a finite number", true);
+  return number;
 }
 
 Result<bool> json_bool(const json::object& object, std::string_view key, std::string_view where) {

@@ -22,6 +22,7 @@ Result<std::int64_t> json_int(const json::object& object, std::string_view key, 
 /// A non-negative integer not above `max`.
 Result<std::uint64_t> json_uint(const json::object& object, std::string_view key, std::string_view where,
                                 std::uint64_t max = INT64_MAX);
+/// Finite: 1e999 is refused.
 Result<double> json_number(const json::object& object, std::string_view key, std::string_view where);
 Result<bool> json_bool(const json::object& object, std::string_view key, std::string_view where);
 Result<const json::object*> json_object(const json::object& object, std::string_view key,

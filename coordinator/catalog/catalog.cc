@@ -151,6 +151,10 @@ Result<void> Catalog::remove_teacher(const std::string& id) {
 }
 
 Result<DatasetRecord> Catalog::import_dataset(const std::filesystem::path& file, const std::string& name) {
+  // A device or a pipe would be read for ever, or never end.
+  std::error_code error;
+  if (std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error))
+    return fail(ErrorCode::kInvalid, file.string(), "is not a regular file");
   const std::string text = RETORT_TRY(read_file(file, kMaxDatasetBytes));
   const auto named = [&](Result<DatasetRecord> result) -> Result<DatasetRecord> {
     if (!result)

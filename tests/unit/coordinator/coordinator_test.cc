@@ -117,6 +117,8 @@ TEST_F(CatalogTest, DatasetsNameTheLine) {
   EXPECT_NE(refused("{\"text\":\"a\"}\nnot json\n").find("line 2"), std::string::npos);
   EXPECT_NE(refused("").find("no documents"), std::string::npos);
   EXPECT_NE(refused("\n{\"text\":\"\"}\n").find("no documents"), std::string::npos);
+  EXPECT_EQ(catalog.import_dataset("/dev/zero", "").error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(catalog.import_teacher("/dev/zero", "").error().code, ErrorCode::kInvalid);
   ASSERT_OK(write_file_atomic(folder / "t.txt", "one\r\ntwo\r\n\r\nthree\n  \nfour\n"));
   EXPECT_EQ(catalog.import_dataset(folder / "t.txt", "")->documents, 3u);
 }

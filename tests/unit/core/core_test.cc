@@ -90,6 +90,7 @@ TEST(Json, ErrorsSayWhere) {
   EXPECT_EQ(*json_uint(good->get_object(), "n", "t"), 7u);
   EXPECT_FALSE(json_uint(good->get_object(), "n", "t", 6));
   EXPECT_FALSE(json_string(good->get_object(), "n", "t"));
+  EXPECT_FALSE(json_number(parse_json(R"({"x": 1e999})", "t")->get_object(), "x", "t"));
   EXPECT_EQ(json_string(good->get_object(), "missing", "t").error().message, "'missing' is missing");
 }
 
