@@ -32,8 +32,8 @@ tl::unexpected<Error> fail(ErrorCode code, std::string where, fmt::format_string
 /// Hands an error on, unchanged.
 inline tl::unexpected<Error> fail(Error error) { return tl::unexpected<Error>(std::move(error)); }
 
-/// An I/O failure with errno's text: fail_errno("path", "cannot open"). A full disk becomes kOutOfBudget, a missing file
-/// kNotFound, a path that cannot be one kInvalid, the rest kIo.
+/// An I/O failure with errno's text: fail_errno("path", "cannot open"). A full disk becomes kOutOfBudget, a
+/// missing file kNotFound, a path that cannot be one kInvalid, the rest kIo.
 tl::unexpected<Error> fail_errno(std::string where, std::string_view what);
 
 }  // namespace retort
