@@ -7,6 +7,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -141,6 +142,20 @@ Result<void> write_file_with(const std::filesystem::path& path,
   Result<void> done = write_all();
   if (!done) ::unlink(temporary.c_str());
   return done;
+}
+
+Result<void> copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to) {
+  const File source = RETORT_TRY(File::open_read(from));
+  const std::uint64_t size = RETORT_TRY(source.size());
+  return write_file_with(to, [&](const File& out) -> Result<void> {
+    std::string buffer;
+    for (std::uint64_t at = 0; at < size; at += buffer.size()) {
+      buffer.resize(std::min<std::uint64_t>(1 << 20, size - at));
+      RETORT_TRY(source.read_exact_at(at, buffer));
+      RETORT_TRY(out.write_all_at(at, buffer));
+    }
+    return {};
+  });
 }
 
 Result<void> make_folders(const std::filesystem::path& folder) {

@@ -64,6 +64,9 @@ Result<void> write_file_atomic(const std::filesystem::path& path, std::string_vi
 Result<void> write_file_with(const std::filesystem::path& path,
                              const std::function<Result<void>(const File&)>& write, unsigned mode = 0600);
 
+/// A copy that appears whole or not at all, in the same way.
+Result<void> copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to);
+
 /// fsync of a folder, so that a rename or a new name in it lasts.
 Result<void> sync_folder(const std::filesystem::path& folder);
 

@@ -42,16 +42,7 @@ Result<ArtifactRecord> ArtifactStore::import(const std::filesystem::path& gguf, 
   if (free < manifest.length + kDiskReserveBytes)
     return fail(ErrorCode::kOutOfBudget, folder_.string(), "the artifact needs {}, the disk has {} left",
                 format_bytes(manifest.length), format_bytes(free));
-  const File source = RETORT_TRY(File::open_read(gguf));
-  RETORT_TRY(write_file_with(target, [&](const File& out) -> Result<void> {
-    std::string buffer(1 << 20, '\0');
-    for (std::uint64_t at = 0; at < manifest.length; at += buffer.size()) {
-      buffer.resize(std::min<std::uint64_t>(buffer.size(), manifest.length - at));
-      RETORT_TRY(source.read_exact_at(at, buffer));
-      RETORT_TRY(out.write_all_at(at, buffer));
-    }
-    return {};
-  }));
+  RETORT_TRY(copy_file_atomic(gguf, target));
   if (RETORT_TRY(sha256_file_hex(target)) != manifest.sha256) {
     std::error_code ignored;
     std::filesystem::remove(target, ignored);

@@ -30,20 +30,6 @@ Result<Record> pick(const std::vector<Record>& records, const std::string& id, s
   return *found;
 }
 
-Result<void> copy_synced(const std::filesystem::path& from, const std::filesystem::path& to) {
-  const File source = RETORT_TRY(File::open_read(from));
-  const std::uint64_t size = RETORT_TRY(source.size());
-  return write_file_with(to, [&](const File& out) -> Result<void> {
-    std::string buffer;
-    for (std::uint64_t at = 0; at < size; at += buffer.size()) {
-      buffer.resize(std::min<std::uint64_t>(1 << 20, size - at));
-      RETORT_TRY(source.read_exact_at(at, buffer));
-      RETORT_TRY(out.write_all_at(at, buffer));
-    }
-    return {};
-  });
-}
-
 }  // namespace
 
 Catalog::Catalog(std::filesystem::path data, Store& store, const Clock& clock)
@@ -117,7 +103,7 @@ Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folde
   std::filesystem::remove_all(temporary, error);
   const auto fill = [&]() -> Result<void> {
     RETORT_TRY(make_folders(temporary));
-    for (const std::string& file : files) RETORT_TRY(copy_synced(folder / file, temporary / file));
+    for (const std::string& file : files) RETORT_TRY(copy_file_atomic(folder / file, temporary / file));
     RETORT_TRY(write_gguf_model(temporary / "model-f16.gguf", model.config, model.tokenizer,
                                 weight_sources(model), TensorType::kF16,
                                 {{"general.name", name.empty() ? record.id.substr(0, 12) : name},

@@ -43,6 +43,16 @@ TEST(File, AtomicWriteReplacesAndLeavesNoTemporary) {
   EXPECT_EQ(write_file_atomic(folder / "no/such/folder", "x").error().code, ErrorCode::kNotFound);
 }
 
+TEST(File, CopyIsWholeOrNotThere) {
+  TemporaryFolder folder;
+  const std::string bytes = std::string(3 << 20, 'x') + "end";
+  ASSERT_OK(write_file_atomic(folder / "a", bytes));
+  ASSERT_OK(copy_file_atomic(folder / "a", folder / "b"));
+  EXPECT_EQ(*read_file(folder / "b"), bytes);
+  EXPECT_EQ(copy_file_atomic(folder / "none", folder / "c").error().code, ErrorCode::kNotFound);
+  EXPECT_FALSE(std::filesystem::exists(folder / "c"));
+}
+
 TEST(File, LockIsHeldAcrossProcessesAndFreedByDeath) {
   TemporaryFolder folder;
   int ready[2];
