@@ -69,7 +69,9 @@ class Kill(harness.FleetTest):
     def end_state(self, job_id):
         job = self.fleet.job_done(job_id, seconds=240)
         self.assertEqual(job['state'], 'succeeded', json.dumps(job) + self.fleet.logs())
-        self.assertEqual(self.fleet.pids('retort-worker'), [])
+        # A worker that wrote its result has yet to unload LibTorch: no one else runs meanwhile, and it does end.
+        self.assertLessEqual(len(self.fleet.pids('retort-worker')), 1)
+        self.fleet.wait('the end of the worker', lambda: not self.fleet.pids('retort-worker'), seconds=20)
         student = [a for a in job['artifacts'] if a['label'] == 'distilled']
         self.assertEqual(len(student), 1)
         return student[0]
