@@ -175,20 +175,30 @@ int http_status(ErrorCode code) {
   }
 }
 
-/// "bytes=0-99" or "bytes=100-" of a file; nothing when there is no usable range.
+/// "bytes=0-99", "bytes=100-" or "bytes=-100" of a file; nothing when it is not such a range (several ranges
+/// are not: the whole file answers them, RFC 9110 §14.2). A range outside of the file has first > last.
 std::optional<std::pair<std::uint64_t, std::uint64_t>> range_of(const std::string& header,
                                                                 std::uint64_t size) {
+  constexpr std::pair<std::uint64_t, std::uint64_t> kOutside{1, 0};
   if (!header.starts_with("bytes=")) return std::nullopt;
   const std::string_view text = std::string_view(header).substr(6);
-  std::uint64_t first = 0, last = size == 0 ? 0 : size - 1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), first);
-  if (error != std::errc() || end == text.data() + text.size() || *end != '-') return std::nullopt;
-  if (end + 1 != text.data() + text.size()) {
-    const auto [tail, bad] = std::from_chars(end + 1, text.data() + text.size(), last);
-    if (bad != std::errc() || tail != text.data() + text.size()) return std::nullopt;
+  const std::size_t dash = text.find('-');
+  if (dash == std::string_view::npos) return std::nullopt;
+  const auto number = [](std::string_view digits) -> std::optional<std::uint64_t> {
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
+    return value;
+  };
+  const auto first = number(text.substr(0, dash)), last = number(text.substr(dash + 1));
+  if (dash == 0) {  // the last so many bytes
+    if (!last) return std::nullopt;
+    if (*last == 0 || size == 0) return kOutside;
+    return std::pair(size - std::min(*last, size), size - 1);
   }
-  if (first >= size || last < first) return std::nullopt;
-  return std::pair(first, std::min(last, size - 1));
+  if (!first || (!last && dash + 1 != text.size()) || (last && *last < *first)) return std::nullopt;
+  if (*first >= size) return kOutside;
+  return std::pair(*first, std::min(last.value_or(size - 1), size - 1));
 }
 
 /// Replaces the members "key: VALUE" of flow maps ("{key: VALUE, …}") whose brace follows `before`. VALUE is
@@ -554,6 +564,10 @@ void Api::routes() {
     const std::filesystem::path path = p_.artifacts.path(artifact->sha256);
     HttpHeaders headers{{"ETag", "\"" + artifact->sha256 + "\""}, {"Accept-Ranges", "bytes"}};
     if (const auto range = range_of(r.header("range"), artifact->bytes)) {
+      if (range->first > range->second) {
+        headers.emplace_back("Content-Range", fmt::format("bytes */{}", artifact->bytes));
+        return responder->send(416, "text/plain", "the range lies outside of the file\n", std::move(headers));
+      }
       headers.emplace_back("Content-Range",
                            fmt::format("bytes {}-{}/{}", range->first, range->second, artifact->bytes));
       return responder->send_file(206, "application/octet-stream", path, range->first,

@@ -6,6 +6,7 @@
 #include <charconv>
 
 #include "common/core/file.h"
+#include "common/core/units.h"
 #include "common/core/log.h"
 
 namespace retort {
@@ -53,6 +54,10 @@ std::string tail(const std::filesystem::path& path, std::size_t limit) {
 bool ended(const JobRecord& job) {
   return job.state == "succeeded" || job.state == "failed" || job.state == "cancelled";
 }
+
+/// Less free space than this and no worker is started.
+constexpr std::uint64_t kJobRoomBytes = 4 << 20;
+constexpr std::chrono::seconds kRoomInterval{5};
 
 }  // namespace
 
@@ -139,6 +144,8 @@ void Jobs::launch(JobRecord& job) {
   if (suspending_) return;
   if (adopt(job.id)) return;
   if (!job.cancel_requested) {
+    if (free_disk_bytes(folder_).value_or(kJobRoomBytes) < kJobRoomBytes) return wait_for_room(job, "");
+    job.error_code = job.error = "";
     job.state = "running";
     ++job.starts;
     if (job.started == 0) job.started = clock_.unix_millis();
@@ -189,6 +196,9 @@ void Jobs::on_exit(const std::string& id, int exit_code) {
   if (job.cancel_requested)
     return end(job, "cancelled", {ErrorCode::kCancelled, "cancelled by an operator", ""});
   const std::string why = tail(folder_of(id) / "stderr", 600);
+  if (exit_code == retort::exit_code(ErrorCode::kUnavailable) ||
+      free_disk_bytes(folder_).value_or(kJobRoomBytes) < kJobRoomBytes)
+    return wait_for_room(job, why);
   if (job.starts >= kMaxStarts)
     return end(job, "failed",
                {ErrorCode::kInternal,
@@ -199,11 +209,26 @@ void Jobs::on_exit(const std::string& id, int exit_code) {
   const int seconds = 1 << std::min(job.starts, 5u);
   log_warn("job {}: its worker ended with status {} and no result; again in {} s. {}", id, exit_code, seconds,
            why);
+  launch_after(id, std::chrono::seconds(seconds));
+}
+
+void Jobs::launch_after(const std::string& id, std::chrono::seconds delay) {
   Running& running = running_[id];
-  running.timer = std::make_unique<boost::asio::steady_timer>(reactor_, std::chrono::seconds(seconds));
+  running.timer = std::make_unique<boost::asio::steady_timer>(reactor_, delay);
   running.timer->async_wait([this, id](const boost::system::error_code& error) {
     if (!error) launch(jobs_.at(id));
   });
+}
+
+void Jobs::wait_for_room(JobRecord& job, const std::string& why) {
+  const bool news = job.error.empty();
+  job.error_code = to_string(ErrorCode::kUnavailable);
+  job.error = fmt::format("{}: the disk is full ({} are left): make room, the job then goes on by itself{}{}",
+                          folder_of(job.id).string(), format_bytes(free_disk_bytes(folder_).value_or(0)),
+                          why.empty() ? "" : ". ", why);
+  if (news) log_warn("job {}: {}", job.id, job.error);
+  if (job.starts > 0) --job.starts;  // a full disk is not the worker's fault
+  launch_after(job.id, kRoomInterval);
 }
 
 void Jobs::finish(const std::string& id, const json::object& result) {

@@ -74,6 +74,9 @@ class Jobs {
   Result<void> save(const JobRecord& job);
   void pump();
   void launch(JobRecord& job);
+  void launch_after(const std::string& id, std::chrono::seconds delay);
+  /// The disk is full: says so in the record and looks again in a few seconds.
+  void wait_for_room(JobRecord& job, const std::string& why);
   void watch(const std::string& id, pid_t pid);
   bool adopt(const std::string& id);
   void on_exit(const std::string& id, int exit_code);

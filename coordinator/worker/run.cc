@@ -84,6 +84,14 @@ Result<fs::path> find_serve(const fs::path& given) {
               "of the recipe");
 }
 
+/// A full disk is no verdict on the recipe: there may be room again later, so it becomes kUnavailable and the
+/// run, which leaves no result then, goes on from its last checkpoint.
+Result<void> on_disk(Result<void> written) {
+  if (written || written.error().code != ErrorCode::kOutOfBudget) return written;
+  return fail(ErrorCode::kUnavailable, written.error().where,
+              "{}; the last checkpoint is whole: make room and run again", written.error().message);
+}
+
 class Run {
  public:
   Run(const RunOptions& options, Recipe recipe, Progress& progress)
@@ -254,7 +262,7 @@ class Run {
                               {"steps", state_.steps},
                               {"checkpoint", state_.checkpoint},
                               {"artifacts", state_.artifacts}};
-    return write_file_atomic(out_ / "state.json", pretty_json(object));
+    return on_disk(write_file_atomic(out_ / "state.json", pretty_json(object)));
   }
 
   /// Weights and moments, then the state that names them, then the old file goes: a crash at any moment
@@ -267,11 +275,7 @@ class Run {
       std::vector<TensorSource> more = sources_of(*moments, prefix);
       std::move(more.begin(), more.end(), std::back_inserter(all));
     }
-    if (const auto written = write_safetensors(out_ / name, all, SafeTensor::DType::kF32); !written) {
-      Error error = written.error();
-      error.message += "; the previous checkpoint is still there, so make room and run again";
-      return fail(std::move(error));
-    }
+    RETORT_TRY(on_disk(write_safetensors(out_ / name, all, SafeTensor::DType::kF32)));
     const std::string old = std::exchange(state_.checkpoint, name);
     if (auto saved = save_state(); !saved) {
       state_.checkpoint = old;
@@ -415,7 +419,7 @@ class Run {
     fs::path bytes_of = path;
     if (pass.huggingface) {
       RETORT_TRY(
-          write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_));
+          on_disk(write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_)));
       bytes_of = path / "model.safetensors";
     } else {
       GgufMetadata extra{{"general.name", path.stem().string()},
@@ -424,10 +428,11 @@ class Run {
                          {"retort.tool_version", std::string(RETORT_VERSION)}};
       if (!teacher_sha256_.empty()) extra.emplace_back("retort.teacher.sha256", teacher_sha256_);
       if (!data_sha256_.empty()) extra.emplace_back("retort.data.sha256", data_sha256_);
-      RETORT_TRY(write_gguf_model(path, network_.config, *tokenizer_, weight_sources(network_), type, extra));
+      RETORT_TRY(on_disk(
+          write_gguf_model(path, network_.config, *tokenizer_, weight_sources(network_), type, extra)));
       if (pass.also_huggingface)
-        RETORT_TRY(write_hf_model(out_ / path.stem(), network_.config, weight_sources(network_),
-                                  SafeTensor::DType::kF16, tokenizer_folder_));
+        RETORT_TRY(on_disk(write_hf_model(out_ / path.stem(), network_.config, weight_sources(network_),
+                                          SafeTensor::DType::kF16, tokenizer_folder_)));
     }
     const std::uint64_t bytes = file_bytes(bytes_of);
     artifact["sha256"] = RETORT_TRY(sha256_file_hex(bytes_of));
@@ -465,9 +470,9 @@ class Run {
     if (teacher_) {
       const fs::path reference = out_ / "teacher.gguf";
       if (!fs::exists(reference))
-        RETORT_TRY(write_gguf_model(reference, teacher_->config, teacher_model_->tokenizer,
-                                    weight_sources(*teacher_), TensorType::kF32,
-                                    {{"general.name", std::string("teacher")}}));
+        RETORT_TRY(on_disk(write_gguf_model(reference, teacher_->config, teacher_model_->tokenizer,
+                                            weight_sources(*teacher_), TensorType::kF32,
+                                            {{"general.name", std::string("teacher")}})));
       command.push_back("--teacher");
       command.push_back(reference.string());
     }
@@ -601,7 +606,7 @@ int run_recipe(const RunOptions& options) {
   if (artifacts) {
     if (const auto written = write_result(options, "succeeded", nullptr, *artifacts, recipe_sha256, seconds);
         !written)
-      return complain(written.error());
+      return complain(on_disk(written).error());
     progress.emit("done", {{"state", "succeeded"}, {"artifacts", artifacts->size()}, {"seconds", seconds}});
     return 0;
   }
@@ -610,6 +615,7 @@ int run_recipe(const RunOptions& options) {
     std::cerr << "retort-worker: interrupted; run the same command to go on\n";
     return 130;
   }
+  if (error.code == ErrorCode::kUnavailable) return complain(error);  // no result: it goes on later
   if (error.code == ErrorCode::kConflict) return complain(error);  // the folder is another run's: leave it be
   const bool cancelled = error.code == ErrorCode::kCancelled;
   progress.emit("error", error_object(error));
