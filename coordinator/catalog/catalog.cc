@@ -97,8 +97,9 @@ Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folde
   const std::uint64_t needed = bytes + 2 * record.parameters + kDiskReserveBytes,
                       free = RETORT_TRY(free_disk_bytes(data_));
   if (free < needed)
-    return fail(ErrorCode::kOutOfBudget, data_.string(), "the teacher needs {} on disk, {} are left: make room",
-                format_bytes(needed), format_bytes(free));
+    return fail(ErrorCode::kOutOfBudget, data_.string(),
+                "the teacher needs {} on disk, {} are left: make room", format_bytes(needed),
+                format_bytes(free));
   const std::filesystem::path target = teacher_folder(record.id), temporary = target.string() + ".tmp-import";
   std::filesystem::remove_all(temporary, error);
   const auto fill = [&]() -> Result<void> {
@@ -197,8 +198,9 @@ Result<DatasetRecord> Catalog::import_dataset_text(std::string_view text, const 
                     other.id.substr(0, 12));
   const std::uint64_t free = RETORT_TRY(free_disk_bytes(data_));
   if (free < text.size() + kDiskReserveBytes)
-    return fail(ErrorCode::kOutOfBudget, data_.string(), "the dataset needs {} on disk, {} are left: make room",
-                format_bytes(text.size()), format_bytes(free));
+    return fail(ErrorCode::kOutOfBudget, data_.string(),
+                "the dataset needs {} on disk, {} are left: make room", format_bytes(text.size()),
+                format_bytes(free));
   RETORT_TRY(write_file_atomic(dataset_file(record.id), text));
   RETORT_TRY(datasets_.put(record.id, record));
   return record;

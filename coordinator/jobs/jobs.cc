@@ -6,8 +6,8 @@
 #include <charconv>
 
 #include "common/core/file.h"
-#include "common/core/units.h"
 #include "common/core/log.h"
+#include "common/core/units.h"
 
 namespace retort {
 namespace {

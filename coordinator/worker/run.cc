@@ -418,8 +418,8 @@ class Run {
     json::object artifact{{"file", pass.file}, {"label", pass.label}};
     fs::path bytes_of = path;
     if (pass.huggingface) {
-      RETORT_TRY(
-          on_disk(write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_)));
+      RETORT_TRY(on_disk(
+          write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_)));
       bytes_of = path / "model.safetensors";
     } else {
       GgufMetadata extra{{"general.name", path.stem().string()},
