@@ -13,6 +13,7 @@
 #include "agent/serve/http/api.h"
 #include "agent/serve/runtime/evaluate.h"
 #include "agent/serve/runtime/session.h"
+#include "common/core/documents.h"
 #include "common/core/file.h"
 #include "common/core/log.h"
 #include "common/core/sha256.h"

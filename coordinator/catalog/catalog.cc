@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/core/documents.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/sha256.h"
@@ -149,42 +150,19 @@ Result<DatasetRecord> Catalog::import_dataset(const std::filesystem::path& file,
                         file.string() + (result.error().where.empty() ? "" : ", " + result.error().where)});
     return result;
   };
-  if (file.extension() != ".txt") return named(import_dataset_text(text, name));
-  // Documents end at lines that are empty or blank; CRLF counts as LF.
-  std::string jsonl, document;
-  const auto close = [&] {
-    if (!document.empty()) jsonl += json::serialize(json::object{{"text", document}}) + "\n";
-    document.clear();
-  };
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = std::min(text.find('\n', at), text.size());
-    std::string_view row = std::string_view(text).substr(at, end - at);
-    at = end + 1;
-    if (row.ends_with('\r')) row.remove_suffix(1);
-    if (row.find_first_not_of(" \t") == std::string_view::npos)
-      close();
-    else
-      document += std::string(row) + "\n";
-  }
-  close();
+  if (document_format(file) == DocumentFormat::kJsonLines) return named(import_dataset_text(text, name));
+  std::string jsonl;
+  RETORT_TRY(visit_documents(text, DocumentFormat::kPlainText, file.string(), [&](std::string document) {
+    jsonl += json::serialize(json::object{{"text", std::move(document)}}) + "\n";
+    return true;
+  }));
   return named(import_dataset_text(jsonl, name));
 }
 
 Result<DatasetRecord> Catalog::import_dataset_text(std::string_view text, const std::string& name) {
   DatasetRecord record;
-  std::size_t line = 0;
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = std::min(text.find('\n', at), text.size());
-    const std::string_view entry = text.substr(at, end - at);
-    at = end + 1;
-    ++line;
-    if (entry.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const std::string where = fmt::format("line {}", line);
-    const json::value value = RETORT_TRY(parse_json(entry, where));
-    const std::string document = RETORT_TRY(json_string(*RETORT_TRY(as_object(value, where)), "text", where));
-    if (document.find_first_not_of(" \t\r\n") != std::string::npos) ++record.documents;
-  }
-  if (record.documents == 0) return fail(ErrorCode::kInvalid, "", "holds no documents");
+  record.documents = RETORT_TRY(
+      visit_documents(text, DocumentFormat::kJsonLines, "line", [](const std::string&) { return true; }));
   record.id = sha256_hex(text);
   record.name = name;
   record.bytes = text.size();

@@ -3,50 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "common/core/file.h"
-#include "common/core/json.h"
 #include "common/core/random.h"
 
 namespace retort {
-
-Result<std::vector<std::string>> read_documents(const DataFile& data) {
-  const std::string where = data.file.string();
-  const MappedFile file = RETORT_TRY(MappedFile::open(data.file));
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  const bool plain = data.file.extension() == ".txt";
-  std::vector<std::string> documents;
-  std::string paragraph;
-  const auto full = [&] { return data.limit_documents != 0 && documents.size() >= data.limit_documents; };
-  const auto flush = [&] {
-    if (!paragraph.empty() && !full()) documents.push_back(std::move(paragraph));
-    paragraph.clear();
-  };
-  std::size_t number = 0;
-  for (std::size_t at = 0; at < text.size() && !full();) {
-    const std::size_t end = std::min(text.find('\n', at), text.size());
-    const std::string_view line = text.substr(at, end - at);
-    at = end + 1;
-    ++number;
-    const bool blank = line.find_first_not_of(" \t\r") == std::string_view::npos;
-    if (plain) {
-      if (blank)
-        flush();
-      else
-        paragraph.append(line).push_back('\n');
-    } else if (!blank) {
-      const std::string place = fmt::format("{}:{}", where, number);
-      const json::value value = RETORT_TRY(parse_json(line, place));
-      const json::object& object = *RETORT_TRY(as_object(value, place));
-      documents.push_back(RETORT_TRY(json_string(object, "text", place)));
-      if (documents.back().empty()) documents.pop_back();
-    }
-  }
-  flush();
-  if (documents.empty())
-    return fail(ErrorCode::kInvalid, where, "holds no documents; it should have {}",
-                plain ? "paragraphs of text" : "one {\"text\": …} a line");
-  return documents;
-}
 
 std::vector<TokenId> document_tokens(const Tokenizer& tokenizer, const std::string& text) {
   std::vector<TokenId> ids = tokenizer.encode(text, false);

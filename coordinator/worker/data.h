@@ -10,10 +10,6 @@
 
 namespace retort {
 
-/// The documents of a .jsonl file ({"text"} a line) or a .txt file (split at blank lines). kInvalid names the
-/// line that is wrong, or says that the file holds no documents.
-Result<std::vector<std::string>> read_documents(const DataFile& data);
-
 /// bos + text + eos, where the tokenizer has them.
 std::vector<TokenId> document_tokens(const Tokenizer& tokenizer, const std::string& text);
 

@@ -9,6 +9,7 @@
 #include <iostream>
 
 #include "common/core/clock.h"
+#include "common/core/documents.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
 #include "common/process/process.h"
@@ -156,7 +157,7 @@ class Run {
         judges |= out != nullptr && !out->huggingface;
       }
       if (judges) serve_ = RETORT_TRY(find_serve(options_.serve_binary));
-      held_out_ = RETORT_TRY(read_documents(*recipe_.held_out));
+      held_out_ = RETORT_TRY(read_documents(recipe_.held_out->file, recipe_.held_out->limit_documents));
     }
     data_sha256_ = recipe_.train      ? RETORT_TRY(sha256_file_hex(recipe_.train->file))
                    : recipe_.held_out ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
@@ -295,7 +296,8 @@ class Run {
 
   Result<void> need_stream() {
     if (stream_) return {};
-    stream_ = RETORT_TRY(TokenStream::make(RETORT_TRY(read_documents(*recipe_.train)), *tokenizer_));
+    stream_ = RETORT_TRY(TokenStream::make(
+        RETORT_TRY(read_documents(recipe_.train->file, recipe_.train->limit_documents)), *tokenizer_));
     return {};
   }
 
@@ -542,8 +544,8 @@ Result<void> dry_run(const RunOptions& options) {
   SystemClock clock;
   Progress progress(clock, {});
   Recipe recipe = RETORT_TRY(read_recipe(options.recipe));
-  if (recipe.train) RETORT_TRY(read_documents(DataFile{recipe.train->file, 1, 0}));
-  if (recipe.held_out) RETORT_TRY(read_documents(DataFile{recipe.held_out->file, 1, 0}));
+  if (recipe.train) RETORT_TRY(read_documents(recipe.train->file, 1));
+  if (recipe.held_out) RETORT_TRY(read_documents(recipe.held_out->file, 1));
   Run run(options, std::move(recipe), progress);
   const Plan plan = RETORT_TRY(run.prepare(matrix_product_rate()));
   if (options.json)

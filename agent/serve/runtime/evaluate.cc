@@ -21,33 +21,6 @@ json::object Evaluation::to_json() const {
   return out;
 }
 
-Result<std::vector<std::string>> read_documents(const std::filesystem::path& file) {
-  const std::string text = RETORT_TRY(read_file(file, 4ull << 30));
-  std::vector<std::string> documents;
-  if (file.extension() == ".jsonl") {
-    std::size_t line = 0;
-    for (std::size_t at = 0; at < text.size();) {
-      const std::size_t end = std::min(text.find('\n', at), text.size());
-      const std::string_view entry = std::string_view(text).substr(at, end - at);
-      at = end + 1;
-      ++line;
-      if (entry.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-      const std::string where = fmt::format("{}:{}", file.string(), line);
-      const json::value value = RETORT_TRY(parse_json(entry, where));
-      documents.push_back(RETORT_TRY(json_string(*RETORT_TRY(as_object(value, where)), "text", where)));
-    }
-  } else {
-    for (std::size_t at = 0; at < text.size();) {
-      const std::size_t end = std::min(text.find("\n\n", at), text.size());
-      const std::string document = text.substr(at, end - at);
-      if (document.find_first_not_of(" \t\r\n") != std::string::npos) documents.push_back(document);
-      at = end + 2;
-    }
-  }
-  if (documents.empty()) return fail(ErrorCode::kInvalid, file.string(), "holds no documents");
-  return documents;
-}
-
 Result<Evaluation> evaluate(std::shared_ptr<const Model> student, std::shared_ptr<const Model> teacher,
                             const std::vector<std::string>& documents, std::uint64_t max_tokens,
                             std::uint32_t n_ctx, ThreadTeam& team) {

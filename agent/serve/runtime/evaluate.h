@@ -25,10 +25,6 @@ struct Evaluation {
   json::object to_json() const;
 };
 
-/// Documents of a JSONL file ({"text": …} a line) or, for another ending, of a text file split at blank
-/// lines. kInvalid names the line; an empty set is kInvalid.
-Result<std::vector<std::string>> read_documents(const std::filesystem::path& file);
-
 /// Each document is bos + text + eos, cut into windows of the context's length; every token of a window but
 /// its first is predicted. Stops after `max_tokens` predictions (0: never). A teacher must have the same
 /// vocabulary.

@@ -113,8 +113,8 @@ TEST_F(CatalogTest, DatasetsNameTheLine) {
     EXPECT_FALSE(result);
     return result ? std::string() : result.error().describe();
   };
-  EXPECT_NE(refused("{\"text\":\"a\"}\n{\"txt\":1}\n").find("line 2"), std::string::npos);
-  EXPECT_NE(refused("{\"text\":\"a\"}\nnot json\n").find("line 2"), std::string::npos);
+  EXPECT_NE(refused("{\"text\":\"a\"}\n{\"txt\":1}\n").find("line:2"), std::string::npos);
+  EXPECT_NE(refused("{\"text\":\"a\"}\nnot json\n").find("line:2"), std::string::npos);
   EXPECT_NE(refused("").find("no documents"), std::string::npos);
   EXPECT_NE(refused("\n{\"text\":\"\"}\n").find("no documents"), std::string::npos);
   EXPECT_EQ(catalog.import_dataset("/dev/zero", "").error().code, ErrorCode::kInvalid);

@@ -1,6 +1,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/core/documents.h"
 #include "common/core/file.h"
 #include "common/core/hex.h"
 #include "common/core/json.h"
@@ -117,4 +118,22 @@ TEST(SeededRandom, RepeatsItself) {
 }
 
 }  // namespace
+TEST(Documents, ParagraphsAndJsonLinesByOneRule) {
+  testing::TemporaryFolder folder;
+  const auto documents = [&](const char* name, const char* text, std::uint64_t limit = 0) {
+    EXPECT_OK(write_file_atomic(folder / name, text));
+    return read_documents(folder / name, limit);
+  };
+  using Texts = std::vector<std::string>;
+  EXPECT_EQ(*documents("a.txt", "one\ntwo\n\n\nthree\n"), (Texts{"one\ntwo\n", "three\n"}));
+  EXPECT_EQ(*documents("b.txt", "\r\n one\r\n \t\r\ntwo"), (Texts{" one\n", "two\n"}));
+  EXPECT_EQ(*documents("c.txt", "one\n\ntwo\n\nthree\n", 2), (Texts{"one\n", "two\n"}));
+  EXPECT_EQ(*documents("d.jsonl", "{\"text\": \"x\"}\r\n\n{\"text\": \" \"}\n{\"text\": \"y\\n\\nz\"}"),
+            (Texts{"x", "y\n\nz"}));
+  for (const char* nothing : {"", "\n", "{\"text\": \"\"}"})
+    EXPECT_NE(documents("e.jsonl", nothing).error().message.find("holds no documents"), std::string::npos);
+  EXPECT_NE(documents("f.jsonl", "{\"text\": \"x\"}\n{\"txt\": 1}").error().where.find("f.jsonl:2"),
+            std::string::npos);
+}
+
 }  // namespace retort

@@ -1,4 +1,5 @@
 #include "coordinator/worker/network.h"
+#include "common/core/documents.h"
 
 #include <cmath>
 
@@ -199,7 +200,7 @@ TEST(Optimise, LearnsAndRepeatsExactly) {
   auto model = open_hf_model(folder / "m");
   ASSERT_OK(model);
   ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
-  auto stream = TokenStream::make(*read_documents({folder / "d.jsonl"}), model->tokenizer);
+  auto stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
   ASSERT_OK(stream);
   const auto train = [&] {
     Network n = random_network(model->config, 9);

@@ -1,4 +1,5 @@
 #include "coordinator/worker/recipe.h"
+#include "common/core/documents.h"
 
 #include "coordinator/worker/data.h"
 #include "coordinator/worker/plan.h"
@@ -107,27 +108,13 @@ TEST_F(RecipeTest, MissingFiles) {
   EXPECT_EQ(recipe.error().code, ErrorCode::kNotFound);
 }
 
-TEST(Data, DocumentsAndTheirErrors) {
-  testing::TemporaryFolder folder;
-  const auto documents = [&](const char* name, const char* text) {
-    EXPECT_OK(write_file_atomic(folder / name, text));
-    return read_documents({folder / name});
-  };
-  EXPECT_EQ(documents("a.txt", "one\ntwo\n\n\nthree\n")->size(), 2u);
-  EXPECT_EQ(documents("b.jsonl", "{\"text\": \"x\"}\n\n{\"text\": \"y\"}")->size(), 2u);
-  EXPECT_NE(documents("c.jsonl", "\n").error().message.find("holds no documents"), std::string::npos);
-  EXPECT_NE(documents("d.jsonl", "").error().message.find("holds no documents"), std::string::npos);
-  EXPECT_NE(documents("e.jsonl", "{\"text\": \"x\"}\n{\"txt\": 1}").error().where.find("e.jsonl:2"),
-            std::string::npos);
-}
-
 TEST(Data, WindowsDependOnSeedAndIndexAlone) {
   testing::TemporaryFolder folder;
   ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
   const auto tokenizer = Tokenizer::from_huggingface(folder / "m" / "tokenizer.json");
   ASSERT_OK(tokenizer);
   ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(50, 1)));
-  const auto documents = read_documents({folder / "d.jsonl"});
+  const auto documents = read_documents(folder / "d.jsonl");
   auto a = TokenStream::make(*documents, *tokenizer), b = TokenStream::make(*documents, *tokenizer);
   ASSERT_OK(a);
   std::vector<std::int64_t> x(17), y(17);
