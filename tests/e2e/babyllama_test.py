@@ -70,11 +70,11 @@ class BabyLlama(harness.FleetTest):
         seeds = int(os.environ.get('RETORT_SEEDS', '0'))
         if not seeds:
             self.skipTest('set RETORT_SEEDS=3 to compare over three seeds (minutes)')
-        tokens = int(os.environ.get('RETORT_TOKENS', '200000'))
+        tokens = int(os.environ.get('RETORT_TOKENS', '60000'))
         fleet = self.fleet
         ways = {
-            'distilled': 'distil.soft: {tokens: %d, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: 2e-4}' % tokens,
-            'text alone': 'train: {tokens: %d, batch_tokens: 2048, learning_rate: 2e-4}' % tokens,
+            'distilled': 'distil.soft: {tokens: %d, batch_tokens: 2048, temperature: 2.0, alpha: 0.5, learning_rate: 5e-4}' % tokens,
+            'text alone': 'train: {tokens: %d, batch_tokens: 2048, learning_rate: 5e-4}' % tokens,
         }
         for size, cut in (('1 MB', 'layers: 4, ffn: 256'), ('350 KB', 'layers: 2, ffn: 160, heads: 4, kv_heads: 2')):
             results = {way: [] for way in ways}
