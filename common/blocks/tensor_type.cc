@@ -93,8 +93,11 @@ std::optional<TensorType> tensor_type_from(std::string_view name) {
 
 std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns) {
   const TensorTypeInfo& entry = info(type);
-  if (columns % entry.block_values != 0) return std::nullopt;
-  return columns / entry.block_values * entry.block_bytes;
+  std::uint64_t bytes = 0;
+  if (columns % entry.block_values != 0 ||
+      __builtin_mul_overflow(columns / entry.block_values, std::uint64_t{entry.block_bytes}, &bytes))
+    return std::nullopt;
+  return bytes;
 }
 
 void encode_row(TensorType type, std::span<const float> values, std::span<std::byte> out) {

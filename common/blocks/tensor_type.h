@@ -31,7 +31,7 @@ const TensorTypeInfo& info(TensorType type);
 /// By name, either case: "q8_0".
 std::optional<TensorType> tensor_type_from(std::string_view name);
 
-/// Bytes of one row of `columns` values; nothing when a block does not divide it.
+/// Bytes of one row of `columns` values; nothing when a block does not divide it, or when they overflow.
 std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns);
 
 /// Scalar reference encoder and decoder of one row; sizes must match row_bytes (asserted).

@@ -214,7 +214,8 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_v
                   "tensor '{}' has type number {}; F32, F16, BF16 and Q8_0 are supported", tensor.name, type);
     tensor.type = entry->type;
     if (!tensor_bytes(tensor.type, tensor.shape))
-      return bad(fmt::format("{} columns are not a multiple of {}'s block", tensor.columns(), entry->name));
+      return bad(fmt::format("{} columns are not a multiple of {}'s block, or its size overflows",
+                             tensor.columns(), entry->name));
     file.tensors_.push_back(std::move(tensor));
   }
   const std::uint64_t data_start = align_up(in.at() + 4, alignment);

@@ -86,6 +86,7 @@ TEST(Gguf, LyingHeaders) {
   EXPECT_EQ(with(t1 + 2, 77, 4).error().code, ErrorCode::kCorrupt);                // dimensions
   EXPECT_EQ(with(t1 + 6, 0, 8).error().code, ErrorCode::kCorrupt);                 // a zero dimension
   EXPECT_EQ(with(t1 + 6, UINT64_MAX / 2, 8).error().code, ErrorCode::kCorrupt);    // their product overflows
+  EXPECT_EQ(with(t1 + 6, (1ull << 62) + 5, 8).error().code, ErrorCode::kCorrupt);  // a row's bytes overflow
   EXPECT_EQ(with(t1 + 22, 4242, 4).error().code, ErrorCode::kUnsupported);         // type
   EXPECT_EQ(with(t1 + 26, 31, 8).error().code, ErrorCode::kCorrupt);               // not aligned
   EXPECT_EQ(with(t1 + 26, UINT64_MAX - 31, 8).error().code, ErrorCode::kCorrupt);  // beyond the file
