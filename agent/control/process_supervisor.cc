@@ -55,7 +55,9 @@ class ProcessSupervisor final : public ServeSupervisor {
                       "--port",
                       std::to_string(port),
                       "--port-file",
-                      port_file(slot).string()};
+                      port_file(slot).string(),
+                      "--pack-cache",
+                      (options_.state_folder / "packed").string()};
     if (options_.threads > 0)
       spec.arguments.insert(spec.arguments.end(), {"--threads", std::to_string(options_.threads)});
     if (options_.memory_limit_bytes > 0)

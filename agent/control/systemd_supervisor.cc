@@ -25,6 +25,7 @@ class SystemdSupervisor final : public ServeSupervisor {
 
   Result<void> adopt() {
     RETORT_TRY(make_folders(options_.state_folder / "run"));
+    RETORT_TRY(make_folders(options_.state_folder / "packed"));  // its unit may write there, not make it
     for (const std::string slot : {"a", "b"}) {
       const pid_t pid = main_pid(slot);
       if (pid > 0) watch(slot, pid, read_file(file(slot, ".artifact"), 128).value_or(""));
@@ -38,8 +39,9 @@ class SystemdSupervisor final : public ServeSupervisor {
     if (running_.count(slot) > 0) return fail(ErrorCode::kConflict, unit(slot), "runs already");
     std::error_code ignored;
     fs::remove(file(slot, ".port"), ignored);
-    std::string line = fmt::format("RETORT_SERVE_OPTIONS=--host {} --port {} --port-file {}", options_.host,
-                                   port, file(slot, ".port").string());
+    std::string line =
+        fmt::format("RETORT_SERVE_OPTIONS=--host {} --port {} --port-file {} --pack-cache {}", options_.host,
+                    port, file(slot, ".port").string(), (options_.state_folder / "packed").string());
     if (options_.threads > 0) line += fmt::format(" --threads {}", options_.threads);
     if (options_.memory_limit_bytes > 0)
       line += fmt::format(" --memory-limit {}", options_.memory_limit_bytes);

@@ -1,5 +1,6 @@
 // retort-serve: serves a GGUF model over HTTP; also evaluates, measures and describes one.
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -7,10 +8,12 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <cstring>
 #include <iostream>
 #include <thread>
 
 #include "agent/serve/http/api.h"
+#include "agent/serve/kernels/roofline.h"
 #include "agent/serve/runtime/evaluate.h"
 #include "agent/serve/runtime/session.h"
 #include "common/core/documents.h"
@@ -25,7 +28,7 @@ namespace retort {
 namespace {
 
 struct Options {
-  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher;
+  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, pack_cache = "auto";
   std::uint16_t port = 8080;
   std::uint32_t threads = 0, ctx = 0, prompt = 128, generate = 64, repeat = 3;
   std::size_t queue = 64;
@@ -43,6 +46,34 @@ Result<std::uint64_t> memory_limit(const Options& options) {
   return parse_bytes(options.memory_limit);
 }
 
+/// The model with its packed weights from the cache, where there is memory for them.
+Result<std::shared_ptr<const Model>> open_model(const Options& options) {
+  ModelOptions how;
+  if (options.pack_cache == "auto") {
+    const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+    if (cache != nullptr && cache[0] == '/')
+      how.pack_cache = std::filesystem::path(cache) / "retort";
+    else if (home != nullptr && home[0] == '/')
+      how.pack_cache = std::filesystem::path(home) / ".cache/retort";
+  } else if (options.pack_cache == "off") {
+    how.pack = false;
+  } else if (options.pack_cache != "none") {
+    how.pack_cache = options.pack_cache;
+  }
+  if (const std::uint64_t limit = RETORT_TRY(memory_limit(options)); limit != 0)
+    how.pack_if = [&options, limit](const Model& unpacked, std::uint64_t packed_bytes) {
+      const std::uint64_t needed =
+          plan_memory(unpacked, {.n_ctx = options.ctx}, thread_count(options)).total() + packed_bytes;
+      if (needed > limit)
+        log_warn(
+            "{} with packed weights is more than the limit of {}: they are used as the file has them, which "
+            "is slower",
+            format_bytes(needed), format_bytes(limit));
+      return needed <= limit;
+    };
+  return Model::open(options.model, how);
+}
+
 std::uint64_t status_bytes(const char* file, const std::string& key) {
   const std::string text = read_file(file, 1 << 20).value_or("");
   const std::size_t at = text.find(key);
@@ -50,7 +81,7 @@ std::uint64_t status_bytes(const char* file, const std::string& key) {
 }
 
 Result<void> serve(const Options& options) {
-  const auto model = RETORT_TRY(Model::open(options.model));
+  const auto model = RETORT_TRY(open_model(options));
   ThreadTeam team(thread_count(options));
   auto session = RETORT_TRY(Session::create(
       model, team, {.n_ctx = options.ctx, .memory_limit = RETORT_TRY(memory_limit(options))}));
@@ -126,8 +157,76 @@ Result<void> eval(const Options& options) {
   return {};
 }
 
+/// Bytes of weights that one generated token reads, and multiply-adds of a prompt token's matrix products
+/// (those of the output, which the last alone has, apart).
+struct Work {
+  std::uint64_t bytes = 0, multiplications = 0, output_multiplications = 0;
+  bool quantized = false;
+};
+Work work_of(const Model& model) {
+  Work work;
+  const auto add = [&](const Model::Projection& p, std::uint64_t& multiplications) {
+    for (const Model::Projection::Part& part : p.parts) {
+      const auto& m = part.matrix;
+      work.bytes += m.packed ? kernels::packed_bytes(m.type, m.rows, m.columns)
+                             : m.rows * *row_bytes(m.type, m.columns);
+      multiplications += std::uint64_t{m.rows} * m.columns;
+    }
+    work.quantized |= p.quantized;
+  };
+  for (const Model::Layer& layer : model.layers())
+    for (const auto* p : {&layer.qkv, &layer.attn_output, &layer.ffn_gate, &layer.ffn_up, &layer.ffn_down})
+      add(*p, work.multiplications);
+  add(model.output(), work.output_multiplications);
+  return work;
+}
+
+/// Runs work(member) on all threads at once again and again for a tenth of a second, and returns the shortest
+/// time.
+template <typename Work>
+double shortest_seconds(ThreadTeam& team, const Work& work) {
+  using clock = std::chrono::steady_clock;
+  double best = 1e9;
+  for (const auto end = clock::now() + std::chrono::milliseconds(100); clock::now() < end;) {
+    const auto begin = clock::now();
+    team.run(team.size(), [&](std::uint32_t, std::uint32_t part) { work(part); });
+    best = std::min(best, std::chrono::duration<double>(clock::now() - begin).count());
+  }
+  return best;
+}
+
+/// What the machine could do with these threads: bytes a second from a working set of `bytes`, and operations
+/// a second.
+struct Roofline {
+  double bandwidth = 0, peak = 0;
+};
+Roofline measure_roofline(ThreadTeam& team, std::uint64_t bytes, bool quantized) {
+  Roofline roof;
+  const std::uint64_t part = std::max<std::uint64_t>(bytes / team.size() / 1024, 1) * 1024;
+  constexpr std::size_t kHuge = 2 << 20;
+  const std::unique_ptr<std::byte, void (*)(void*)> memory(
+      static_cast<std::byte*>(std::aligned_alloc(kHuge, (part * team.size() + kHuge - 1) / kHuge * kHuge)),
+      std::free);
+  if (memory == nullptr) std::abort();
+  ::madvise(memory.get(), part * team.size(), MADV_HUGEPAGE);
+  std::memset(memory.get(), 1, part * team.size());
+  // Small sets are read several times in a row, so that starting the team does not count.
+  const std::uint64_t times = std::max<std::uint64_t>(1, (8 << 20) / part);
+  roof.bandwidth =
+      static_cast<double>(part * team.size() * times) / shortest_seconds(team, [&](std::uint32_t i) {
+        for (std::uint64_t n = 0; n < times; ++n) kernels::read_once(memory.get() + i * part, part);
+      });
+  double operations = 0;
+  const double seconds = shortest_seconds(team, [&](std::uint32_t i) {
+    const double done = kernels::multiply_in_registers(quantized, 20'000);
+    if (i == 0) operations = done;
+  });
+  roof.peak = operations * team.size() / seconds;
+  return roof;
+}
+
 Result<void> bench(const Options& options) {
-  const auto model = RETORT_TRY(Model::open(options.model));
+  const auto model = RETORT_TRY(open_model(options));
   ThreadTeam team(thread_count(options));
   const auto session = RETORT_TRY(Session::create(
       model, team, {.n_ctx = options.ctx, .memory_limit = RETORT_TRY(memory_limit(options))}));
@@ -144,11 +243,12 @@ Result<void> bench(const Options& options) {
   for (std::uint32_t round = 0; round <= options.repeat; ++round) {  // the first warms up
     session->rewind(0);
     const auto begin = clock::now();
-    std::span<const float> logits = RETORT_TRY(session->evaluate(prompt));
+    RETORT_TRY(session->evaluate(prompt));
     const auto middle = clock::now();
+    session->rewind(0);  // generation is measured from an empty context, as llama-bench does
     for (std::uint32_t i = 0; i < options.generate; ++i) {
-      const auto next = static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-      logits = RETORT_TRY(session->evaluate(std::span(&next, 1)));
+      const TokenId next = prompt[i % prompt.size()];  // any will do: sampling is not what is measured
+      RETORT_TRY(session->evaluate(std::span(&next, 1)));
     }
     if (round == 0) continue;
     prompt_seconds.push_back(std::chrono::duration<double>(middle - begin).count());
@@ -160,6 +260,12 @@ Result<void> bench(const Options& options) {
     return values[values.size() / 2];
   };
   const double first = median(prompt_seconds), token = median(token_seconds);
+  const Work work = work_of(*model);
+  const Roofline roof = measure_roofline(team, work.bytes, work.quantized);
+  const double bandwidth_used = static_cast<double>(work.bytes) / token / roof.bandwidth;
+  const double prompt_operations = 2.0 * (static_cast<double>(work.multiplications) * options.prompt +
+                                          static_cast<double>(work.output_multiplications));
+  const double peak_used = prompt_operations / first / roof.peak;
   const json::object out{{"model", options.model},
                          {"parameters", model->parameters()},
                          {"file_bytes", model->file().file_length()},
@@ -170,6 +276,12 @@ Result<void> bench(const Options& options) {
                          {"generate_tokens_per_second", 1 / token},
                          {"first_token_ms", first * 1e3},
                          {"per_token_ms", token * 1e3},
+                         {"roofline", json::object{{"weight_bytes_per_token", work.bytes},
+                                                   {"bandwidth_bytes_per_second", roof.bandwidth},
+                                                   {"bandwidth_used", bandwidth_used},
+                                                   {"peak_operations_per_second", roof.peak},
+                                                   {"peak_is_of", work.quantized ? "INT8" : "F32"},
+                                                   {"peak_used", peak_used}}},
                          {"resident_bytes", status_bytes("/proc/self/smaps_rollup", "Rss:")},
                          {"private_dirty_bytes", status_bytes("/proc/self/smaps_rollup", "Private_Dirty:")}};
   if (options.as_json) {
@@ -182,13 +294,17 @@ Result<void> bench(const Options& options) {
               << fmt::format("prompt   {:>10.1f} tokens/s  ({} tokens, median of {})\n",
                              options.prompt / first, options.prompt, options.repeat)
               << fmt::format("generate {:>10.1f} tokens/s  ({} tokens, median of {})\n", 1 / token,
-                             options.generate, options.repeat);
+                             options.generate, options.repeat)
+              << fmt::format(
+                     "roofline {:.0f} % of {:.1f} GB/s ({} of weights a token), {:.0f} % of {:.0f} {} ({})\n",
+                     100 * bandwidth_used, roof.bandwidth / 1e9, format_bytes(work.bytes), 100 * peak_used,
+                     roof.peak / 1e9, work.quantized ? "GOP/s" : "GFLOP/s", work.quantized ? "INT8" : "F32");
   }
   return {};
 }
 
 Result<void> describe(const Options& options) {
-  const auto model = RETORT_TRY(Model::open(options.model));
+  const auto model = RETORT_TRY(Model::open(options.model));  // packed, to know what serving takes
   const ModelConfig& c = model->config();
   SessionOptions session{.n_ctx = options.ctx};
   const MemoryPlan plan = plan_memory(*model, session, thread_count(options));
@@ -214,6 +330,7 @@ Result<void> describe(const Options& options) {
                                   {"tensors", model->file().tensors().size()},
                                   {"bytes_by_type", by_type},
                                   {"memory", json::object{{"weights_mapped_bytes", plan.weights_mapped_bytes},
+                                                          {"weights_packed_bytes", plan.weights_packed_bytes},
                                                           {"kv_cache_bytes", plan.kv_cache_bytes},
                                                           {"activation_bytes", plan.activation_bytes},
                                                           {"total_bytes", plan.total()}}}})
@@ -230,15 +347,17 @@ Result<void> describe(const Options& options) {
                              c.layers[i].n_head_kv, c.layers[i].n_ff);
   for (const auto& [name, bytes] : types)
     std::cout << fmt::format("  {:<13} {}\n", name, format_bytes(bytes));
-  std::cout << fmt::format("  memory        {}: {} weights (shared), {} KV cache, {} activations\n",
-                           format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes),
-                           format_bytes(plan.kv_cache_bytes), format_bytes(plan.activation_bytes));
+  std::cout << fmt::format(
+      "  memory        {}: {} weights as in the file, {} packed, {} KV cache, {} activations\n",
+      format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes),
+      format_bytes(plan.weights_packed_bytes), format_bytes(plan.kv_cache_bytes),
+      format_bytes(plan.activation_bytes));
   return {};
 }
 
 int run(int argc, char** argv) {
   CLI::App app{
-      "Serves a GGUF model (Llama or GPT-2; F32, F16, BF16, Q8_0) over HTTP, OpenAI style; evaluates, "
+      "Serves a GGUF model (Llama or GPT-2; F32, F16, BF16, Q8_0, Q4_0) over HTTP, OpenAI style; evaluates, "
       "measures and describes one."};
   app.set_version_flag("--version", "retort-serve " RETORT_VERSION);
   app.footer(
@@ -257,8 +376,18 @@ int run(int argc, char** argv) {
         ->check(CLI::Range(1, 256));
     command->add_option("--ctx", options.ctx, "context in tokens (default: the model's)");
   };
+  const auto packing = [&](CLI::App* command) {
+    command
+        ->add_option(
+            "--pack-cache", options.pack_cache,
+            "folder that keeps the weights in the processor's own layout, for a quick start and shared "
+            "memory;\nauto: below the user's cache folder, none: packed into memory, off: used as the "
+            "file has them (slower)")
+        ->capture_default_str();
+  };
   CLI::App* serve_command = app.add_subcommand("serve", "answer HTTP requests (the default)");
   common(serve_command);
+  packing(serve_command);
   serve_command->add_option("--host", options.host, "address to listen on")->capture_default_str();
   serve_command->add_option("--port", options.port, "port, 0 for any free one")->capture_default_str();
   serve_command->add_option("--port-file", options.port_file, "file to write the port to when ready");
@@ -277,6 +406,7 @@ int run(int argc, char** argv) {
   eval_command->add_flag("--json", options.as_json, "always so");
   CLI::App* bench_command = app.add_subcommand("bench", "prompt and generation speed");
   common(bench_command);
+  packing(bench_command);
   bench_command->add_option("--prompt", options.prompt, "prompt tokens")->capture_default_str();
   bench_command->add_option("--generate", options.generate, "tokens to generate")->capture_default_str();
   bench_command->add_option("--repeat", options.repeat, "rounds; the median is told")->capture_default_str();

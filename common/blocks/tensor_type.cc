@@ -8,12 +8,15 @@
 #include <cmath>
 #include <cstring>
 
+#include "common/blocks/formats.h"
+
 namespace retort {
 namespace {
 
-constexpr std::array<TensorTypeInfo, 4> kTypes{{
+constexpr std::array<TensorTypeInfo, 5> kTypes{{
     {TensorType::kF32, "F32", 1, 4},
     {TensorType::kF16, "F16", 1, 2},
+    {TensorType::kQ4_0, "Q4_0", 32, 18},
     {TensorType::kQ8_0, "Q8_0", 32, 34},
     {TensorType::kBF16, "BF16", 1, 2},
 }};
@@ -112,6 +115,9 @@ void encode_row(TensorType type, std::span<const float> values, std::span<std::b
     case TensorType::kBF16:
       encode_16(values, out.data(), f32_to_bf16);
       return;
+    case TensorType::kQ4_0:
+      blocks::encode_q4_0(values, out.data());
+      return;
     case TensorType::kQ8_0:
       encode_q8_0(values, out.data());
       return;
@@ -129,6 +135,9 @@ void decode_row(TensorType type, std::span<const std::byte> bytes, std::span<flo
       return;
     case TensorType::kBF16:
       decode_16(bytes.data(), out, bf16_to_f32);
+      return;
+    case TensorType::kQ4_0:
+      blocks::decode_q4_0(bytes.data(), out);
       return;
     case TensorType::kQ8_0:
       decode_q8_0(bytes.data(), out);

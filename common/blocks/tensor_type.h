@@ -14,6 +14,7 @@ namespace retort {
 enum class TensorType : std::uint32_t {
   kF32 = 0,
   kF16 = 1,
+  kQ4_0 = 2,
   kQ8_0 = 8,
   kBF16 = 30,
 };
@@ -35,6 +36,7 @@ std::optional<TensorType> tensor_type_from(std::string_view name);
 std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns);
 
 /// Scalar reference encoder and decoder of one row; sizes must match row_bytes (asserted).
+/// Q4_0: d = the value furthest from zero / −8.
 /// Q8_0: d = max|x|/127 as F16, q = round-to-nearest(x/d), the same bytes as llama.cpp's reference quantizer.
 void encode_row(TensorType type, std::span<const float> values, std::span<std::byte> out);
 void decode_row(TensorType type, std::span<const std::byte> bytes, std::span<float> out);

@@ -70,6 +70,10 @@ Result<void> File::sync() const {
   return {};
 }
 
+void MappedFile::drop_pages() const {
+  if (data_ != nullptr) ::madvise(data_, size_, MADV_DONTNEED);
+}
+
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(data_, size_);
 }

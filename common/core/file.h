@@ -47,6 +47,8 @@ class MappedFile {
   /// An empty file maps to empty bytes. Anything but a regular file is kInvalid.
   static Result<MappedFile> open(const std::filesystem::path& path);
   std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
+  /// Lets go of the pages that were read; they come back when they are read again.
+  void drop_pages() const;
 
  private:
   void* data_ = nullptr;

@@ -54,6 +54,8 @@ class GgufFile {
   std::uint64_t header_length() const { return header_length_; }
   std::uint64_t file_length() const { return file_length_; }
   const std::string& where() const { return where_; }
+  /// Lets this process's mapping go of the pages it has read; they come back when they are read again.
+  void drop_pages() const { file_.drop_pages(); }
 
  private:
   MappedFile file_;

@@ -312,9 +312,10 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
   writer.set("general.architecture", arch);
   writer.set("general.name", path.stem().string());
   writer.set("general.quantization_version", std::uint64_t{2});
-  // llama_ftype: 0 all F32, 1 mostly F16, 7 mostly Q8_0, 32 mostly BF16.
+  // llama_ftype: 0 all F32, 1 mostly F16, 2 mostly Q4_0, 7 mostly Q8_0, 32 mostly BF16.
   const std::uint64_t file_type = matrix_type == TensorType::kF32    ? 0
                                   : matrix_type == TensorType::kF16  ? 1
+                                  : matrix_type == TensorType::kQ4_0 ? 2
                                   : matrix_type == TensorType::kQ8_0 ? 7
                                                                      : 32;
   writer.set("general.file_type", file_type);

@@ -36,9 +36,17 @@ void TeacherServe::start() {
   std::filesystem::create_directories(folder_, ignored);
   std::filesystem::remove(folder_ / "port", ignored);
   ProcessSpec spec;
-  spec.arguments = {
-      binary_,  "serve",  gguf_.string(), "--port", "0", "--port-file", (folder_ / "port").string(),
-      "--name", "teacher"};
+  spec.arguments = {binary_,
+                    "serve",
+                    gguf_.string(),
+                    "--port",
+                    "0",
+                    "--port-file",
+                    (folder_ / "port").string(),
+                    "--name",
+                    "teacher",
+                    "--pack-cache",
+                    (folder_ / "packed").string()};
   spec.stderr_file = folder_ / "stderr";
   spec.die_with_parent = true;
   const Result<pid_t> pid = start_process(spec);

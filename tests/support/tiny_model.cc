@@ -20,7 +20,7 @@ std::string utf8_of(unsigned point) {
 
 }  // namespace
 
-std::string tiny_tokenizer_json() {
+std::string tiny_tokenizer_json(std::uint32_t n_vocab) {
   json::object vocab;
   vocab["<|endoftext|>"] = 0;
   unsigned next = 256;
@@ -43,6 +43,18 @@ std::string tiny_tokenizer_json() {
     vocab[left + right] = id++;
     merges.emplace_back(left + " " + right);
   }
+  // Beyond 300: pairs of the tokens that there are, in order.
+  std::vector<std::string> tokens(static_cast<std::size_t>(id));
+  for (const auto& [text, number] : vocab)
+    tokens[static_cast<std::size_t>(number.to_number<std::int64_t>())] = text;
+  for (std::size_t sum = 2; id < n_vocab; ++sum)
+    for (std::size_t left = 1; left < sum && id < n_vocab; ++left) {
+      if (sum - left >= 257 || left >= 257) continue;
+      const std::string text = tokens[left] + tokens[sum - left];
+      if (vocab.contains(text)) continue;
+      vocab[text] = id++;
+      merges.emplace_back(tokens[left] + " " + tokens[sum - left]);
+    }
   json::object root;
   root["version"] = "1.0";
   root["added_tokens"] =
@@ -73,11 +85,10 @@ std::string tiny_corpus_jsonl(std::size_t documents, std::uint64_t seed) {
   return out;
 }
 
-Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily family, std::uint64_t seed,
-                              TinyModelOptions options) {
+ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options) {
   ModelConfig c;
   c.family = family;
-  c.n_vocab = 300;
+  c.n_vocab = options.n_vocab;
   c.n_ctx = options.n_ctx;
   c.n_embd = options.n_embd;
   c.head_dim = options.n_embd / options.n_head;
@@ -86,8 +97,14 @@ Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily f
       {options.n_head, family == ModelFamily::kGpt2 ? options.n_head : options.n_head_kv, options.n_ff});
   c.tied_embeddings = options.tied;
   c.bos_token = c.eos_token = 0;
+  return c;
+}
+
+Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily family, std::uint64_t seed,
+                              TinyModelOptions options) {
+  const ModelConfig c = tiny_config(family, options);
   RETORT_TRY(make_folders(folder / "tokenizer"));
-  RETORT_TRY(write_file_atomic(folder / "tokenizer/tokenizer.json", tiny_tokenizer_json()));
+  RETORT_TRY(write_file_atomic(folder / "tokenizer/tokenizer.json", tiny_tokenizer_json(options.n_vocab)));
   RETORT_TRY(write_file_atomic(
       folder / "tokenizer/tokenizer_config.json",
       R"({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": true})"));

@@ -11,17 +11,20 @@
 namespace retort::testing {
 
 struct TinyModelOptions {
-  std::uint32_t n_embd = 64, n_layer = 2, n_head = 4, n_head_kv = 2, n_ff = 96, n_ctx = 128;
+  std::uint32_t n_embd = 64, n_layer = 2, n_head = 4, n_head_kv = 2, n_ff = 96, n_ctx = 128, n_vocab = 300;
   bool tied = true;
 };
 
+ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options);
+
 /// Writes a small valid Hugging Face folder with random weights (from `seed`) and a byte-level tokenizer of
-/// 300 tokens: "<|endoftext|>", the 256 bytes, and 43 merges of common English pairs.
+/// 300 tokens (or more): "<|endoftext|>", the 256 bytes, 43 merges of common English pairs, then pairs of
+/// bytes.
 Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily family, std::uint64_t seed,
                               TinyModelOptions options = {});
 
 /// The tokenizer.json alone.
-std::string tiny_tokenizer_json();
+std::string tiny_tokenizer_json(std::uint32_t n_vocab = 300);
 
 /// A few hundred short, different English-like documents, as JSONL {"text"}; deterministic.
 std::string tiny_corpus_jsonl(std::size_t documents, std::uint64_t seed);

@@ -1,5 +1,7 @@
 #include "agent/serve/kernels/kernels.h"
 
+#include "agent/serve/kernels/packed.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -95,28 +97,30 @@ HWY_INLINE float f16_scale(const std::byte* p) {
 #endif
 }
 
-/// Sums of R matrix rows with T activation rows, written where they belong.
+/// Sums of R matrix rows from `row` on with T activation rows from `token` on, written where they belong.
 template <int R, int T>
-HWY_INLINE void store_sums(F (&sums)[R][T], const float* bias, float* out, std::size_t out_stride) {
+HWY_INLINE void store_sums(F (&sums)[R][T], std::size_t row, std::size_t token, const Output& out) {
   for (int t = 0; t < T; ++t) {
+    float* const to = out.data + (token + t) * out.stride + row;
     if constexpr (R == 4) {
       const Floats4 d4;
       auto four = sum_lanes(sums[0][t], sums[1][t], sums[2][t], sums[3][t]);
-      if (bias != nullptr) four = hn::Add(four, hn::LoadU(d4, bias));
-      hn::StoreU(four, d4, out + t * out_stride);
+      if (out.bias != nullptr) four = hn::Add(four, hn::LoadU(d4, out.bias + row));
+      if (out.add) four = hn::Add(four, hn::LoadU(d4, to));
+      hn::StoreU(four, d4, to);
     } else {
       // The same tree of additions as in fours, so that a row's result does not depend on where a split
       // falls.
-      const auto four = sum_lanes(sums[0][t], sums[0][t], sums[0][t], sums[0][t]);
-      const float sum = hn::GetLane(four);
-      out[t * out_stride] = bias != nullptr ? sum + bias[0] : sum;
+      float sum = hn::GetLane(sum_lanes(sums[0][t], sums[0][t], sums[0][t], sums[0][t]));
+      if (out.bias != nullptr) sum += out.bias[row];
+      *to = out.add ? sum + *to : sum;
     }
   }
 }
 
 template <class Row, int R, int T>
 HWY_INLINE void tile(const std::byte* w, std::size_t row_size, const float* x, std::size_t columns,
-                     const float* bias, float* out, std::size_t out_stride) {
+                     std::size_t row, std::size_t token, const Output& out) {
   const Floats d;
   const std::size_t lanes = hn::Lanes(d);
   F sums[R][T];
@@ -140,13 +144,33 @@ HWY_INLINE void tile(const std::byte* w, std::size_t row_size, const float* x, s
       for (int t = 0; t < T; ++t) sums[r][t] = hn::MulAdd(ws, xs[t], sums[r][t]);
     }
   }
-  store_sums<R, T>(sums, bias, out, out_stride);
+  store_sums<R, T>(sums, row, token, out);
 }
 
-/// Q8_0: whole-number products block by block, then one multiply-add by both scales.
-template <int R, int T>
-HWY_INLINE void tile_q8(const std::byte* w, std::size_t row_size, const std::int16_t* x, const float* scales,
-                        std::size_t columns, const float* bias, float* out, std::size_t out_stride) {
+/// A block of 32 whole numbers with one scale, in each of the quantized formats.
+struct RowQ8 {
+  static constexpr std::size_t kBytes = 34;
+  static HWY_INLINE const std::int8_t* values(const std::byte* block, std::int8_t*) {
+    return reinterpret_cast<const std::int8_t*>(block + 2);
+  }
+};
+struct RowQ4 {
+  static constexpr std::size_t kBytes = 18;
+  static HWY_INLINE const std::int8_t* values(const std::byte* block, std::int8_t* buffer) {
+    const hn::FixedTag<std::uint8_t, 16> d;
+    const hn::FixedTag<std::int8_t, 16> signed_d;
+    const auto both = hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(block + 2));
+    const auto eight = hn::Set(signed_d, 8);
+    hn::Store(hn::Sub(hn::BitCast(signed_d, hn::And(both, hn::Set(d, 15))), eight), signed_d, buffer);
+    hn::Store(hn::Sub(hn::BitCast(signed_d, hn::ShiftRight<4>(both)), eight), signed_d, buffer + 16);
+    return buffer;
+  }
+};
+
+/// Whole-number products block by block, then one multiply-add by both scales.
+template <class Row, int R, int T>
+HWY_INLINE void tile_q(const std::byte* w, std::size_t row_size, const std::int8_t* x, const float* scales,
+                       std::size_t columns, std::size_t row, std::size_t token, const Output& out) {
   const hn::CappedTag<std::int16_t, 32> d16;
   const hn::Rebind<std::int8_t, decltype(d16)> d8;
   const hn::RepartitionToWide<decltype(d16)> d32;
@@ -154,28 +178,29 @@ HWY_INLINE void tile_q8(const std::byte* w, std::size_t row_size, const std::int
   static_assert(hn::MaxLanes(hn::RepartitionToWide<hn::CappedTag<std::int16_t, 32>>()) ==
                 hn::MaxLanes(Floats()));
   const std::size_t lanes = hn::Lanes(d16), blocks = columns / 32;
+  HWY_ALIGN std::int8_t buffer[32];
   F sums[R][T];
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) sums[r][t] = hn::Zero(d);
   for (std::size_t b = 0; b < blocks; ++b) {
     for (int r = 0; r < R; ++r) {
-      const std::byte* block = w + r * row_size + b * 34;
+      const std::byte* block = w + r * row_size + b * Row::kBytes;
       const float scale = f16_scale(block);
-      const auto* q = reinterpret_cast<const std::int8_t*>(block + 2);
+      const std::int8_t* q = Row::values(block, buffer);
       hn::Vec<decltype(d32)> sum0[T], sum1[T];
       for (int t = 0; t < T; ++t) sum0[t] = sum1[t] = hn::Zero(d32);
       for (std::size_t i = 0; i < 32; i += lanes) {
         const auto ws = hn::PromoteTo(d16, hn::LoadU(d8, q + i));
         for (int t = 0; t < T; ++t)
-          sum0[t] = hn::ReorderWidenMulAccumulate(d32, ws, hn::LoadU(d16, x + t * columns + b * 32 + i),
-                                                  sum0[t], sum1[t]);
+          sum0[t] = hn::ReorderWidenMulAccumulate(
+              d32, ws, hn::PromoteTo(d16, hn::LoadU(d8, x + t * columns + b * 32 + i)), sum0[t], sum1[t]);
       }
       for (int t = 0; t < T; ++t)
         sums[r][t] = hn::MulAdd(hn::ConvertTo(d, hn::Add(sum0[t], sum1[t])),
                                 hn::Set(d, scale * scales[t * blocks + b]), sums[r][t]);
     }
   }
-  store_sums<R, T>(sums, bias, out, out_stride);
+  store_sums<R, T>(sums, row, token, out);
 }
 
 /// Walks rows in fours, and below them tokens in fours; a group of rows stays in the first-level cache while
@@ -198,13 +223,12 @@ HWY_INLINE void walk(std::uint32_t begin, std::uint32_t end, std::uint32_t count
 
 template <class Row>
 void matmul_float(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
-                  const float* bias, float* out, std::size_t stride) {
+                  const Output& out) {
   const std::size_t columns = m.columns, row_size = columns * Row::kBytes;
   const auto run = [&](auto rows, auto tokens) {
     return [&](std::uint32_t r, std::uint32_t t) HWY_ATTR {
-      tile<Row, decltype(rows)::value, decltype(tokens)::value>(
-          m.data + r * row_size, row_size, x.f32 + t * columns, columns, bias != nullptr ? bias + r : nullptr,
-          out + t * stride + r, stride);
+      tile<Row, decltype(rows)::value, decltype(tokens)::value>(m.data + r * row_size, row_size,
+                                                                x.f32 + t * columns, columns, r, t, out);
     };
   };
   const std::integral_constant<int, 4> four;
@@ -212,14 +236,15 @@ void matmul_float(const Matrix& m, const Activations& x, std::uint32_t begin, st
   walk(begin, end, x.count, run(four, four), run(four, one), run(one, four), run(one, one));
 }
 
-void matmul_q8(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
-               const float* bias, float* out, std::size_t stride) {
-  const std::size_t columns = m.columns, row_size = columns / 32 * 34;
+template <class Row>
+void matmul_q(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
+              const Output& out) {
+  const std::size_t columns = m.columns, row_size = columns / 32 * Row::kBytes;
   const auto run = [&](auto rows, auto tokens) {
     return [&](std::uint32_t r, std::uint32_t t) HWY_ATTR {
-      tile_q8<decltype(rows)::value, decltype(tokens)::value>(
-          m.data + r * row_size, row_size, x.q8 + t * columns, x.q8_scale + t * (columns / 32), columns,
-          bias != nullptr ? bias + r : nullptr, out + t * stride + r, stride);
+      tile_q<Row, decltype(rows)::value, decltype(tokens)::value>(
+          m.data + r * row_size, row_size, x.q8 + t * columns, x.q8_scale + t * (columns / 32), columns, r, t,
+          out);
     };
   };
   const std::integral_constant<int, 4> four;
@@ -227,36 +252,42 @@ void matmul_q8(const Matrix& m, const Activations& x, std::uint32_t begin, std::
   walk(begin, end, x.count, run(four, four), run(four, one), run(one, four), run(one, one));
 }
 
-void Matmul(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end, const float* bias,
-            float* out, std::size_t stride) {
+void MatmulRows(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
+                const Output& out) {
   switch (m.type) {
     case TensorType::kF32:
-      return matmul_float<RowF32>(m, x, begin, end, bias, out, stride);
+      return matmul_float<RowF32>(m, x, begin, end, out);
     case TensorType::kF16:
-      return matmul_float<Row16<hwy::float16_t>>(m, x, begin, end, bias, out, stride);
+      return matmul_float<Row16<hwy::float16_t>>(m, x, begin, end, out);
     case TensorType::kBF16:
-      return matmul_float<Row16<hwy::bfloat16_t>>(m, x, begin, end, bias, out, stride);
+      return matmul_float<Row16<hwy::bfloat16_t>>(m, x, begin, end, out);
     case TensorType::kQ8_0:
-      return matmul_q8(m, x, begin, end, bias, out, stride);
+      return matmul_q<RowQ8>(m, x, begin, end, out);
+    case TensorType::kQ4_0:
+      return matmul_q<RowQ4>(m, x, begin, end, out);
   }
 }
 
-void QuantizeQ8(const float* x, std::uint32_t columns, std::int16_t* q, float* scale) {
+void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start) {
   const Floats d;
   const hn::Rebind<std::int32_t, Floats> d32;
   const hn::Rebind<std::int16_t, Floats> d16;
+  const hn::Rebind<std::int8_t, Floats> d8;
   const std::size_t lanes = hn::Lanes(d);
-  for (std::uint32_t b = 0; b < columns; b += 32, ++scale) {
+  for (std::uint32_t b = 0; b < columns; b += 32, ++scale, ++start) {
     F largest = hn::Zero(d);
     for (std::size_t i = 0; i < 32; i += lanes) largest = hn::Max(largest, hn::Abs(hn::LoadU(d, x + b + i)));
     const float top = hn::GetLane(hn::MaxOfLanes(d, largest));
     *scale = top / 127.0f;
     const F inverse = hn::Set(d, top > 0 ? 127.0f / top : 0.0f);
+    auto total = hn::Zero(d32);
     for (std::size_t i = 0; i < 32; i += lanes) {
       const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + b + i), inverse));
-      hn::StoreU(hn::DemoteTo(d16, hn::Min(hn::Max(rounded, hn::Set(d32, -127)), hn::Set(d32, 127))), d16,
-                 q + b + i);
+      const auto whole = hn::Min(hn::Max(rounded, hn::Set(d32, -127)), hn::Set(d32, 127));
+      total = hn::Add(total, whole);
+      hn::StoreU(hn::DemoteTo(d8, hn::DemoteTo(d16, whole)), d8, q + b + i);
     }
+    *start = -8 * hn::GetLane(hn::SumOfLanes(d32, total));
   }
 }
 
@@ -348,13 +379,23 @@ void Gelu(float* x, std::size_t n) {
   });
 }
 
-void Rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* cosine, const float* sine) {
-  for (std::uint32_t h = 0; h < n_head; ++h, x += head_dim)
-    for (std::uint32_t i = 0; i < head_dim / 2; ++i) {
-      const float a = x[2 * i], b = x[2 * i + 1];
-      x[2 * i] = a * cosine[i] - b * sine[i];
-      x[2 * i + 1] = a * sine[i] + b * cosine[i];
+void Rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* table) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  const float *cosine = table, *sine = table + head_dim;
+  for (std::uint32_t h = 0; h < n_head; ++h, x += head_dim) {
+    std::uint32_t i = 0;
+    for (; i + lanes <= head_dim; i += lanes) {
+      const F v = hn::LoadU(d, x + i);
+      hn::StoreU(hn::MulAdd(hn::Reverse2(d, v), hn::LoadU(d, sine + i), hn::Mul(v, hn::LoadU(d, cosine + i))),
+                 d, x + i);
     }
+    for (; i < head_dim; i += 2) {
+      const float a = x[i], b = x[i + 1];
+      x[i] = a * cosine[i] + b * sine[i];
+      x[i + 1] = b * cosine[i + 1] + a * sine[i + 1];
+    }
+  }
 }
 
 HWY_INLINE float largest_of(const float* x, std::size_t n) {
@@ -418,63 +459,98 @@ std::size_t Best(const float* x, std::size_t n) {
   return 0;
 }
 
-void Attention(const float* q, const float* k, const float* v, std::uint32_t n, std::size_t stride,
-               std::uint32_t head_dim, float scale, float* scores, float* out) {
+/// T queries; the sums of each are in the same order whatever T is.
+template <int T>
+HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step, const float* k,
+                       const float* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
+                       std::size_t score_stride, float* out, std::size_t out_stride) {
   const Floats d;
-  const std::size_t lanes = hn::Lanes(d), padded = (n + lanes - 1) / lanes * lanes;
+  const std::size_t lanes = hn::Lanes(d), block_size = std::size_t{head_dim} * kPositionBlock;
+  const std::size_t blocks = (n + (T - 1) * step + kPositionBlock - 1) / kPositionBlock,
+                    end = blocks * kPositionBlock;
   const F s = hn::Set(d, scale);
-  std::size_t j = 0;
-  for (; j + 4 * lanes <= padded; j += 4 * lanes) {
-    F a = hn::Zero(d), b = a, c = a, e = a;
-    for (std::uint32_t i = 0; i < head_dim; ++i) {
-      const F qi = hn::Set(d, q[i]);
-      const float* row = k + i * stride + j;
-      a = hn::MulAdd(qi, hn::LoadU(d, row), a);
-      b = hn::MulAdd(qi, hn::LoadU(d, row + lanes), b);
-      c = hn::MulAdd(qi, hn::LoadU(d, row + 2 * lanes), c);
-      e = hn::MulAdd(qi, hn::LoadU(d, row + 3 * lanes), e);
+  for (std::size_t b = 0; b < blocks; ++b) {
+    const float* block = k + b * block_size;
+    for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
+      F sums[T][2];
+      for (int t = 0; t < T; ++t) sums[t][0] = sums[t][1] = hn::Zero(d);
+      std::uint32_t i = 0;
+      for (; i + 2 <= head_dim; i += 2) {
+        const F k0 = hn::LoadU(d, block + i * kPositionBlock + part),
+                k1 = hn::LoadU(d, block + (i + 1) * kPositionBlock + part);
+        for (int t = 0; t < T; ++t) {
+          sums[t][0] = hn::MulAdd(hn::Set(d, q[t * q_stride + i]), k0, sums[t][0]);
+          sums[t][1] = hn::MulAdd(hn::Set(d, q[t * q_stride + i + 1]), k1, sums[t][1]);
+        }
+      }
+      if (i < head_dim)
+        for (int t = 0; t < T; ++t)
+          sums[t][0] = hn::MulAdd(hn::Set(d, q[t * q_stride + i]),
+                                  hn::LoadU(d, block + i * kPositionBlock + part), sums[t][0]);
+      for (int t = 0; t < T; ++t)
+        hn::StoreU(hn::Mul(hn::Add(sums[t][0], sums[t][1]), s), d,
+                   scores + t * score_stride + b * kPositionBlock + part);
     }
-    hn::StoreU(hn::Mul(a, s), d, scores + j);
-    hn::StoreU(hn::Mul(b, s), d, scores + j + lanes);
-    hn::StoreU(hn::Mul(c, s), d, scores + j + 2 * lanes);
-    hn::StoreU(hn::Mul(e, s), d, scores + j + 3 * lanes);
   }
-  for (; j < padded; j += lanes) {
-    F a = hn::Zero(d);
-    for (std::uint32_t i = 0; i < head_dim; ++i)
-      a = hn::MulAdd(hn::Set(d, q[i]), hn::LoadU(d, k + i * stride + j), a);
-    hn::StoreU(hn::Mul(a, s), d, scores + j);
+  float inverse[T];
+  for (int t = 0; t < T; ++t) {
+    float* const row = scores + t * score_stride;
+    const std::size_t mine = n + t * step;
+    for (std::size_t j = mine; j < end; ++j) row[j] = -std::numeric_limits<float>::infinity();
+    F top_lanes = hn::Set(d, row[0]);
+    for (std::size_t j = 0; j < end; j += lanes) top_lanes = hn::Max(top_lanes, hn::LoadU(d, row + j));
+    const F top = hn::Set(d, hn::GetLane(hn::MaxOfLanes(d, top_lanes)));
+    F total = hn::Zero(d);
+    for (std::size_t j = 0; j < end; j += lanes) {
+      F e = hn::Exp(d, hn::Max(hn::Sub(hn::LoadU(d, row + j), top), hn::Set(d, -87.0f)));
+      if (j + lanes > mine) e = j < mine ? hn::IfThenElseZero(hn::FirstN(d, mine - j), e) : hn::Zero(d);
+      total = hn::Add(total, e);
+      hn::StoreU(e, d, row + j);
+    }
+    inverse[t] = 1.0f / sum_lanes(total);
   }
-  const F top = hn::Set(d, largest_of(scores, n));
-  F total = hn::Zero(d);
-  for (std::size_t i = n; i < padded; ++i) scores[i] = -std::numeric_limits<float>::infinity();
-  for (j = 0; j < padded; j += lanes) {
-    F e = hn::Exp(d, hn::Max(hn::Sub(hn::LoadU(d, scores + j), top), hn::Set(d, -87.0f)));
-    if (j + lanes > n) e = hn::IfThenElseZero(hn::FirstN(d, n - j), e);
-    total = hn::Add(total, e);
-    hn::StoreU(e, d, scores + j);
-  }
-  const float inverse = 1.0f / sum_lanes(total);
+  const Floats4 d4;
   std::uint32_t i = 0;
   for (; i + 4 <= head_dim; i += 4) {
-    F a = hn::Zero(d), b = a, c = a, e = a;
-    const float* row = v + i * stride;
-    for (j = 0; j < padded; j += lanes) {
-      const F p = hn::LoadU(d, scores + j);
-      a = hn::MulAdd(p, hn::LoadU(d, row + j), a);
-      b = hn::MulAdd(p, hn::LoadU(d, row + stride + j), b);
-      c = hn::MulAdd(p, hn::LoadU(d, row + 2 * stride + j), c);
-      e = hn::MulAdd(p, hn::LoadU(d, row + 3 * stride + j), e);
+    F sums[T][4];
+    for (int t = 0; t < T; ++t)
+      for (int e = 0; e < 4; ++e) sums[t][e] = hn::Zero(d);
+    for (std::size_t b = 0; b < blocks; ++b) {
+      const float* block = v + b * block_size + i * kPositionBlock;
+      for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
+        F values[4];
+        for (int e = 0; e < 4; ++e) values[e] = hn::LoadU(d, block + e * kPositionBlock + part);
+        for (int t = 0; t < T; ++t) {
+          const F p = hn::LoadU(d, scores + t * score_stride + b * kPositionBlock + part);
+          for (int e = 0; e < 4; ++e) sums[t][e] = hn::MulAdd(p, values[e], sums[t][e]);
+        }
+      }
     }
-    const Floats4 d4;
-    hn::StoreU(hn::Mul(sum_lanes(a, b, c, e), hn::Set(d4, inverse)), d4, out + i);
+    for (int t = 0; t < T; ++t)
+      hn::StoreU(hn::Mul(sum_lanes(sums[t][0], sums[t][1], sums[t][2], sums[t][3]), hn::Set(d4, inverse[t])),
+                 d4, out + t * out_stride + i);
   }
-  for (; i < head_dim; ++i) {
-    F a = hn::Zero(d);
-    for (j = 0; j < padded; j += lanes)
-      a = hn::MulAdd(hn::LoadU(d, scores + j), hn::LoadU(d, v + i * stride + j), a);
-    out[i] = sum_lanes(a) * inverse;
-  }
+  for (; i < head_dim; ++i)
+    for (int t = 0; t < T; ++t) {
+      F sum = hn::Zero(d);
+      for (std::size_t b = 0; b < blocks; ++b)
+        for (std::size_t part = 0; part < kPositionBlock; part += lanes)
+          sum = hn::MulAdd(hn::LoadU(d, scores + t * score_stride + b * kPositionBlock + part),
+                           hn::LoadU(d, v + b * block_size + i * kPositionBlock + part), sum);
+      out[t * out_stride + i] = sum_lanes(sum) * inverse[t];
+    }
+}
+
+void Attention(const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step, const float* k,
+               const float* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
+               std::size_t score_stride, float* out, std::size_t out_stride) {
+  if (count == 4)
+    return attend<4>(q, q_stride, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
+  if (count == 2)
+    return attend<2>(q, q_stride, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
+  for (std::uint32_t t = 0; t < count; ++t)
+    attend<1>(q + t * q_stride, q_stride, 0, k, v, n + t * step, head_dim, scale, scores, score_stride,
+              out + t * out_stride, out_stride);
 }
 
 const char* InstructionSet() { return hwy::TargetName(HWY_TARGET); }
@@ -486,7 +562,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace retort::kernels {
 
-HWY_EXPORT(Matmul);
+HWY_EXPORT(MatmulRows);
 HWY_EXPORT(QuantizeQ8);
 HWY_EXPORT(RmsNorm);
 HWY_EXPORT(LayerNorm);
@@ -500,12 +576,12 @@ HWY_EXPORT(Best);
 HWY_EXPORT(Attention);
 HWY_EXPORT(InstructionSet);
 
-void matmul(const Matrix& matrix, const Activations& x, std::uint32_t row_begin, std::uint32_t row_end,
-            const float* bias, float* out, std::size_t out_stride) {
-  HWY_DYNAMIC_DISPATCH(Matmul)(matrix, x, row_begin, row_end, bias, out, out_stride);
+void matmul_rows(const Matrix& matrix, const Activations& x, std::uint32_t row_begin, std::uint32_t row_end,
+                 const Output& out) {
+  HWY_DYNAMIC_DISPATCH(MatmulRows)(matrix, x, row_begin, row_end, out);
 }
-void quantize_q8(const float* x, std::uint32_t columns, std::int16_t* q, float* scale) {
-  HWY_DYNAMIC_DISPATCH(QuantizeQ8)(x, columns, q, scale);
+void quantize_q8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start) {
+  HWY_DYNAMIC_DISPATCH(QuantizeQ8)(x, columns, q, scale, start);
 }
 void rms_norm(const float* x, const float* weight, std::uint32_t n, float eps, float* out) {
   HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, n, eps, out);
@@ -517,17 +593,19 @@ void layer_norm(const float* x, const float* weight, const float* bias, std::uin
 void add(float* x, const float* y, std::size_t n) { HWY_DYNAMIC_DISPATCH(AddTo)(x, y, n); }
 void silu_mul(float* gate, const float* up, std::size_t n) { HWY_DYNAMIC_DISPATCH(SiluMul)(gate, up, n); }
 void gelu(float* x, std::size_t n) { HWY_DYNAMIC_DISPATCH(Gelu)(x, n); }
-void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* cosine, const float* sine) {
-  HWY_DYNAMIC_DISPATCH(Rope)(x, n_head, head_dim, cosine, sine);
+void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* table) {
+  HWY_DYNAMIC_DISPATCH(Rope)(x, n_head, head_dim, table);
 }
 double log_sum_exp(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExp)(x, n); }
 double kl_divergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n) {
   return HWY_DYNAMIC_DISPATCH(KlDivergence)(p, lse_p, q, lse_q, n);
 }
 std::size_t best(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(Best)(x, n); }
-void attention(const float* q, const float* k, const float* v, std::uint32_t n, std::size_t stride,
-               std::uint32_t head_dim, float scale, float* scores, float* out) {
-  HWY_DYNAMIC_DISPATCH(Attention)(q, k, v, n, stride, head_dim, scale, scores, out);
+void attention(const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step, const float* k,
+               const float* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
+               std::size_t score_stride, float* out, std::size_t out_stride) {
+  HWY_DYNAMIC_DISPATCH(Attention)
+  (q, q_stride, count, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
 }
 const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(InstructionSet)(); }
 std::vector<std::string> instruction_sets() {

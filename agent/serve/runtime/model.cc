@@ -4,11 +4,75 @@
 
 namespace retort {
 
-Result<std::shared_ptr<const Model>> Model::open(const std::filesystem::path& gguf) {
-  return from_file(RETORT_TRY(GgufFile::open(gguf)));
+namespace {
+
+/// Where the packed weights go, one matrix after the other. Run twice over the same model: first to learn the
+/// size, then with the memory.
+class Layout {
+ public:
+  Layout(bool pack, std::byte* memory, bool fill) : pack_(pack), memory_(memory), fill_(fill) {}
+
+  Model::Projection place(std::initializer_list<kernels::Matrix> matrices, const float* bias) {
+    Model::Projection out;
+    out.bias = bias;
+    out.columns = matrices.begin()->columns;
+    bool same = true;
+    for (const kernels::Matrix& m : matrices) {
+      out.rows += m.rows;
+      out.quantized |= info(m.type).block_values > 1;
+      same &= m.type == matrices.begin()->type;
+    }
+    if (same) {
+      out.parts.push_back({stack(matrices, out.rows), 0});
+    }
+    if (!same || out.parts.front().matrix.data == nullptr) {
+      out.parts.clear();
+      std::uint32_t first = 0;
+      for (const kernels::Matrix& m : matrices) {
+        const kernels::Matrix packed = same ? kernels::Matrix{} : stack({m}, m.rows);
+        out.parts.push_back({packed.data != nullptr ? packed : m, first});
+        first += m.rows;
+      }
+    }
+    return out;
+  }
+  std::uint64_t size() const { return size_; }
+
+ private:
+  /// Without data where it stays in the file, or where there is no memory yet.
+  kernels::Matrix stack(std::initializer_list<kernels::Matrix> matrices, std::uint32_t rows) {
+    kernels::Matrix out = *matrices.begin();
+    out.rows = rows;
+    out.packed = true;
+    out.data = nullptr;
+    const std::uint64_t bytes = pack_ ? kernels::packed_bytes(out.type, rows, out.columns) : 0;
+    if (memory_ != nullptr && bytes != 0) {
+      out.data = memory_ + size_;
+      std::uint32_t first = 0;
+      for (const kernels::Matrix& m : matrices) {
+        if (fill_) kernels::pack(m, first, rows, memory_ + size_);
+        first += m.rows;
+      }
+    }
+    size_ += (bytes + 63) / 64 * 64;
+    return out;
+  }
+
+  const bool pack_;
+  std::byte* const memory_;
+  const bool fill_;
+  std::uint64_t size_ = 0;
+};
+
+}  // namespace
+
+Result<std::shared_ptr<const Model>> Model::open(const std::filesystem::path& gguf,
+                                                 const ModelOptions& options) {
+  return from_file(RETORT_TRY(GgufFile::open(gguf)), options, gguf);
 }
 
-Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file) {
+Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const ModelOptions& options,
+                                                      const std::filesystem::path& source) {
   ModelConfig config = RETORT_TRY(read_gguf_config(file));
   Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_gguf(file));
   if (tokenizer.vocabulary_size() != config.n_vocab)
@@ -18,14 +82,26 @@ Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file) {
       positions != nullptr && positions->type != TensorType::kF32)
     return fail(ErrorCode::kUnsupported, file.where(), "position_embd.weight is {}; it must be F32",
                 info(positions->type).name);
-  return std::shared_ptr<const Model>(new Model(std::move(file), std::move(config), std::move(tokenizer)));
+  std::shared_ptr<Model> model(new Model(std::move(file), std::move(config), std::move(tokenizer)));
+  const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
+  if (size == 0 || (options.pack_if && !options.pack_if(*model, size))) return model;
+  model->packed_ = PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) {
+    model->lay_out(true, memory, true);
+    model->file_.drop_pages();  // what was packed is not read again
+  });
+  model->lay_out(true, const_cast<std::byte*>(model->packed_.data()), false);
+  return model;
 }
 
 Model::Model(GgufFile file, ModelConfig config, Tokenizer tokenizer)
     : file_(std::move(file)),
       config_(std::move(config)),
       tokenizer_(std::move(tokenizer)),
-      layers_(config_.layers.size()) {
+      layers_(config_.layers.size()) {}
+
+/// Points every weight to where it is: in the file, or in `memory` when it is packed (null: nowhere yet).
+/// `fill` writes the packed ones there. Returns their size.
+std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
   // read_gguf_config has checked that every tensor is there with the right shape, and F32 where it is a
   // vector.
   const auto matrix = [&](const std::string& name) {
@@ -36,43 +112,56 @@ Model::Model(GgufFile file, ModelConfig config, Tokenizer tokenizer)
   const auto vector = [&](const std::string& name) {
     return reinterpret_cast<const float*>(file_.tensor(name)->data.data());
   };
+  Layout layout(pack, memory, fill);
   const bool llama = config_.family == ModelFamily::kLlama;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
     const std::string prefix = "blk." + std::to_string(i) + ".";
+    const auto bias = [&](const char* name) { return llama ? nullptr : vector(prefix + name); };
     layer.attn_norm = vector(prefix + "attn_norm.weight");
+    layer.attn_norm_bias = bias("attn_norm.bias");
     layer.ffn_norm = vector(prefix + "ffn_norm.weight");
-    layer.attn_output = matrix(prefix + "attn_output.weight");
-    layer.ffn_up = matrix(prefix + "ffn_up.weight");
-    layer.ffn_down = matrix(prefix + "ffn_down.weight");
+    layer.ffn_norm_bias = bias("ffn_norm.bias");
     if (llama) {
-      layer.q = matrix(prefix + "attn_q.weight");
-      layer.k = matrix(prefix + "attn_k.weight");
-      layer.v = matrix(prefix + "attn_v.weight");
-      layer.ffn_gate = matrix(prefix + "ffn_gate.weight");
+      layer.qkv = layout.place({matrix(prefix + "attn_q.weight"), matrix(prefix + "attn_k.weight"),
+                                matrix(prefix + "attn_v.weight")},
+                               nullptr);
+      layer.ffn_gate = layout.place({matrix(prefix + "ffn_gate.weight")}, nullptr);
     } else {
-      layer.qkv = matrix(prefix + "attn_qkv.weight");
-      layer.qkv_bias = vector(prefix + "attn_qkv.bias");
-      layer.attn_norm_bias = vector(prefix + "attn_norm.bias");
-      layer.ffn_norm_bias = vector(prefix + "ffn_norm.bias");
-      layer.attn_output_bias = vector(prefix + "attn_output.bias");
-      layer.ffn_up_bias = vector(prefix + "ffn_up.bias");
-      layer.ffn_down_bias = vector(prefix + "ffn_down.bias");
+      layer.qkv = layout.place({matrix(prefix + "attn_qkv.weight")}, vector(prefix + "attn_qkv.bias"));
     }
+    layer.attn_output = layout.place({matrix(prefix + "attn_output.weight")}, bias("attn_output.bias"));
+    layer.ffn_up = layout.place({matrix(prefix + "ffn_up.weight")}, bias("ffn_up.bias"));
+    layer.ffn_down = layout.place({matrix(prefix + "ffn_down.weight")}, bias("ffn_down.bias"));
   }
   token_embedding_ = matrix("token_embd.weight");
-  output_ = config_.tied_embeddings ? token_embedding_ : matrix("output.weight");
+  output_ = layout.place({config_.tied_embeddings ? token_embedding_ : matrix("output.weight")}, nullptr);
   output_norm_ = vector("output_norm.weight");
   if (!llama) {
     output_norm_bias_ = vector("output_norm.bias");
     position_embedding_ = vector("position_embd.weight");
   }
+  return layout.size();
 }
 
 std::uint64_t Model::weight_bytes() const {
   std::uint64_t bytes = 0;
   for (const GgufTensor& tensor : file_.tensors()) bytes += tensor.data.size();
   return bytes;
+}
+
+std::uint64_t Model::file_bytes_in_use() const {
+  const auto own = [](const Projection& p) {  // packed part for packed part
+    std::uint64_t bytes = 0;
+    for (const Projection::Part& part : p.parts)
+      if (part.matrix.packed) bytes += part.matrix.rows * *row_bytes(part.matrix.type, part.matrix.columns);
+    return bytes;
+  };
+  std::uint64_t packed = config_.tied_embeddings ? 0 : own(output_);
+  for (const Layer& layer : layers_)
+    packed += own(layer.qkv) + own(layer.attn_output) + own(layer.ffn_gate) + own(layer.ffn_up) +
+              own(layer.ffn_down);
+  return file_.file_length() - packed;
 }
 
 double Model::bits_per_weight() const {

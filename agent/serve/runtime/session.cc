@@ -9,48 +9,65 @@
 namespace retort {
 namespace {
 
+using kernels::kAttentionTokens;
+using kernels::kGroupRows;
+using kernels::kPositionBlock;
+
 struct Widths {
-  std::uint64_t query = 0, hidden = 0, input = 0;
+  std::uint64_t query = 0, qkv = 0, ff = 0, input = 0;
 };
 
 /// The widest of each kind over all layers, in values.
 Widths widths(const ModelConfig& c) {
   Widths w;
   for (const LayerShape& layer : c.layers) {
-    const std::uint64_t q = std::uint64_t{layer.n_head} * c.head_dim,
-                        kv = std::uint64_t{layer.n_head_kv} * c.head_dim;
+    const std::uint64_t q = std::uint64_t{layer.n_head} * c.head_dim;
     w.query = std::max(w.query, q);
-    w.hidden = std::max<std::uint64_t>({w.hidden, layer.n_ff, q + 2 * kv});
+    w.qkv = std::max(w.qkv, q + std::uint64_t{2} * layer.n_head_kv * c.head_dim);
+    w.ff = std::max<std::uint64_t>(w.ff, layer.n_ff);
   }
-  w.input = std::max<std::uint64_t>({c.n_embd, w.query, w.hidden});
+  w.input = std::max<std::uint64_t>(c.n_embd, w.query);
   return w;
 }
 
 std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 std::uint64_t padded(std::uint64_t positions) {
-  return (positions + kernels::kPositionBlock - 1) / kernels::kPositionBlock * kernels::kPositionBlock;
+  return (positions + kPositionBlock - 1) / kPositionBlock * kPositionBlock;
 }
 
-/// Multiplications below which waking the team costs more than it saves.
-constexpr std::uint64_t kWorthSharing = 200'000;
+std::uint64_t score_stride(const SessionOptions& options) {
+  return padded(std::uint64_t{options.n_ctx} + kAttentionTokens);
+}
+
+std::uint64_t quantized_bytes(std::uint64_t batch, std::uint64_t width) {
+  return aligned(batch * width) + 2 * aligned(4 * batch * ((width + 31) / 32));
+}
+
+std::uint64_t logits_rows(const SessionOptions& options) {
+  return options.logits_of_all ? options.batch : options.streams;
+}
 
 }  // namespace
 
 MemoryPlan plan_memory(const Model& model, const SessionOptions& given, std::uint32_t threads) {
   const ModelConfig& c = model.config();
-  const std::uint64_t n_ctx = given.n_ctx == 0 ? c.n_ctx : given.n_ctx, stride = padded(n_ctx);
-  const std::uint64_t batch = given.batch;
+  SessionOptions options = given;
+  if (options.n_ctx == 0) options.n_ctx = c.n_ctx;
+  const std::uint64_t b = options.batch;
   const Widths w = widths(c);
   MemoryPlan plan;
-  plan.weights_mapped_bytes = model.file().file_length();
+  plan.weights_mapped_bytes =
+      model.file_bytes_in_use() + (model.packed_is_shared() ? model.packed_bytes() : 0);
+  plan.weights_packed_bytes = model.packed_is_shared() ? 0 : model.packed_bytes();
   for (const LayerShape& layer : c.layers)
-    plan.kv_cache_bytes += 2 * aligned(4 * stride * layer.n_head_kv * c.head_dim);
-  const std::uint64_t rows = given.logits_of_all ? batch : 1;
-  plan.activation_bytes = 2 * aligned(4 * batch * c.n_embd) + 2 * aligned(4 * batch * w.query) +
-                          2 * aligned(4 * batch * w.hidden) + aligned(4 * rows * c.n_vocab) +
-                          aligned(4 * threads * stride) + aligned(4 * n_ctx * c.head_dim) +
-                          aligned(2 * batch * w.input) + aligned(4 * batch * ((w.input + 31) / 32)) + 64;
+    plan.kv_cache_bytes +=
+        std::uint64_t{options.streams} * 8 * padded(options.n_ctx) * layer.n_head_kv * c.head_dim;
+  plan.activation_bytes = 2 * aligned(4 * b * c.n_embd) + aligned(4 * b * w.qkv) + aligned(4 * b * w.query) +
+                          2 * aligned(4 * b * w.ff) + aligned(4 * logits_rows(options) * c.n_vocab) +
+                          aligned(4 * threads * kAttentionTokens * score_stride(options)) +
+                          aligned(8 * std::uint64_t{options.n_ctx} * c.head_dim) +
+                          quantized_bytes(b, w.input) + quantized_bytes(b, w.ff) + 64;
   return plan;
 }
 
@@ -61,20 +78,28 @@ Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<const Model> mo
   if (options.n_ctx > c.n_ctx)
     return fail(ErrorCode::kInvalid, model->file().where(),
                 "a context of {} tokens is asked for; the model was made for {}", options.n_ctx, c.n_ctx);
-  options.batch = std::clamp<std::uint32_t>(options.batch, 1, options.n_ctx);
+  options.streams = std::max(options.streams, 1u);
+  // A batch holds a token of each stream, and no more than all streams can take.
+  options.batch = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
+      options.batch, options.streams, std::uint64_t{options.n_ctx} * options.streams));
   const MemoryPlan plan = plan_memory(*model, options, team.size());
   if (options.memory_limit != 0 && plan.total() > options.memory_limit)
     return fail(
         ErrorCode::kOutOfBudget, model->file().where(),
-        "needs {} ({} weights, {} KV cache, {} activations), the limit is {}; a smaller --ctx than {} helps",
-        format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes),
+        "needs {} ({} weights, {} KV cache, {} activations), the limit is {}; a smaller --ctx than {} "
+        "helps",
+        format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
         format_bytes(plan.kv_cache_bytes), format_bytes(plan.activation_bytes),
         format_bytes(options.memory_limit), options.n_ctx);
   return std::unique_ptr<Session>(new Session(std::move(model), team, options));
 }
 
 Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOptions options)
-    : model_(std::move(model)), team_(team), options_(options) {
+    : model_(std::move(model)),
+      team_(team),
+      options_(options),
+      position_(options.streams, 0),
+      runs_(options.batch) {
   const ModelConfig& c = model_->config();
   const MemoryPlan plan = plan_memory(*model_, options_, team.size());
   const std::uint64_t size = plan.kv_cache_bytes + plan.activation_bytes;
@@ -88,222 +113,351 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   };
   const auto floats = [&](std::uint64_t count) { return static_cast<float*>(take(4 * count)); };
   const Widths w = widths(c);
-  const std::uint64_t b = options_.batch, n_ctx = options_.n_ctx, stride = padded(n_ctx);
+  const std::uint64_t b = options_.batch;
+  const auto quantized = [&](std::uint64_t width) {
+    const std::uint64_t blocks = b * ((width + 31) / 32);
+    Quantized out;
+    out.q = static_cast<std::int8_t*>(take(b * width));
+    out.scale = floats(blocks);
+    out.start = static_cast<std::int32_t*>(take(4 * blocks));
+    return out;
+  };
   hidden_ = floats(b * c.n_embd);
   normed_ = floats(b * c.n_embd);
-  query_ = floats(b * w.query);
+  qkv_ = floats(b * w.qkv);
   attended_ = floats(b * w.query);
-  gate_ = floats(b * w.hidden);
-  up_ = floats(b * w.hidden);
-  logits_ = floats((options_.logits_of_all ? b : 1) * c.n_vocab);
-  scores_ = floats(team.size() * stride);
-  rope_ = floats(n_ctx * c.head_dim);
-  quantized_ = static_cast<std::int16_t*>(take(2 * b * w.input));
-  scales_ = floats(b * ((w.input + 31) / 32));
+  gate_ = floats(b * w.ff);
+  up_ = floats(b * w.ff);
+  logits_ = floats(logits_rows(options_) * c.n_vocab);
+  scores_ = floats(team.size() * kAttentionTokens * score_stride(options_));
+  rope_ = floats(std::uint64_t{2} * options_.n_ctx * c.head_dim);
+  input_ = quantized(w.input);
+  inner_ = quantized(w.ff);
   for (const LayerShape& layer : c.layers) {
-    keys_.push_back(floats(stride * layer.n_head_kv * c.head_dim));
-    values_.push_back(floats(stride * layer.n_head_kv * c.head_dim));
+    layer_at_.push_back(stream_size_);
+    stream_size_ += 2 * padded(options_.n_ctx) * layer.n_head_kv * c.head_dim;
   }
-  if (c.family != ModelFamily::kLlama) return;
-  const std::uint32_t half = c.head_dim / 2;
-  for (std::uint32_t i = 0; i < half; ++i) {
-    const double step = std::pow(static_cast<double>(c.rope_theta), -2.0 * i / c.head_dim);
-    for (std::uint64_t p = 0; p < n_ctx; ++p) {
-      const double angle = static_cast<double>(p) * step;
-      rope_[p * c.head_dim + i] = static_cast<float>(std::cos(angle));
-      rope_[p * c.head_dim + half + i] = static_cast<float>(std::sin(angle));
-    }
-  }
+  cache_ = floats(options_.streams * stream_size_);
 }
 
-Result<void> Session::check(std::span<const TokenId> tokens) const {
-  if (tokens.empty()) return fail(ErrorCode::kInvalid, "", "no tokens to compute");
-  for (const TokenId id : tokens)
-    if (id < 0 || id >= static_cast<TokenId>(model_->config().n_vocab))
-      return fail(ErrorCode::kInvalid, "", "token {} is outside the vocabulary of {}", id,
-                  model_->config().n_vocab);
-  if (tokens.size() > options_.n_ctx - position_)
-    return fail(ErrorCode::kInvalid, "", "{} tokens after {} exceed the context of {}", tokens.size(),
-                position_, options_.n_ctx);
+Result<void> Session::check(std::span<const Chunk> chunks) const {
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    const Chunk& chunk = chunks[i];
+    if (chunk.tokens.empty()) return fail(ErrorCode::kInvalid, "", "no tokens to compute");
+    if (chunk.stream >= options_.streams)
+      return fail(ErrorCode::kInvalid, "", "stream {} of {}", chunk.stream, options_.streams);
+    for (std::size_t j = 0; j < i; ++j)
+      if (chunks[j].stream == chunk.stream)
+        return fail(ErrorCode::kInvalid, "", "stream {} is there twice", chunk.stream);
+    for (const TokenId id : chunk.tokens)
+      if (id < 0 || id >= static_cast<TokenId>(model_->config().n_vocab))
+        return fail(ErrorCode::kInvalid, "", "token {} is outside the vocabulary of {}", id,
+                    model_->config().n_vocab);
+    if (chunk.tokens.size() > options_.n_ctx - position_[chunk.stream])
+      return fail(ErrorCode::kInvalid, "", "{} tokens after {} exceed the context of {}", chunk.tokens.size(),
+                  position_[chunk.stream], options_.n_ctx);
+    total += chunk.tokens.size();
+  }
+  if (total == 0 || total > options_.batch)
+    return fail(ErrorCode::kInvalid, "", "{} tokens at once, the batch is {}", total, options_.batch);
   return {};
 }
 
+Result<std::span<const float>> Session::step(std::span<const Chunk> chunks) {
+  RETORT_TRY(check(chunks));
+  forward(chunks, false);
+  const auto rows =
+      std::count_if(chunks.begin(), chunks.end(), [](const Chunk& c) { return c.wants_logits; });
+  return std::span<const float>(logits_, static_cast<std::size_t>(rows) * model_->config().n_vocab);
+}
+
 Result<std::span<const float>> Session::evaluate(std::span<const TokenId> tokens) {
-  RETORT_TRY(check(tokens));
-  while (!tokens.empty()) {
+  if (tokens.size() > options_.n_ctx - position_[0])
+    return fail(ErrorCode::kInvalid, "", "{} tokens after {} exceed the context of {}", tokens.size(),
+                position_[0], options_.n_ctx);
+  std::span<const float> logits;
+  do {
     const std::size_t n = std::min<std::size_t>(tokens.size(), options_.batch);
-    forward(tokens.first(n), false);
+    const Chunk chunk{0, tokens.first(n), n == tokens.size()};
+    logits = RETORT_TRY(step({&chunk, 1}));
     tokens = tokens.subspan(n);
-  }
-  return std::span<const float>(logits_, model_->config().n_vocab);
+  } while (!tokens.empty());
+  return logits;
 }
 
 Result<std::span<const float>> Session::evaluate_all(std::span<const TokenId> tokens) {
-  RETORT_TRY(check(tokens));
-  if (!options_.logits_of_all || tokens.size() > options_.batch)
-    return fail(ErrorCode::kInvalid, "", "{} tokens at once, the batch is {}", tokens.size(), options_.batch);
-  forward(tokens, true);
+  const Chunk chunk{0, tokens};
+  RETORT_TRY(check({&chunk, 1}));
+  if (!options_.logits_of_all)
+    return fail(ErrorCode::kInvalid, "", "this session keeps the logits of last tokens alone");
+  forward({&chunk, 1}, true);
   return std::span<const float>(logits_, tokens.size() * model_->config().n_vocab);
 }
 
-/// Into how many chunks the team splits so many multiplications; 1: the caller does them alone.
-std::uint32_t Session::chunks(std::uint64_t multiplications) const {
-  if (team_.size() == 1 || multiplications < kWorthSharing) return 1;
-  return static_cast<std::uint32_t>(
-      std::min<std::uint64_t>(4 * team_.size(), 2 * multiplications / kWorthSharing));
+float* Session::cache(std::uint32_t stream, std::size_t layer, bool values) const {
+  const ModelConfig& c = model_->config();
+  return cache_ + stream * stream_size_ + layer_at_[layer] +
+         (values ? padded(options_.n_ctx) * c.layers[layer].n_head_kv * c.head_dim : 0);
 }
 
-/// Chunk by chunk the same share of each product's rows, then after(first, last) with the last product's.
-template <typename After>
-void Session::project(std::initializer_list<Product> products, const float* x, std::size_t count,
-                      const After& after) {
-  const std::uint32_t columns = products.begin()->weight.columns;
-  std::uint64_t work = 0;
-  bool quantize = false;
-  for (const Product& p : products) {
-    work += std::uint64_t{p.weight.rows} * columns * count;
-    quantize |= p.weight.type == TensorType::kQ8_0;
-  }
-  if (quantize)
-    for (std::size_t t = 0; t < count; ++t)
-      kernels::quantize_q8(x + t * columns, columns, quantized_ + t * columns, scales_ + t * (columns / 32));
-  const kernels::Activations input{static_cast<std::uint32_t>(count), columns, x, quantized_, scales_};
-  const auto share = [&](std::uint32_t part, std::uint32_t parts) {
-    std::uint32_t first = 0, last = 0;
-    for (const Product& p : products) {
-      const std::uint64_t fours = (p.weight.rows + 3) / 4;
-      first = static_cast<std::uint32_t>(fours * part / parts * 4);
-      last =
-          std::min<std::uint32_t>(p.weight.rows, static_cast<std::uint32_t>(fours * (part + 1) / parts * 4));
-      kernels::matmul(p.weight, input, first, last, p.bias, p.out, p.stride);
+void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
+  const ModelConfig& c = model_->config();
+  count = std::min(count, position_[from]);
+  const std::size_t part = padded(count) * c.head_dim, whole = padded(options_.n_ctx) * c.head_dim;
+  for (std::size_t layer = 0; layer < c.layers.size(); ++layer)
+    for (const bool values : {false, true})
+      for (std::uint32_t head = 0; head < c.layers[layer].n_head_kv; ++head)
+        std::memcpy(cache(to, layer, values) + head * whole, cache(from, layer, values) + head * whole,
+                    4 * part);
+  position_[to] = count;
+}
+
+// ---- how work is split ----
+// Handing a share to the team costs some 0.3 µs and the same again for a memory line to come back, so that
+// work below a microsecond or two stays where it is: with two threads nothing may be slower than with one.
+
+constexpr std::uint64_t kWorthSharing = 2000;  // nanoseconds
+constexpr std::uint64_t kShare = 20'000;  // of a long job, so that an absent thread delays nobody for long
+
+/// Calls work(member, first, last) for ranges of [0, units), which take about `unit_nanoseconds` each.
+template <typename Work>
+void Session::share(std::uint64_t units, std::uint64_t unit_nanoseconds, const Work& work) {
+  const std::uint64_t time = units * unit_nanoseconds, threads = team_.size();
+  if (threads == 1 || time < kWorthSharing || units < 2) return work(0u, std::uint64_t{0}, units);
+  const std::uint64_t parts = std::min(
+      {units, std::max<std::uint64_t>(threads, std::min<std::uint64_t>(time / kShare, 8 * threads))});
+  team_.run(static_cast<std::uint32_t>(parts), [&](std::uint32_t member, std::uint32_t part) {
+    work(member, units * part / parts, units * (part + 1) / parts);
+  });
+}
+
+/// Calls work(first, last) for ranges of a projection's rows that begin at multiples of `granule`.
+/// `products`: how many such projections the work multiplies with.
+template <typename Work>
+void Session::share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
+                         std::uint32_t products, const Work& work) {
+  const std::uint64_t units = (projection.rows + granule - 1) / granule;
+  // Some 100 multiplications a nanosecond for one token, 250 for many.
+  const std::uint64_t nanoseconds =
+      std::uint64_t{granule} * projection.columns * products * count / (count < 4 ? 100 : 250);
+  share(units, std::max<std::uint64_t>(nanoseconds, 1),
+        [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+          work(first * granule, std::min<std::uint64_t>(last * granule, projection.rows));
+        });
+}
+
+/// Rows [begin, end) of a projection. Parts whose rows do not begin at a multiple of the group are split by
+/// their own rows instead, in proportion.
+void Session::multiply(const Model::Projection& projection, const float* x, const Quantized& quantized,
+                       std::size_t count, std::uint64_t begin, std::uint64_t end, float* out,
+                       std::size_t stride, bool add) const {
+  const kernels::Activations input{static_cast<std::uint32_t>(count),
+                                   projection.columns,
+                                   x,
+                                   quantized.q,
+                                   quantized.scale,
+                                   quantized.start};
+  for (const Model::Projection::Part& part : projection.parts) {
+    const std::uint64_t rows = part.matrix.rows, groups = (rows + kGroupRows - 1) / kGroupRows;
+    std::uint64_t first = begin, last = end;
+    if (projection.parts.size() > 1) {
+      first = groups * begin / projection.rows * kGroupRows;
+      last = std::min<std::uint64_t>(rows, groups * end / projection.rows * kGroupRows);
     }
-    after(first, last);
-  };
-  const std::uint32_t parts = chunks(work);
-  if (parts == 1)
-    share(0, 1);
-  else
-    team_.run(parts, [&](std::uint32_t, std::uint32_t part) { share(part, parts); });
+    if (first >= last) continue;
+    kernels::matmul(
+        part.matrix, input, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(last),
+        {out + part.first, stride, projection.bias == nullptr ? nullptr : projection.bias + part.first, add});
+  }
 }
 
-void Session::project(const Product& product, const float* x, std::size_t count) {
-  project({product}, x, count, [](std::uint32_t, std::uint32_t) {});
+/// Quantizes columns [first, last), multiples of 32, of one row.
+void Session::quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
+                       std::size_t first, std::size_t last) {
+  const std::size_t block = row * (columns / 32) + first / 32;
+  kernels::quantize_q8(x + row * columns + first, static_cast<std::uint32_t>(last - first),
+                       to.q + row * columns + first, to.scale + block, to.start + block);
 }
 
-/// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none.
-void Session::normalize(const float* x, const float* weight, const float* bias, std::size_t count,
-                        float* out) {
+/// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,
+/// when asked for, input_.
+void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized,
+                        std::size_t count) {
   const std::uint32_t n = model_->config().n_embd;
   const float eps = model_->config().norm_eps;
-  for (std::size_t t = 0; t < count; ++t, x += n, out += n)
-    if (bias != nullptr)
-      kernels::layer_norm(x, weight, bias, n, eps, out);
-    else
-      kernels::rms_norm(x, weight, n, eps, out);
-}
-
-/// Puts `count` rows of new keys and values into the caches, dimension by dimension.
-void Session::store(std::size_t layer, const float* keys, const float* values, std::size_t stride,
-                    std::size_t count) {
-  const std::size_t width = std::size_t{model_->config().layers[layer].n_head_kv} * model_->config().head_dim;
-  const std::size_t positions = padded(options_.n_ctx);
-  for (std::size_t d = 0; d < width; ++d) {
-    float* const k = keys_[layer] + d * positions + position_;
-    float* const v = values_[layer] + d * positions + position_;
-    for (std::size_t t = 0; t < count; ++t) {
-      k[t] = keys[t * stride + d];
-      v[t] = values[t * stride + d];
+  share(count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+    for (std::uint64_t t = first; t < last; ++t) {
+      if (bias != nullptr)
+        kernels::layer_norm(x + t * n, weight, bias, n, eps, normed_ + t * n);
+      else
+        kernels::rms_norm(x + t * n, weight, n, eps, normed_ + t * n);
+      if (quantized) quantize(input_, t, normed_, n, 0, n);
     }
-  }
+  });
 }
 
-/// Causal attention with grouped K and V heads [Ainslie 2023]: query_ [count, n_head * head_dim] to
-/// attended_.
-void Session::attention(std::size_t index, std::size_t count) {
+/// Token (and gpt2's position) embeddings into hidden_; the batch's runs.
+void Session::embed(std::span<const Chunk> chunks) {
   const ModelConfig& c = model_->config();
-  const LayerShape& shape = c.layers[index];
-  const std::size_t stride = padded(options_.n_ctx), group = shape.n_head / shape.n_head_kv;
-  const std::size_t query_width = std::size_t{shape.n_head} * c.head_dim, items = count * shape.n_head;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  const auto share = [&](std::uint32_t member, std::uint32_t part, std::uint32_t parts) {
-    float* const scores = scores_ + member * stride;
-    for (std::size_t item = part; item < items; item += parts) {
-      const std::size_t t = item / shape.n_head, head = item % shape.n_head;
-      const std::size_t row = t * query_width + head * c.head_dim, cache = head / group * c.head_dim * stride;
-      kernels::attention(query_ + row, keys_[index] + cache, values_[index] + cache,
-                         static_cast<std::uint32_t>(position_ + t + 1), stride, c.head_dim, scale, scores,
-                         attended_ + row);
-    }
-  };
-  const std::uint32_t parts = chunks(2 * items * (position_ + count) * c.head_dim);
-  if (parts == 1)
-    share(0, 0, 1);
-  else
-    team_.run(parts, [&](std::uint32_t member, std::uint32_t part) { share(member, part, parts); });
-}
-
-void Session::forward(std::span<const TokenId> tokens, bool all_logits) {
-  const ModelConfig& c = model_->config();
-  const std::size_t count = tokens.size(), n_embd = c.n_embd;
-  const bool llama = c.family == ModelFamily::kLlama;
   const kernels::Matrix& embedding = model_->token_embedding();
-  const std::uint64_t embedding_bytes = *row_bytes(embedding.type, embedding.columns);
-  for (std::size_t t = 0; t < count; ++t) {
-    float* row = hidden_ + t * n_embd;
-    decode_row(embedding.type,
-               {embedding.data + static_cast<std::uint64_t>(tokens[t]) * embedding_bytes, embedding_bytes},
-               {row, n_embd});
-    if (!llama) kernels::add(row, model_->position_embedding() + (position_ + t) * n_embd, n_embd);
+  const std::uint64_t bytes = *row_bytes(embedding.type, embedding.columns);
+  std::uint32_t row = 0, furthest = 0;
+  n_runs_ = 0;
+  for (const Chunk& chunk : chunks) {
+    const std::uint32_t start = position_[chunk.stream], n = static_cast<std::uint32_t>(chunk.tokens.size());
+    for (std::uint32_t t = 0; t < n; ++t) {
+      float* const to = hidden_ + std::size_t{row + t} * c.n_embd;
+      decode_row(embedding.type,
+                 {embedding.data + static_cast<std::uint64_t>(chunk.tokens[t]) * bytes, bytes},
+                 {to, c.n_embd});
+      if (model_->position_embedding() != nullptr)
+        kernels::add(to, model_->position_embedding() + std::size_t{start + t} * c.n_embd, c.n_embd);
+    }
+    for (std::uint32_t t = 0; t < n; t += kAttentionTokens)
+      runs_[n_runs_++] = {row + t, std::min(kAttentionTokens, n - t), chunk.stream, start + t};
+    row += n;
+    furthest = std::max(furthest, start + n);
   }
+  if (c.family != ModelFamily::kLlama) return;
+  // Rotary embedding [Su 2021]: the table grows with the furthest position.
+  for (; rope_filled_ < furthest; ++rope_filled_) {
+    float* const table = rope_ + std::size_t{2} * rope_filled_ * c.head_dim;
+    for (std::uint32_t i = 0; i < c.head_dim / 2; ++i) {
+      const double angle = rope_filled_ * std::pow(static_cast<double>(c.rope_theta), -2.0 * i / c.head_dim);
+      const auto sine = static_cast<float>(std::sin(angle));
+      table[2 * i] = table[2 * i + 1] = static_cast<float>(std::cos(angle));
+      table[c.head_dim + 2 * i] = -sine;
+      table[c.head_dim + 2 * i + 1] = sine;
+    }
+  }
+}
+
+/// Turns a run's queries and keys to their positions, and puts its keys and values into the cache.
+void Session::turn_and_store(std::size_t layer, std::size_t index) {
+  const ModelConfig& c = model_->config();
+  const LayerShape& shape = c.layers[layer];
+  const Run& run = runs_[index];
+  const std::size_t q = std::size_t{shape.n_head} * c.head_dim,
+                    kv = std::size_t{shape.n_head_kv} * c.head_dim, stride = q + 2 * kv;
+  float* const rows = qkv_ + run.row * stride;
+  if (c.family == ModelFamily::kLlama)
+    for (std::uint32_t t = 0; t < run.count; ++t)  // queries and keys lie side by side
+      kernels::rope(rows + t * stride, shape.n_head + shape.n_head_kv, c.head_dim,
+                    rope_ + std::size_t{2} * (run.position + t) * c.head_dim);
+  const std::size_t head_size = padded(options_.n_ctx) * c.head_dim;
+  for (const bool values : {false, true}) {
+    float* const heads = cache(run.stream, layer, values);
+    for (std::uint32_t t = 0; t < run.count; ++t) {
+      const std::uint32_t position = run.position + t;
+      const float* from = rows + t * stride + q + (values ? kv : 0);
+      float* to = heads + std::size_t{position / kPositionBlock} * c.head_dim * kPositionBlock +
+                  position % kPositionBlock;
+      for (std::uint32_t head = 0; head < shape.n_head_kv; ++head, to += head_size, from += c.head_dim)
+        for (std::uint32_t i = 0; i < c.head_dim; ++i) to[i * kPositionBlock] = from[i];
+    }
+  }
+}
+
+/// Causal attention with grouped K and V heads [Ainslie 2023]: qkv_ to attended_.
+void Session::attend(std::size_t layer, std::size_t count) {
+  const ModelConfig& c = model_->config();
+  const LayerShape& shape = c.layers[layer];
+  const std::size_t group = shape.n_head / shape.n_head_kv, q = std::size_t{shape.n_head} * c.head_dim,
+                    stride = q + std::size_t{2} * shape.n_head_kv * c.head_dim,
+                    head_size = padded(options_.n_ctx) * c.head_dim;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  share(n_runs_, std::uint64_t{shape.n_head_kv} * c.head_dim * (count / n_runs_),
+        [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+          for (std::uint64_t i = first; i < last; ++i) turn_and_store(layer, i);
+        });
+  std::uint64_t positions = 0;
+  for (std::size_t i = 0; i < n_runs_; ++i)
+    positions += runs_[i].count * (runs_[i].position + runs_[i].count);
+  // Some 40 multiplications a nanosecond.
+  const std::uint64_t items = n_runs_ * shape.n_head_kv, work = 2 * positions * q / 40;
+  share(items, work / items + 50, [&](std::uint32_t member, std::uint64_t first, std::uint64_t last) {
+    float* const scores = scores_ + member * kAttentionTokens * score_stride(options_);
+    for (std::uint64_t item = first; item < last; ++item) {
+      const Run& run = runs_[item / shape.n_head_kv];
+      const std::size_t head = item % shape.n_head_kv, kv = head * head_size;
+      const float *keys = cache(run.stream, layer, false) + kv, *values = cache(run.stream, layer, true) + kv;
+      const float* const query = qkv_ + run.row * stride + head * group * c.head_dim;
+      float* const out = attended_ + run.row * q + head * group * c.head_dim;
+      // Several tokens of one query head together; of a single token, the query heads that share K and V.
+      const bool alone = run.count == 1;
+      const std::uint32_t together =
+          alone ? static_cast<std::uint32_t>(std::min<std::size_t>(group, kAttentionTokens)) : 1;
+      for (std::uint32_t g = 0; g < group; g += together)
+        kernels::attention(
+            query + g * c.head_dim, alone ? c.head_dim : stride,
+            alone ? std::min<std::uint32_t>(together, static_cast<std::uint32_t>(group) - g) : run.count,
+            alone ? 0 : 1, keys, values, run.position + 1, c.head_dim, scale, scores, score_stride(options_),
+            out + g * c.head_dim, alone ? c.head_dim : q);
+    }
+  });
+  if (model_->layers()[layer].attn_output.quantized)
+    share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+      for (std::uint64_t t = first; t < last; ++t) quantize(input_, t, attended_, q, 0, q);
+    });
+}
+
+void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
+  const ModelConfig& c = model_->config();
+  const std::size_t n_embd = c.n_embd;
+  std::size_t count = 0;
+  for (const Chunk& chunk : chunks) count += chunk.tokens.size();
+  embed(chunks);
   for (std::size_t i = 0; i < c.layers.size(); ++i) {
     const Model::Layer& layer = model_->layers()[i];
-    const LayerShape& shape = c.layers[i];
-    const std::size_t q = std::size_t{shape.n_head} * c.head_dim,
-                      kv = std::size_t{shape.n_head_kv} * c.head_dim, ff = shape.n_ff;
-    const auto nothing = [](std::uint32_t, std::uint32_t) {};
-    normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, count, normed_);
-    if (llama) {
-      float *const keys = gate_, *const values = up_;
-      project({{layer.q, nullptr, query_, q}, {layer.k, nullptr, keys, kv}, {layer.v, nullptr, values, kv}},
-              normed_, count, nothing);
-      // Rotary embedding [Su 2021].
-      for (std::size_t t = 0; t < count; ++t) {
-        const float *cosine = rope_ + (position_ + t) * c.head_dim, *sine = cosine + c.head_dim / 2;
-        kernels::rope(query_ + t * q, shape.n_head, c.head_dim, cosine, sine);
-        kernels::rope(keys + t * kv, shape.n_head_kv, c.head_dim, cosine, sine);
-      }
-      store(i, keys, values, kv, count);
-    } else {
-      const std::size_t fused = q + 2 * kv;
-      project({layer.qkv, layer.qkv_bias, gate_, fused}, normed_, count);
-      for (std::size_t t = 0; t < count; ++t)
-        std::memcpy(query_ + t * q, gate_ + t * fused, q * sizeof(float));
-      store(i, gate_ + q, gate_ + q + kv, fused, count);
-    }
-    attention(i, count);
-    project({layer.attn_output, layer.attn_output_bias, normed_, n_embd}, attended_, count);
-    kernels::add(hidden_, normed_, count * n_embd);
+    const std::size_t ff = c.layers[i].n_ff;
+    normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, count);
+    share_rows(layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+      multiply(layer.qkv, normed_, input_, count, first, last, qkv_, layer.qkv.rows, false);
+    });
+    attend(i, count);
+    share_rows(layer.attn_output, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+      multiply(layer.attn_output, attended_, input_, count, first, last, hidden_, n_embd, true);
+    });
 
-    normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias, count, normed_);
-    if (llama) {  // SwiGLU [Shazeer 2020]
-      project({{layer.ffn_gate, nullptr, gate_, ff}, {layer.ffn_up, nullptr, up_, ff}}, normed_, count,
-              [&](std::uint32_t first, std::uint32_t last) {
-                for (std::size_t t = 0; t < count; ++t)
-                  kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
-              });
-    } else {
-      project({{layer.ffn_up, layer.ffn_up_bias, gate_, ff}}, normed_, count,
-              [&](std::uint32_t first, std::uint32_t last) {
-                for (std::size_t t = 0; t < count; ++t) kernels::gelu(gate_ + t * ff + first, last - first);
-              });
-    }
-    project({layer.ffn_down, layer.ffn_down_bias, normed_, n_embd}, gate_, count);
-    kernels::add(hidden_, normed_, count * n_embd);
+    normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias,
+              layer.ffn_up.quantized || layer.ffn_gate.quantized, count);
+    // Whole blocks of the quantized result, so that each share makes its own.
+    share_rows(layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1, [&](std::uint64_t first, std::uint64_t last) {
+      if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
+        multiply(layer.ffn_gate, normed_, input_, count, first, last, gate_, ff, false);
+        multiply(layer.ffn_up, normed_, input_, count, first, last, up_, ff, false);
+      } else {
+        multiply(layer.ffn_up, normed_, input_, count, first, last, gate_, ff, false);
+      }
+      for (std::size_t t = 0; t < count; ++t) {
+        if (layer.ffn_gate)
+          kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
+        else
+          kernels::gelu(gate_ + t * ff + first, last - first);
+        if (layer.ffn_down.quantized) quantize(inner_, t, gate_, ff, first, last);
+      }
+    });
+    share_rows(layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+      multiply(layer.ffn_down, gate_, inner_, count, first, last, hidden_, n_embd, true);
+    });
   }
-  position_ += static_cast<std::uint32_t>(count);
-  const std::size_t first = all_logits ? 0 : count - 1, outputs = count - first;
-  normalize(hidden_ + first * n_embd, model_->output_norm(), model_->output_norm_bias(), outputs, normed_);
-  project({model_->output(), nullptr, logits_, c.n_vocab}, normed_, outputs);
+  std::size_t outputs = 0, row = 0;
+  for (const Chunk& chunk : chunks) {
+    position_[chunk.stream] += static_cast<std::uint32_t>(chunk.tokens.size());
+    row += chunk.tokens.size();
+    if (all_logits || !chunk.wants_logits) continue;
+    // The rows that count move to the front; no row moves back over one that is still to come.
+    if (outputs != row - 1)
+      std::memcpy(hidden_ + outputs * n_embd, hidden_ + (row - 1) * n_embd, n_embd * sizeof(float));
+    ++outputs;
+  }
+  if (all_logits) outputs = count;
+  if (outputs == 0) return;
+  normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized, outputs);
+  share_rows(model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
+    multiply(model_->output(), normed_, input_, outputs, first, last, logits_, c.n_vocab, false);
+  });
 }
 
 }  // namespace retort

@@ -2,9 +2,9 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <initializer_list>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "agent/serve/runtime/model.h"
 #include "agent/serve/runtime/thread_team.h"
@@ -13,63 +13,93 @@
 namespace retort {
 
 struct SessionOptions {
-  std::uint32_t n_ctx = 0;         ///< tokens kept; 0: the model's own context
-  std::uint32_t batch = 32;        ///< prompt tokens computed together
+  std::uint32_t n_ctx = 0;         ///< tokens kept of each stream; 0: the model's own context
+  std::uint32_t streams = 1;       ///< sequences with a KV cache each
+  std::uint32_t batch = 128;       ///< tokens computed together, of all streams
   bool logits_of_all = false;      ///< room for the logits of every token of a batch (evaluation)
   std::uint64_t memory_limit = 0;  ///< 0: none
 };
 
 /// What a session will take, known before it takes it.
 struct MemoryPlan {
-  std::uint64_t weights_mapped_bytes = 0;  ///< shared with every process that maps the same file
+  std::uint64_t weights_mapped_bytes = 0;  ///< shared with every process that maps the same files
+  std::uint64_t weights_packed_bytes = 0;  ///< this process's own; 0 where the cache's file is mapped
   std::uint64_t kv_cache_bytes = 0;        ///< F32
   std::uint64_t activation_bytes = 0;
-  std::uint64_t total() const { return weights_mapped_bytes + kv_cache_bytes + activation_bytes; }
+  std::uint64_t total() const {
+    return weights_mapped_bytes + weights_packed_bytes + kv_cache_bytes + activation_bytes;
+  }
 };
 MemoryPlan plan_memory(const Model& model, const SessionOptions& options, std::uint32_t threads);
 
-/// One stream of tokens through a model: its KV cache and scratch, all in one arena taken at creation;
-/// nothing is allocated afterwards. Thread: one.
+/// Streams of tokens through a model: their KV caches and the scratch, all in one arena taken at creation;
+/// nothing is allocated afterwards. A stream's results do not depend on what it is batched with, nor on the
+/// threads, to the bit. Thread: one.
 class Session {
  public:
   /// kOutOfBudget says how much is needed when it is more than the limit.
   static Result<std::unique_ptr<Session>> create(std::shared_ptr<const Model> model, ThreadTeam& team,
                                                  SessionOptions options);
 
-  /// Computes `tokens` after those that are in the cache already, and returns the logits of the last one
-  /// [n_vocab], f32, valid until the next call. Empty input, an id outside the vocabulary and a full context
-  /// are kInvalid.
+  /// Tokens of one stream, after those that its cache holds already.
+  struct Chunk {
+    std::uint32_t stream = 0;
+    std::span<const TokenId> tokens;
+    bool wants_logits = true;  ///< of its last token
+  };
+  /// Computes chunks of different streams together, `batch` tokens at most in all. Returns the logits
+  /// [n_vocab] of the last token of each chunk that wants them, in order, valid until the next call. Empty
+  /// input, an id outside the vocabulary, a full context and a stream named twice are kInvalid, with nothing
+  /// computed.
+  Result<std::span<const float>> step(std::span<const Chunk> chunks);
+
+  /// Computes any number of tokens of stream 0, batch by batch, and returns the logits of the last.
   Result<std::span<const float>> evaluate(std::span<const TokenId> tokens);
-  /// The same for at most `batch` tokens, with the logits of each: [tokens, n_vocab]. Needs logits_of_all.
+  /// At most `batch` tokens of stream 0 with the logits of each: [tokens, n_vocab]. Needs logits_of_all.
   Result<std::span<const float>> evaluate_all(std::span<const TokenId> tokens);
 
-  std::uint32_t position() const { return position_; }
+  std::uint32_t position(std::uint32_t stream = 0) const { return position_[stream]; }
   std::uint32_t n_ctx() const { return options_.n_ctx; }
   std::uint32_t batch() const { return options_.batch; }
-  /// Forgets everything from `position` on.
-  void rewind(std::uint32_t position) { position_ = std::min(position, position_); }
+  std::uint32_t streams() const { return options_.streams; }
+  /// Forgets everything of a stream from `position` on.
+  void rewind(std::uint32_t position, std::uint32_t stream = 0) {
+    position_[stream] = std::min(position, position_[stream]);
+  }
+  /// Makes stream `to` begin with the first `count` positions of stream `from`.
+  void copy(std::uint32_t from, std::uint32_t to, std::uint32_t count);
   const Model& model() const { return *model_; }
 
  private:
   Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOptions options);
-  Result<void> check(std::span<const TokenId> tokens) const;
-  void forward(std::span<const TokenId> tokens, bool all_logits);
-  /// One product of a group that shares its input.
-  struct Product {
-    const kernels::Matrix& weight;
-    const float* bias;  ///< or null
-    float* out;         ///< [count, stride]
-    std::size_t stride;
+  Result<void> check(std::span<const Chunk> chunks) const;
+  void forward(std::span<const Chunk> chunks, bool all_logits);
+
+  /// At most kAttentionTokens consecutive tokens of one stream.
+  struct Run {
+    std::uint32_t row = 0, count = 0, stream = 0, position = 0;
   };
-  template <typename After>
-  void project(std::initializer_list<Product> products, const float* x, std::size_t count,
-               const After& after);
-  void project(const Product& product, const float* x, std::size_t count);
-  void normalize(const float* x, const float* weight, const float* bias, std::size_t count, float* out);
-  std::uint32_t chunks(std::uint64_t multiplications) const;
-  void store(std::size_t layer, const float* keys, const float* values, std::size_t stride,
-             std::size_t count);
-  void attention(std::size_t layer, std::size_t count);
+  /// Rows of activations, quantized as quantized matrices want them.
+  struct Quantized {
+    std::int8_t* q;
+    float* scale;
+    std::int32_t* start;
+  };
+  static void quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
+                       std::size_t first, std::size_t last);
+  template <typename Work>
+  void share(std::uint64_t units, std::uint64_t unit_nanoseconds, const Work& work);
+  template <typename Work>
+  void share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
+                  std::uint32_t products, const Work& work);
+  void multiply(const Model::Projection& projection, const float* x, const Quantized& quantized,
+                std::size_t count, std::uint64_t begin, std::uint64_t end, float* out, std::size_t stride,
+                bool add) const;
+  void normalize(const float* x, const float* weight, const float* bias, bool quantized, std::size_t count);
+  void embed(std::span<const Chunk> chunks);
+  void attend(std::size_t layer, std::size_t count);
+  void turn_and_store(std::size_t layer, std::size_t run);
+  float* cache(std::uint32_t stream, std::size_t layer, bool values) const;
 
   std::shared_ptr<const Model> model_;
   ThreadTeam& team_;
@@ -78,17 +108,22 @@ class Session {
     void operator()(void* p) const { std::free(p); }
   };
   std::unique_ptr<void, Free> arena_;
-  std::uint32_t position_ = 0;
+  std::vector<std::uint32_t> position_;  // of each stream
+  std::vector<Run> runs_;                // of the batch under way
+  std::size_t n_runs_ = 0;
+  std::uint32_t rope_filled_ = 0;
   // In the arena. B: batch, S: n_ctx rounded up to whole blocks of positions.
-  float *hidden_, *normed_;   // [B, n_embd]
-  float *query_, *attended_;  // [B, widest n_head * head_dim]
-  float *gate_, *up_;         // [B, widest n_ff]; new K and V rows, or gpt2's fused qkv, lie there too
-  float* logits_;             // [B or 1, n_vocab]
-  float* scores_;             // [threads, S]
-  float* rope_;               // [n_ctx, (cos, sin), head_dim / 2]
-  std::int16_t* quantized_;   // [B, widest input]
-  float* scales_;             // [B, widest input / 32]
-  std::vector<float*> keys_, values_;  // per layer [n_head_kv, head_dim, S]: kernels::attention says why
+  float *hidden_, *normed_;  // [B, n_embd]
+  float* qkv_;               // [B, widest (n_head + 2 n_head_kv) head_dim]: queries, keys, values
+  float* attended_;          // [B, widest n_head * head_dim]
+  float *gate_, *up_;        // [B, widest n_ff]
+  float* logits_;            // [B or streams, n_vocab]
+  float* scores_;            // [threads, kAttentionTokens, S + kPositionBlock]
+  float* rope_;              // [n_ctx, 2 head_dim], as kernels::rope wants it; filled as far as needed
+  Quantized input_, inner_;  // [B, widest of n_embd and n_head * head_dim]; [B, widest n_ff]
+  float* cache_;             // [streams, layers, K and V, n_head_kv, S / 16, head_dim, 16]
+  std::vector<std::uint64_t> layer_at_;  // floats before a layer's K in a stream's cache
+  std::uint64_t stream_size_ = 0;        // floats of a stream's cache
 };
 
 }  // namespace retort

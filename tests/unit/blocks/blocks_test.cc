@@ -69,5 +69,36 @@ TEST(Q8_0, ErrorIsAtMostHalfAStepAndNonFiniteInputIsDefined) {
   EXPECT_EQ(row_bytes(TensorType::kQ8_0, 33), std::nullopt);
 }
 
+TEST(Q4_0, KnownBytes) {
+  std::vector<float> values(32, 0.0f);
+  values[0] = -8.0f;  // the furthest from zero becomes −8 steps
+  values[1] = 7.0f;
+  values[17] = 2.4f;
+  std::vector<std::byte> bytes(18);
+  encode_row(TensorType::kQ4_0, values, bytes);
+  EXPECT_EQ(bytes[0], std::byte{0x00});
+  EXPECT_EQ(bytes[1], std::byte{0x3c});  // 1.0
+  EXPECT_EQ(bytes[2], std::byte{0x80});  // column 0 below column 16
+  EXPECT_EQ(bytes[3], std::byte{0xaf});
+  EXPECT_EQ(bytes[4], std::byte{0x88});
+}
+
+TEST(Q4_0, ErrorIsAtMostAStepAndNonFiniteInputIsDefined) {
+  SeededRandom random(4);
+  std::vector<float> values(256), back(256);
+  for (float& x : values) x = static_cast<float>(random.next_unit() * 2 - 1);
+  std::vector<std::byte> bytes(*row_bytes(TensorType::kQ4_0, 256));
+  encode_row(TensorType::kQ4_0, values, bytes);
+  decode_row(TensorType::kQ4_0, bytes, back);
+  for (std::size_t block = 0; block < 256; block += 32) {
+    float largest = 0;
+    for (std::size_t i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(values[block + i]));
+    for (std::size_t i = 0; i < 32; ++i)
+      EXPECT_NEAR(back[block + i], values[block + i], largest / 8 * 1.001f);
+  }
+  values.assign(256, std::numeric_limits<float>::infinity());
+  encode_row(TensorType::kQ4_0, values, bytes);  // must not be undefined
+}
+
 }  // namespace
 }  // namespace retort

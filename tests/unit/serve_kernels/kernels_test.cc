@@ -2,6 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -31,9 +36,22 @@ Floats normal(std::size_t n, std::mt19937& random, float scale = 1) {
   return out;
 }
 
+constexpr TensorType kTypes[] = {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0,
+                                 TensorType::kQ4_0};
+bool quantized(TensorType type) { return info(type).block_values > 1; }
+
+/// 64-byte aligned, and exactly as long as it must be, so that a sanitizer sees reads behind it.
+struct Packed {
+  explicit Packed(std::size_t size)
+      : bytes(static_cast<std::byte*>(std::aligned_alloc(64, (size + 63) / 64 * 64)), std::free) {
+    std::memset(bytes.get(), 0, size);
+  }
+  std::unique_ptr<std::byte, void (*)(void*)> bytes;
+};
+
 struct Weights {
-  std::vector<std::byte> bytes;  ///< exactly as long as the matrix, so that a sanitizer sees reads behind it
-  Floats values;                 ///< what they decode to
+  std::vector<std::byte> bytes;
+  Floats values;  ///< what they decode to
   Matrix matrix;
 };
 
@@ -51,9 +69,26 @@ Weights weights(TensorType type, std::uint32_t rows, std::uint32_t columns, std:
   return w;
 }
 
+/// The matrix in two parts stacked into one packed matrix, where the instruction set has a layout for it.
+std::optional<Packed> packed(Weights& w, std::uint32_t first_part) {
+  const std::size_t size = packed_bytes(w.matrix.type, w.matrix.rows, w.matrix.columns);
+  if (size == 0) return std::nullopt;
+  Packed out(size);
+  Matrix first = w.matrix, second = w.matrix;
+  first.rows = first_part;
+  second.rows -= first_part;
+  second.data += first_part * *row_bytes(w.matrix.type, w.matrix.columns);
+  pack(first, 0, w.matrix.rows, out.bytes.get());
+  pack(second, first_part, w.matrix.rows, out.bytes.get());
+  w.matrix.data = out.bytes.get();
+  w.matrix.packed = true;
+  return out;
+}
+
 struct Inputs {
   Floats f32, scale;
-  std::vector<std::int16_t> q8;
+  std::vector<std::int8_t> q8;
+  std::vector<std::int32_t> sum;
   Activations activations;
 };
 
@@ -63,77 +98,112 @@ Inputs inputs(std::uint32_t count, std::uint32_t columns, std::mt19937& random) 
   if (columns % 32 == 0) {
     x.q8.resize(x.f32.size());
     x.scale.resize(x.f32.size() / 32);
+    x.sum.resize(x.f32.size() / 32);
     for (std::uint32_t t = 0; t < count; ++t)
       quantize_q8(x.f32.data() + t * columns, columns, x.q8.data() + t * columns,
-                  x.scale.data() + t * (columns / 32));
+                  x.scale.data() + t * (columns / 32), x.sum.data() + t * (columns / 32));
   }
-  x.activations = {count, columns, x.f32.data(), x.q8.data(), x.scale.data()};
+  x.activations = {count, columns, x.f32.data(), x.q8.data(), x.scale.data(), x.sum.data()};
   return x;
+}
+
+void check_matmul(const Weights& w, std::uint32_t granule, bool with_bias, bool add, std::mt19937& random) {
+  const std::uint32_t rows = w.matrix.rows, columns = w.matrix.columns, count = 1 + random() % 27;
+  const Inputs x = inputs(count, columns, random);
+  const Floats bias = normal(rows, random);
+  const std::size_t stride = rows + 3;
+  Floats out(count * stride, 7.0f);
+  const std::uint32_t begin = random() % rows / granule * granule,
+                      end = std::min(
+                          rows,
+                          (begin + 1 + static_cast<std::uint32_t>(random()) % (rows - begin) + granule - 1) /
+                              granule * granule);
+  matmul(w.matrix, x.activations, begin, end, {out.data(), stride, with_bias ? bias.data() : nullptr, add});
+  for (std::uint32_t t = 0; t < count; ++t)
+    for (std::uint32_t r = 0; r < stride; ++r) {
+      if (r < begin || r >= end) {
+        EXPECT_EQ(out[t * stride + r], 7.0f) << "row " << r << " is not ours";
+        continue;
+      }
+      double sum = (with_bias ? bias[r] : 0.0) + (add ? 7 : 0), size = 8;
+      for (std::uint32_t c = 0; c < columns; ++c) {
+        const double value = quantized(w.matrix.type) ? static_cast<double>(x.q8[t * columns + c]) *
+                                                            x.scale[(t * columns + c) / 32]
+                                                      : double{x.f32[t * columns + c]};
+        sum += value * w.values[r * columns + c];
+        size += std::fabs(value * w.values[r * columns + c]);
+      }
+      EXPECT_NEAR(out[t * stride + r], sum, 2e-6 * size)
+          << info(w.matrix.type).name << " " << rows << "x" << columns << ", " << count << " tokens"
+          << (w.matrix.packed ? ", packed" : "");
+    }
+}
+
+std::uint32_t some_columns(TensorType type, std::mt19937& random) {
+  return static_cast<std::uint32_t>(quantized(type) ? 32 * (1 + random() % 9) : 1 + random() % 200);
 }
 
 TEST_P(Kernels, MatmulAgreesWithPlainSums) {
   std::mt19937 random(1);
-  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0})
+  for (const TensorType type : kTypes)
     for (int round = 0; round < 60; ++round) {
-      const std::uint32_t rows = 1 + random() % 37, count = 1 + random() % 11;
-      const std::uint32_t columns = type == TensorType::kQ8_0 ? 32 * (1 + random() % 9) : 1 + random() % 200;
-      const Weights w = weights(type, rows, columns, random);
-      const Inputs x = inputs(count, columns, random);
-      const Floats bias = normal(rows, random);
-      const bool with_bias = round % 2 == 0;
-      const std::size_t stride = rows + 3;
-      Floats out(count * stride, 7.0f);
-      const std::uint32_t begin = random() % rows, end = begin + 1 + random() % (rows - begin);
-      matmul(w.matrix, x.activations, begin, end, with_bias ? bias.data() : nullptr, out.data(), stride);
-      for (std::uint32_t t = 0; t < count; ++t)
-        for (std::uint32_t r = 0; r < stride; ++r) {
-          if (r < begin || r >= end) {
-            EXPECT_EQ(out[t * stride + r], 7.0f) << "row " << r << " is not ours";
-            continue;
-          }
-          double sum = with_bias ? bias[r] : 0.0, size = 1;
-          for (std::uint32_t c = 0; c < columns; ++c) {
-            const double value = type == TensorType::kQ8_0 ? static_cast<double>(x.q8[t * columns + c]) *
-                                                                 x.scale[(t * columns + c) / 32]
-                                                           : double{x.f32[t * columns + c]};
-            sum += value * w.values[r * columns + c];
-            size += std::fabs(value * w.values[r * columns + c]);
-          }
-          EXPECT_NEAR(out[t * stride + r], sum, 2e-6 * size)
-              << info(type).name << " " << rows << "x" << columns << ", " << count << " tokens";
-        }
+      Weights w = weights(type, 1 + random() % 150, some_columns(type, random), random);
+      check_matmul(w, 1, round % 2 == 0, round % 3 == 0, random);
+      if (const auto memory = packed(w, static_cast<std::uint32_t>(random() % (w.matrix.rows + 1))))
+        check_matmul(w, kGroupRows, round % 2 == 0, round % 3 == 0, random);
     }
+}
+
+TEST_P(Kernels, TheFloatLayoutsArePackedEverywhere) {
+  EXPECT_EQ(packed_bytes(TensorType::kF32, 17, 3), 32u * 3 * 4);
+  EXPECT_EQ(packed_bytes(TensorType::kF16, 16, 5), 16u * 5 * 2);
+  if (GetParam() == "AVX3_DL") {
+    EXPECT_EQ(packed_bytes(TensorType::kQ8_0, 16, 64), 16u * 2 * 34);
+  }
 }
 
 TEST_P(Kernels, NeitherBatchNorSplitChangesABit) {
   std::mt19937 random(2);
-  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0}) {
-    const std::uint32_t rows = 23, columns = type == TensorType::kQ8_0 ? 96 : 77, count = 7;
-    const Weights w = weights(type, rows, columns, random);
-    const Inputs x = inputs(count, columns, random);
-    Floats whole(count * rows), parts(count * rows);
-    matmul(w.matrix, x.activations, 0, rows, nullptr, whole.data(), rows);
-    for (std::uint32_t t = 0; t < count; ++t)
-      for (std::uint32_t r = 0; r < rows; r += 5) {
-        Activations one = x.activations;
-        one.count = 1, one.f32 += t * columns;
-        if (type == TensorType::kQ8_0) one.q8 += t * columns, one.q8_scale += t * (columns / 32);
-        matmul(w.matrix, one, r, std::min(rows, r + 5), nullptr, parts.data() + t * rows, rows);
+  for (const TensorType type : kTypes)
+    for (const bool pack_it : {false, true}) {
+      const std::uint32_t rows = 119, columns = quantized(type) ? 96 : 77, count = 31;
+      Weights w = weights(type, rows, columns, random);
+      std::optional<Packed> memory;
+      if (pack_it && !(memory = packed(w, 50))) continue;
+      const Inputs x = inputs(count, columns, random);
+      const std::uint32_t step = pack_it ? kGroupRows : 5;
+      Floats whole(count * rows);
+      matmul(w.matrix, x.activations, 0, rows, {whole.data(), rows});
+      for (const std::uint32_t batch : {1u, 2u, 3u, 5u, 30u}) {
+        Floats parts(count * rows);
+        for (std::uint32_t t = 0; t < count; t += batch)
+          for (std::uint32_t r = 0; r < rows; r += step) {
+            Activations some = x.activations;
+            some.count = std::min(batch, count - t), some.f32 += t * columns;
+            if (quantized(type))
+              some.q8 += t * columns, some.q8_scale += t * (columns / 32),
+                  some.q8_start += t * (columns / 32);
+            matmul(w.matrix, some, r, std::min(rows, r + step), {parts.data() + t * rows, rows});
+          }
+        EXPECT_EQ(whole, parts) << info(type).name << (pack_it ? " packed" : "") << ", by " << batch;
       }
-    EXPECT_EQ(whole, parts) << info(type).name;
-  }
+    }
 }
 
 TEST_P(Kernels, QuantizedActivationsAreWithinHalfAStep) {
   std::mt19937 random(3);
   Floats x = normal(320, random, 3.0f);
   std::fill(x.begin() + 64, x.begin() + 96, 0.0f);
-  std::vector<std::int16_t> q(x.size());
+  std::vector<std::int8_t> q(x.size());
   Floats scale(x.size() / 32);
-  quantize_q8(x.data(), 320, q.data(), scale.data());
+  std::vector<std::int32_t> sum(x.size() / 32);
+  quantize_q8(x.data(), 320, q.data(), scale.data(), sum.data());
   for (std::size_t i = 0; i < x.size(); ++i) {
     EXPECT_LE(std::abs(q[i]), 127);
     EXPECT_NEAR(q[i] * scale[i / 32], x[i], scale[i / 32] * 0.5001f);
+    if (i % 32 == 0) {
+      EXPECT_EQ(sum[i / 32], -8 * std::accumulate(&q[i], &q[i] + 32, 0));
+    }
   }
   EXPECT_EQ(scale[2], 0.0f);
 }
@@ -198,42 +268,61 @@ TEST_P(Kernels, ActivationsStandFarOutValues) {
 
 TEST_P(Kernels, RopeTurnsNeighbouringPairs) {
   std::mt19937 random(5);
-  const std::uint32_t heads = 3, dim = 10;
-  const Floats x = normal(heads * dim, random);
-  Floats cosine(dim / 2), sine(dim / 2), y = x;
-  for (std::uint32_t i = 0; i < dim / 2; ++i) cosine[i] = std::cos(0.3f * i), sine[i] = std::sin(0.3f * i);
-  rope(y.data(), heads, dim, cosine.data(), sine.data());
-  for (std::uint32_t h = 0; h < heads; ++h)
+  for (const std::uint32_t dim : {2u, 10u, 16u, 48u}) {
+    const std::uint32_t heads = 3;
+    const Floats x = normal(heads * dim, random);
+    Floats table(2 * dim), y = x;
     for (std::uint32_t i = 0; i < dim / 2; ++i) {
-      const float *a = &x[h * dim + 2 * i], *b = &y[h * dim + 2 * i];
-      EXPECT_NEAR(b[0], a[0] * cosine[i] - a[1] * sine[i], 1e-6);
-      EXPECT_NEAR(b[1], a[0] * sine[i] + a[1] * cosine[i], 1e-6);
+      table[2 * i] = table[2 * i + 1] = std::cos(0.3f * i);
+      table[dim + 2 * i] = -std::sin(0.3f * i);
+      table[dim + 2 * i + 1] = std::sin(0.3f * i);
     }
+    rope(y.data(), heads, dim, table.data());
+    for (std::uint32_t h = 0; h < heads; ++h)
+      for (std::uint32_t i = 0; i < dim / 2; ++i) {
+        const float *a = &x[h * dim + 2 * i], *b = &y[h * dim + 2 * i];
+        EXPECT_NEAR(b[0], a[0] * std::cos(0.3f * i) - a[1] * std::sin(0.3f * i), 1e-6);
+        EXPECT_NEAR(b[1], a[0] * std::sin(0.3f * i) + a[1] * std::cos(0.3f * i), 1e-6);
+      }
+  }
 }
 
 TEST_P(Kernels, AttentionAgreesWithItsDefinition) {
   std::mt19937 random(6);
   for (const std::uint32_t dim : {1u, 2u, 8u, 13u, 16u, 64u})
-    for (const std::uint32_t n : {1u, 2u, 15u, 16u, 17u, 63u, 64u, 65u, 130u}) {
-      const std::size_t stride = (n + kPositionBlock) / kPositionBlock * kPositionBlock;
-      const Floats q = normal(dim, random), k = normal(dim * stride, random),
-                   v = normal(dim * stride, random);
-      Floats scores(stride), out(dim);
-      const float scale = 0.4f;
-      attention(q.data(), k.data(), v.data(), n, stride, dim, scale, scores.data(), out.data());
-      std::vector<double> p(n);
-      double total = 0;
-      for (std::uint32_t j = 0; j < n; ++j) {
-        double score = 0;
-        for (std::uint32_t i = 0; i < dim; ++i) score += double{q[i]} * k[i * stride + j];
-        total += p[j] = std::exp(score * scale);
+    for (const std::uint32_t n : {1u, 2u, 13u, 15u, 16u, 17u, 63u, 64u, 65u, 130u})
+      for (std::uint32_t count = 1; count <= 2 * kAttentionTokens; ++count) {
+        const std::uint32_t step = count > kAttentionTokens ? 0 : 1,
+                            rows = count - (step == 0 ? kAttentionTokens : 0);
+        const std::size_t stride = (n + rows - 1 + kPositionBlock - 1) / kPositionBlock * kPositionBlock;
+        const std::size_t q_stride = dim + 3, out_stride = dim + 1;
+        const Floats q = normal(rows * q_stride, random), k = normal(dim * stride, random),
+                     v = normal(dim * stride, random);
+        const auto at = [&](std::uint32_t position, std::uint32_t i) {
+          return (position / kPositionBlock * dim + i) * kPositionBlock + position % kPositionBlock;
+        };
+        Floats scores(rows * stride), out(rows * out_stride), alone(dim);
+        const float scale = 0.4f;
+        attention(q.data(), q_stride, rows, step, k.data(), v.data(), n, dim, scale, scores.data(), stride,
+                  out.data(), out_stride);
+        for (std::uint32_t t = 0; t < rows; ++t) {
+          std::vector<double> p(n + t * step);
+          double total = 0;
+          for (std::uint32_t j = 0; j < n + t * step; ++j) {
+            double score = 0;
+            for (std::uint32_t i = 0; i < dim; ++i) score += double{q[t * q_stride + i]} * k[at(j, i)];
+            total += p[j] = std::exp(score * scale);
+          }
+          attention(q.data() + t * q_stride, q_stride, 1, 1, k.data(), v.data(), n + t * step, dim, scale,
+                    scores.data(), stride, alone.data(), dim);
+          for (std::uint32_t i = 0; i < dim; ++i) {
+            double expected = 0;
+            for (std::uint32_t j = 0; j < n + t * step; ++j) expected += p[j] / total * v[at(j, i)];
+            EXPECT_NEAR(out[t * out_stride + i], expected, 1e-5) << dim << " wide, " << n << " positions";
+            EXPECT_EQ(out[t * out_stride + i], alone[i]) << "the batch changes a bit";
+          }
+        }
       }
-      for (std::uint32_t i = 0; i < dim; ++i) {
-        double expected = 0;
-        for (std::uint32_t j = 0; j < n; ++j) expected += p[j] / total * v[i * stride + j];
-        EXPECT_NEAR(out[i], expected, 1e-5) << dim << " wide, " << n << " positions";
-      }
-    }
 }
 
 }  // namespace

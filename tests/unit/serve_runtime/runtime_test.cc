@@ -7,6 +7,7 @@
 
 #include "agent/serve/runtime/sampler.h"
 #include "agent/serve/runtime/session.h"
+#include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/random.h"
 #include "common/hf/hf_model.h"
@@ -85,7 +86,7 @@ std::shared_ptr<const Model> tiny(const TemporaryFolder& folder, ModelFamily fam
 
 TEST(Session, ChunksThreadsAndRewindGiveTheSameLogits) {
   for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2})
-    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0}) {
+    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0, TensorType::kQ4_0}) {
       TemporaryFolder folder;
       const auto model = tiny(folder, family, type);
       const auto ids =
@@ -105,6 +106,105 @@ TEST(Session, ChunksThreadsAndRewindGiveTheSameLogits) {
       ASSERT_OK((*single)->evaluate(std::span(ids).subspan(3)));
       EXPECT_EQ(std::vector<float>(a->begin(), a->end()), first);
     }
+}
+
+TEST(Session, StreamsComputedTogetherGiveWhatEachGivesAlone) {
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2}) {
+    TemporaryFolder folder;
+    const auto model = tiny(folder, family, TensorType::kQ8_0);
+    const std::size_t n_vocab = model->config().n_vocab;
+    ThreadTeam team(2);
+    auto together = Session::create(model, team, {.streams = 3, .batch = 16});
+    ASSERT_OK(together);
+    std::vector<std::vector<TokenId>> texts;
+    std::vector<std::vector<float>> alone;
+    for (const char* text : {"the server reads mail", "a client", "it writes the log and the mail again"}) {
+      texts.push_back(model->tokenizer().encode(text, true));
+      auto session = Session::create(model, team, {});
+      ASSERT_OK(session);
+      const auto logits = (*session)->evaluate(texts.back());
+      ASSERT_OK(logits);
+      alone.emplace_back(logits->begin(), logits->end());
+    }
+    // A few tokens of each at a time, as a server does; logits only where a text ends.
+    std::size_t done[3] = {};
+    std::vector<std::vector<float>> got(3);
+    while (done[0] < texts[0].size() || done[1] < texts[1].size() || done[2] < texts[2].size()) {
+      std::vector<Session::Chunk> chunks;
+      for (std::uint32_t i = 3; i-- > 0;) {
+        const std::size_t n = std::min<std::size_t>(1 + 2 * i, texts[i].size() - done[i]);
+        if (n == 0) continue;
+        done[i] += n;
+        chunks.push_back({i, std::span(texts[i]).subspan(done[i] - n, n), done[i] == texts[i].size()});
+      }
+      const auto logits = (*together)->step(chunks);
+      ASSERT_OK(logits);
+      std::size_t row = 0;
+      for (const Session::Chunk& chunk : chunks)
+        if (chunk.wants_logits) {
+          const auto mine = logits->subspan(row++ * n_vocab, n_vocab);
+          got[chunk.stream].assign(mine.begin(), mine.end());
+        }
+      ASSERT_EQ(logits->size(), row * n_vocab);
+    }
+    EXPECT_EQ(got, alone);
+    // A stream that begins as another did.
+    (*together)->copy(0, 1, static_cast<std::uint32_t>(texts[0].size() - 1));
+    const Session::Chunk last{1, std::span(texts[0]).last(1)};
+    const auto again = (*together)->step({&last, 1});
+    ASSERT_OK(again);
+    EXPECT_EQ(std::vector<float>(again->begin(), again->end()), alone[0]);
+    const Session::Chunk twice[] = {last, last}, nowhere{3, last.tokens};
+    EXPECT_FALSE((*together)->step(twice));
+    EXPECT_FALSE((*together)->step({&nowhere, 1}));
+    EXPECT_FALSE((*together)->step({}));
+  }
+}
+
+std::vector<float> last_logits(const std::filesystem::path& file, const ModelOptions& options, bool shared) {
+  const auto model = Model::open(file, options);
+  EXPECT_OK(model);
+  EXPECT_EQ((*model)->packed_is_shared(), shared);
+  ThreadTeam team(1);
+  auto session = Session::create(*model, team, {});
+  EXPECT_OK(session);
+  const auto logits = (*session)->evaluate((*model)->tokenizer().encode("the server reads", true));
+  EXPECT_OK(logits);
+  return {logits->begin(), logits->end()};
+}
+
+TEST(PackedWeights, AreKeptMappedAndNeverMistaken) {
+  TemporaryFolder folder;
+  (void)tiny(folder, ModelFamily::kLlama, TensorType::kF32);
+  const auto file = folder / "m.gguf", cache = folder / "cache";
+  const auto expected = last_logits(file, {}, false);
+  ASSERT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
+  const auto entry = std::filesystem::directory_iterator(cache)->path();
+  const auto written = std::filesystem::last_write_time(entry);
+  EXPECT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
+  EXPECT_EQ(std::filesystem::last_write_time(entry), written) << "packed again";
+
+  std::filesystem::resize_file(entry, std::filesystem::file_size(entry) - 1);  // torn
+  EXPECT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
+  ASSERT_OK(write_file_atomic(entry, std::string(std::filesystem::file_size(entry), 'x')));  // something else
+  EXPECT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
+
+  // Another model of the same size and name.
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 4));
+  const auto hf = open_hf_model(folder / "m");
+  ASSERT_OK(hf);
+  ASSERT_OK(write_gguf_model(file, hf->config, hf->tokenizer, weight_sources(*hf), TensorType::kF32, {}));
+  const auto other = last_logits(file, {.pack_cache = cache}, true);
+  EXPECT_NE(other, expected);
+  EXPECT_EQ(other, last_logits(file, {}, false));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(cache), {}), 1) << "the old packing stays";
+
+  // Nowhere to keep it, no packing, and not enough memory for it.
+  ASSERT_OK(write_file_atomic(folder / "file", ""));
+  EXPECT_EQ(last_logits(file, {.pack_cache = folder / "file"}, false), other);
+  const auto plain = last_logits(file, {.pack = false}, false);
+  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_NEAR(plain[i], other[i], 1e-4);
+  EXPECT_EQ(last_logits(file, {.pack_if = [](const Model&, std::uint64_t) { return false; }}, false), plain);
 }
 
 TEST(Session, NothingIsAllocatedAfterCreation) {

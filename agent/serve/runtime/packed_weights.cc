@@ -1,0 +1,147 @@
+#include "agent/serve/runtime/packed_weights.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "agent/serve/kernels/kernels.h"
+#include "common/core/file.h"
+#include "common/core/log.h"
+#include "common/core/sha256.h"
+
+namespace retort {
+namespace {
+
+constexpr std::uint64_t kPage = 4096;
+
+/// The first page of a cache file. Whatever differs makes the file another one's.
+struct Header {
+  char magic[8] = {'R', 'T', 'P', 'A', 'C', 'K', '\n', '\0'};
+  std::uint32_t version = 0, endian = 0x01020304;
+  char instruction_set[16] = {};
+  std::uint64_t device = 0, inode = 0, size = 0, modified_s = 0, modified_ns = 0, changed_s = 0, changed_ns = 0;
+  std::uint64_t packed_bytes = 0;
+};
+static_assert(sizeof(Header) == 96 && std::is_trivially_copyable_v<Header>);
+
+Result<Header> header_of(const std::filesystem::path& source, std::uint64_t packed_bytes) {
+  struct stat s {};
+  if (::stat(source.c_str(), &s) != 0) return fail_errno(source.string(), "cannot look at it");
+  Header h;
+  h.version = kernels::packing_version();
+  std::string_view(kernels::instruction_set()).copy(h.instruction_set, sizeof h.instruction_set - 1);
+  h.device = s.st_dev, h.inode = s.st_ino, h.size = static_cast<std::uint64_t>(s.st_size);
+  h.modified_s = static_cast<std::uint64_t>(s.st_mtim.tv_sec);
+  h.modified_ns = static_cast<std::uint64_t>(s.st_mtim.tv_nsec);
+  h.changed_s = static_cast<std::uint64_t>(s.st_ctim.tv_sec);
+  h.changed_ns = static_cast<std::uint64_t>(s.st_ctim.tv_nsec);
+  h.packed_bytes = packed_bytes;
+  return h;
+}
+
+/// One file for each model path and instruction set, so that a changed model replaces its old packing.
+std::filesystem::path cache_file(const std::filesystem::path& source, const std::filesystem::path& cache) {
+  std::error_code error;
+  const std::filesystem::path whole = std::filesystem::weakly_canonical(source, error);
+  const std::string hash = sha256_hex((error ? source : whole).string());
+  return cache / (source.stem().string().substr(0, 80) + "-" + hash.substr(0, 16) + "-" +
+                  kernels::instruction_set() + ".packed");
+}
+
+/// The file mapped, its pages made present; null when it is not the one that `header` tells of.
+void* map_cached(const std::filesystem::path& path, const Header& header) {
+  const Result<File> file = File::open_read(path);
+  if (!file) return nullptr;
+  Header found;
+  const Result<std::uint64_t> size = file->size();
+  if (!size || *size != kPage + header.packed_bytes) return nullptr;
+  if (!file->read_exact_at(0, std::span(reinterpret_cast<char*>(&found), sizeof found))) return nullptr;
+  if (std::memcmp(&found, &header, sizeof header) != 0) return nullptr;
+  void* const mapped =
+      ::mmap(nullptr, kPage + header.packed_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, file->fd(), 0);
+  return mapped == MAP_FAILED ? nullptr : mapped;
+}
+
+}  // namespace
+
+PackedWeights PackedWeights::make(std::uint64_t size, const std::filesystem::path& source,
+                                  const std::filesystem::path& cache,
+                                  const std::function<void(std::byte*)>& fill) {
+  PackedWeights out;
+  out.size_ = size;
+  if (size == 0) return out;
+  std::filesystem::path path;
+  Header header;
+  if (!source.empty() && !cache.empty()) {
+    if (const auto made = header_of(source, size)) {
+      header = *made;
+      path = cache_file(source, cache);
+    }
+  }
+  const auto use_cached = [&] {
+    out.mapping_ = map_cached(path, header);
+    if (out.mapping_ == nullptr) return false;
+    out.mapping_size_ = kPage + size;
+    out.data_ = static_cast<const std::byte*>(out.mapping_) + kPage;
+    return out.shared_ = true;
+  };
+  if (!path.empty() && use_cached()) return out;
+
+  // Room to begin at a huge page's boundary.
+  constexpr std::uint64_t kHuge = 2 << 20;
+  const std::uint64_t room = size + kHuge;
+  void* const mapped = ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) std::abort();  // out of memory ends the process
+  auto* const data =
+      reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(mapped) + kHuge - 1) / kHuge * kHuge);
+  ::madvise(data, size, MADV_HUGEPAGE);
+  fill(data);
+  if (!path.empty()) {
+    const auto written = [&]() -> Result<void> {
+      RETORT_TRY(make_folders(cache));
+      return write_file_with(path, [&](const File& file) -> Result<void> {
+        std::string first(kPage, '\0');
+        std::memcpy(first.data(), &header, sizeof header);
+        RETORT_TRY(file.write_all_at(0, first));
+        return file.write_all_at(kPage, {reinterpret_cast<const char*>(data), size});
+      });
+    }();
+    if (!written) {
+      log_warn("packed weights are not kept for the next start: {}", written.error().describe());
+    } else if (use_cached()) {
+      ::munmap(mapped, room);
+      return out;
+    }
+  }
+  out.mapping_ = mapped;
+  out.mapping_size_ = room;
+  out.data_ = data;
+  return out;
+}
+
+PackedWeights::~PackedWeights() {
+  if (mapping_ != nullptr) ::munmap(mapping_, mapping_size_);
+}
+
+PackedWeights::PackedWeights(PackedWeights&& other) noexcept
+    : data_(other.data_),
+      size_(other.size_),
+      mapping_(std::exchange(other.mapping_, nullptr)),
+      mapping_size_(other.mapping_size_),
+      shared_(other.shared_) {}
+
+PackedWeights& PackedWeights::operator=(PackedWeights&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(mapping_, other.mapping_);
+  std::swap(mapping_size_, other.mapping_size_);
+  std::swap(shared_, other.shared_);
+  return *this;
+}
+
+}  // namespace retort
