@@ -30,7 +30,7 @@ namespace {
 struct Options {
   std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, pack_cache = "auto";
   std::uint16_t port = 8080;
-  std::uint32_t threads = 0, ctx = 0, prompt = 128, generate = 64, repeat = 3;
+  std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, generate = 64, repeat = 3;
   std::size_t queue = 64;
   std::uint64_t max_tokens = 0;
   bool as_json = false;
@@ -83,8 +83,15 @@ std::uint64_t status_bytes(const char* file, const std::string& key) {
 Result<void> serve(const Options& options) {
   const auto model = RETORT_TRY(open_model(options));
   ThreadTeam team(thread_count(options));
-  auto session = RETORT_TRY(Session::create(
-      model, team, {.n_ctx = options.ctx, .memory_limit = RETORT_TRY(memory_limit(options))}));
+  SessionOptions wanted{
+      .n_ctx = options.ctx, .streams = options.streams, .memory_limit = RETORT_TRY(memory_limit(options))};
+  // Fewer streams where memory is short; the least that is needed is told when even one is too many.
+  while (wanted.memory_limit != 0 && wanted.streams > 1 &&
+         plan_memory(*model, wanted, team.size()).total() > wanted.memory_limit)
+    --wanted.streams;
+  if (wanted.streams < options.streams)
+    log_warn("the memory limit leaves room for {} of {} streams", wanted.streams, options.streams);
+  auto session = RETORT_TRY(Session::create(model, team, wanted));
   const std::uint32_t n_ctx = session->n_ctx();
   boost::asio::io_context reactor(1);
   boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);  // from here on they are kept for the wait below
@@ -105,9 +112,11 @@ Result<void> serve(const Options& options) {
       activated ? RETORT_TRY(server.adopt(3)) : RETORT_TRY(server.listen(options.host, options.port));
   if (!options.port_file.empty())
     RETORT_TRY(write_file_atomic(options.port_file, std::to_string(port) + "\n", 0644));
-  log_info("serving {} ({} parameters, {:.2f} bits per weight, context {}, {} threads) at http://{}:{}", name,
-           format_count(model->parameters()), model->bits_per_weight(), n_ctx, team.size(), options.host,
-           port);
+  log_info(
+      "serving {} ({} parameters, {:.2f} bits per weight, context {}, {} streams, {} threads) at "
+      "http://{}:{}",
+      name, format_count(model->parameters()), model->bits_per_weight(), n_ctx, wanted.streams, team.size(),
+      options.host, port);
   notify_service_manager("READY=1");
 
   std::thread hashing([&] {  // /health tells which artifact this is; large files take a while
@@ -392,6 +401,10 @@ int run(int argc, char** argv) {
   serve_command->add_option("--port", options.port, "port, 0 for any free one")->capture_default_str();
   serve_command->add_option("--port-file", options.port_file, "file to write the port to when ready");
   serve_command->add_option("--name", options.name, "model name in answers (default: the file's)");
+  serve_command
+      ->add_option("--streams", options.streams, "requests computed at the same time, a KV cache each")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
   serve_command->add_option("--queue", options.queue, "requests that may wait; beyond, 429")
       ->capture_default_str();
   serve_command->add_option("--memory-limit", options.memory_limit,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 namespace retort {
 namespace {
@@ -73,12 +74,29 @@ std::string TextGate::finish() {
   return valid_utf8(std::exchange(held_, {}));
 }
 
+/// A stream of the session and the request that has it, if any.
+struct Engine::Stream {
+  std::uint32_t number = 0;
+  std::vector<TokenId> cached;  ///< what its KV cache holds
+  std::uint64_t used = 0;       ///< the turn of its last request
+  std::shared_ptr<Generation> generation;
+  std::optional<Sampler> sampler;
+  std::optional<TextGate> gate;
+  GenerationEnd end;
+  TokenId next = -1;  ///< sampled, not yet computed; -1 while the prompt is
+  std::chrono::steady_clock::time_point last;
+};
+
 Engine::Engine(std::unique_ptr<Session> session, std::size_t queue_limit, ServeMetrics& metrics)
     : session_(std::move(session)),
       metrics_(metrics),
       queue_limit_(queue_limit),
-      thread_([this] { serve(); }) {
-  cached_.reserve(session_->n_ctx());
+      streams_(session_->streams()) {
+  for (std::uint32_t i = 0; i < streams_.size(); ++i) {
+    streams_[i].number = i;
+    streams_[i].cached.reserve(session_->n_ctx());
+  }
+  thread_ = std::thread([this] { serve(); });
 }
 
 Engine::~Engine() { stop(); }
@@ -105,101 +123,155 @@ std::size_t Engine::waiting() const {
   return queue_.size();
 }
 
+std::size_t Engine::running() const {
+  const std::lock_guard lock(mutex_);
+  return running_;
+}
+
 bool Engine::idle() const {
   const std::lock_guard lock(mutex_);
-  return queue_.empty() && !busy_;
+  return queue_.empty() && running_ == 0;
 }
 
 void Engine::serve() {
+  while (admit()) step();
+}
+
+/// Gives free streams to waiting requests; sleeps while there are none. False at the end.
+bool Engine::admit() {
   for (;;) {
     std::shared_ptr<Generation> next;
     {
       std::unique_lock lock(mutex_);
-      busy_ = false;
-      changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-      if (queue_.empty()) return;
+      running_ = static_cast<std::size_t>(std::count_if(
+          streams_.begin(), streams_.end(), [](const Stream& s) { return s.generation != nullptr; }));
+      if (running_ == 0) changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (queue_.empty()) return running_ > 0;
+      if (running_ == streams_.size()) return true;
       next = std::move(queue_.front());
       queue_.pop_front();
-      busy_ = true;
+      ++running_;
     }
-    generate(*next);
+    begin(std::move(next));
   }
 }
 
-void Engine::generate(Generation& generation) {
-  const GenerationRequest& request = generation.request;
-  GenerationEnd end;
-  end.prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
-  const auto start = std::chrono::steady_clock::now();
-  auto last = start;
-  const auto lap = [&] {
-    const auto now = std::chrono::steady_clock::now();
-    const double seconds = std::chrono::duration<double>(now - last).count();
-    last = now;
-    return seconds;
+/// Puts a request on the free stream whose cache it shares most of; of equals, on the one unused for longest.
+void Engine::begin(std::shared_ptr<Generation> generation) {
+  const std::vector<TokenId>& prompt = generation->request.prompt;
+  // The prompt's last token is computed anyway, for its logits.
+  const auto shared_with = [&](const Stream& stream) {
+    const std::size_t limit = std::min(prompt.size() - 1, stream.cached.size());
+    return static_cast<std::size_t>(std::mismatch(prompt.begin(),
+                                                  prompt.begin() + static_cast<std::ptrdiff_t>(limit),
+                                                  stream.cached.begin())
+                                        .first -
+                                    prompt.begin());
   };
-  const Tokenizer& tokenizer = session_->model().tokenizer();
-  TextGate gate(request.stop);
-  Sampler sampler(request.sampling, session_->model().config().n_vocab);
+  Stream *chosen = nullptr, *best = nullptr;
+  std::size_t chosen_shares = 0, best_shares = 0;
+  for (Stream& stream : streams_) {
+    const std::size_t shares = shared_with(stream);
+    if (best == nullptr || shares > best_shares) best = &stream, best_shares = shares;
+    if (stream.generation != nullptr) continue;
+    if (chosen == nullptr || shares > chosen_shares ||
+        (shares == chosen_shares && stream.used < chosen->used))
+      chosen = &stream, chosen_shares = shares;
+  }
+  if (best_shares > chosen_shares) {  // another stream, at work, has more of it
+    session_->copy(best->number, chosen->number, static_cast<std::uint32_t>(best_shares));
+    chosen_shares = best_shares;
+  } else {
+    session_->rewind(static_cast<std::uint32_t>(chosen_shares), chosen->number);
+  }
+  chosen->cached.assign(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(chosen_shares));
+  chosen->used = ++turn_;
+  chosen->sampler.emplace(generation->request.sampling, session_->model().config().n_vocab);
+  chosen->gate.emplace(generation->request.stop);
+  chosen->end = {};
+  chosen->end.prompt_tokens = static_cast<std::uint32_t>(prompt.size());
+  chosen->next = -1;
+  chosen->last = std::chrono::steady_clock::now();
+  chosen->generation = std::move(generation);
+}
 
-  // Keep the part of the cache that this prompt shares; its last token is computed anyway, for its logits.
-  std::size_t shared = 0;
-  while (shared + 1 < request.prompt.size() && shared < cached_.size() &&
-         cached_[shared] == request.prompt[shared])
-    ++shared;
-  session_->rewind(static_cast<std::uint32_t>(shared));
-  cached_.resize(shared);
-  std::span<const TokenId> rest = std::span(request.prompt).subspan(shared);
-  std::span<const float> logits;
-  const auto compute = [&](std::span<const TokenId> tokens) {
-    Result<std::span<const float>> done = session_->evaluate(tokens);
-    if (!done) {
-      end.reason = "error";
-      end.error = done.error().message;
-      return false;
+/// One batch: the next token of each stream that generates, and as much of the new prompts as has room, first
+/// come first served.
+void Engine::step() {
+  chunks_.clear();
+  in_batch_.clear();
+  for (Stream& stream : streams_)
+    if (stream.generation != nullptr && stream.generation->cancelled) end(stream, "cancelled");
+  std::size_t room = session_->batch();
+  for (Stream& stream : streams_)
+    if (stream.generation != nullptr && stream.next >= 0) {
+      chunks_.push_back({stream.number, std::span(&stream.next, 1), true});
+      in_batch_.push_back(&stream);
+      --room;
     }
-    logits = *done;
-    cached_.insert(cached_.end(), tokens.begin(), tokens.end());
-    return true;
-  };
-  while (!rest.empty() && end.reason.empty()) {  // piece by piece, so that a client that leaves is noticed
-    if (generation.cancelled)
-      end.reason = "cancelled";
-    else if (compute(rest.first(std::min<std::size_t>(rest.size(), session_->batch()))))
-      rest = rest.subspan(std::min<std::size_t>(rest.size(), session_->batch()));
+  for (std::uint64_t after = 0; room > 0;) {
+    Stream* first = nullptr;
+    for (Stream& stream : streams_)
+      if (stream.generation != nullptr && stream.next < 0 && stream.used > after &&
+          (first == nullptr || stream.used < first->used))
+        first = &stream;
+    if (first == nullptr) break;
+    after = first->used;
+    const std::span<const TokenId> rest =
+        std::span<const TokenId>(first->generation->request.prompt).subspan(first->cached.size());
+    const std::size_t n = std::min(rest.size(), room);
+    chunks_.push_back({first->number, rest.first(n), n == rest.size()});
+    in_batch_.push_back(first);
+    room -= n;
   }
-  while (end.reason.empty()) {
-    if (generation.cancelled) {
-      end.reason = "cancelled";
-      break;
+  if (chunks_.empty()) return;
+  const Result<std::span<const float>> logits = session_->step(chunks_);
+  if (!logits) {
+    for (Stream* stream : in_batch_) {
+      stream->end.error = logits.error().message;
+      end(*stream, "error");
     }
-    if (end.completion_tokens == request.max_tokens || session_->position() == session_->n_ctx()) {
-      end.reason = "length";
-      break;
-    }
-    const std::size_t window = std::min<std::size_t>(cached_.size(), 64);
-    const TokenId next = sampler.sample(logits, std::span(cached_).last(window));
-    if (next == tokenizer.eos()) {
-      end.reason = "stop";
-      break;
-    }
-    ++end.completion_tokens;
-    if (end.completion_tokens == 1)
-      metrics_.observe_first_token(lap());
-    else
-      metrics_.observe_token(lap());
-    const std::string text = gate.push(tokenizer.piece(next));
-    if (!text.empty()) generation.on_text(text);
-    if (gate.stopped())
-      end.reason = "stop";
-    else if (end.completion_tokens == request.max_tokens)
-      end.reason = "length";
-    else
-      compute(std::span(&next, 1));
+    return;
   }
-  if (const std::string text = gate.finish(); !text.empty()) generation.on_text(text);
-  metrics_.count_tokens(end.prompt_tokens, end.completion_tokens);
-  generation.on_end(end);
+  const std::size_t n_vocab = session_->model().config().n_vocab;
+  std::size_t row = 0;
+  for (std::size_t i = 0; i < chunks_.size(); ++i) {
+    const Session::Chunk& chunk = chunks_[i];
+    Stream& stream = *in_batch_[i];
+    stream.cached.insert(stream.cached.end(), chunk.tokens.begin(), chunk.tokens.end());
+    if (chunk.wants_logits) advance(stream, logits->subspan(row++ * n_vocab, n_vocab));
+  }
+}
+
+/// Chooses a stream's next token.
+void Engine::advance(Stream& stream, std::span<const float> logits) {
+  const GenerationRequest& request = stream.generation->request;
+  if (session_->position(stream.number) == session_->n_ctx()) return end(stream, "length");
+  const std::size_t window = std::min<std::size_t>(stream.cached.size(), 64);
+  stream.next = stream.sampler->sample(logits, std::span<const TokenId>(stream.cached).last(window));
+  const Tokenizer& tokenizer = session_->model().tokenizer();
+  if (stream.next == tokenizer.eos()) return end(stream, "stop");
+  const auto now = std::chrono::steady_clock::now();
+  const double seconds = std::chrono::duration<double>(now - stream.last).count();
+  stream.last = now;
+  if (++stream.end.completion_tokens == 1)
+    metrics_.observe_first_token(seconds);
+  else
+    metrics_.observe_token(seconds);
+  const std::string text = stream.gate->push(tokenizer.piece(stream.next));
+  if (!text.empty()) stream.generation->on_text(text);
+  if (stream.gate->stopped())
+    end(stream, "stop");
+  else if (stream.end.completion_tokens == request.max_tokens)
+    end(stream, "length");
+}
+
+void Engine::end(Stream& stream, std::string reason) {
+  stream.end.reason = std::move(reason);
+  if (const std::string text = stream.gate->finish(); !text.empty()) stream.generation->on_text(text);
+  metrics_.count_tokens(stream.end.prompt_tokens, stream.end.completion_tokens);
+  stream.generation->on_end(stream.end);
+  stream.generation = nullptr;
 }
 
 }  // namespace retort

@@ -37,9 +37,11 @@ struct Generation {
   std::atomic<bool> cancelled{false};
 };
 
-/// The inference thread: requests wait in a bounded queue and are answered one after another. The KV cache of
-/// the last one is kept, and a prompt that begins the same way continues from it. Thread: any, except where
-/// said.
+/// The inference thread. Requests wait in a bounded queue for one of the session's streams; those that have
+/// one are computed together, a token of each and pieces of new prompts in every batch (continuous batching,
+/// [Yu 2022], with prompts in chunks, [Agrawal 2023]). A stream keeps the KV cache of its last request, and a
+/// prompt that begins as one of them does continues from it. What a request is answered does not depend on
+/// what it is computed with. Thread: any, except where said.
 class Engine {
  public:
   Engine(std::unique_ptr<Session> session, std::size_t queue_limit, ServeMetrics& metrics);
@@ -49,11 +51,17 @@ class Engine {
   /// Finishes what is queued, then ends the thread.
   void stop();
   std::size_t waiting() const;
+  std::size_t running() const;
   bool idle() const;
 
  private:
+  struct Stream;
   void serve();
-  void generate(Generation& generation);
+  bool admit();
+  void begin(std::shared_ptr<Generation> generation);
+  void step();
+  void advance(Stream& stream, std::span<const float> logits);
+  void end(Stream& stream, std::string reason);
 
   std::unique_ptr<Session> session_;
   ServeMetrics& metrics_;
@@ -61,8 +69,13 @@ class Engine {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Generation>> queue_;
-  bool stopping_ = false, busy_ = false;
-  std::vector<TokenId> cached_;  ///< what the KV cache holds; inference thread
+  bool stopping_ = false;
+  std::size_t running_ = 0;
+  // The inference thread's.
+  std::vector<Stream> streams_;
+  std::vector<Session::Chunk> chunks_;
+  std::vector<Stream*> in_batch_;
+  std::uint64_t turn_ = 0;
   std::thread thread_;
 };
 

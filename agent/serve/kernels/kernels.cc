@@ -430,6 +430,26 @@ double LogSumExp(const float* x, std::size_t n) {
   return static_cast<double>(top) + std::log(sum);
 }
 
+double Exponentials(const float* x, std::size_t n, float scale, float top, float* out) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  const F t = hn::Set(d, top), s = hn::Set(d, scale), floor = hn::Set(d, -87.0f);
+  const auto part_of = [&](F v) HWY_ATTR { return hn::Exp(d, hn::Max(hn::Mul(hn::Sub(v, t), s), floor)); };
+  double sum = 0;
+  std::size_t i = 0;
+  while (i + lanes <= n) {
+    F part = hn::Zero(d);
+    for (std::size_t end = std::min(n, i + 32 * lanes); i + lanes <= end; i += lanes) {
+      const F e = part_of(hn::LoadU(d, x + i));
+      hn::StoreU(e, d, out + i);
+      part = hn::Add(part, e);
+    }
+    sum += static_cast<double>(sum_lanes(part));
+  }
+  for (; i < n; ++i) sum += static_cast<double>(out[i] = std::exp(std::max(scale * (x[i] - top), -87.0f)));
+  return sum;
+}
+
 double KlDivergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n) {
   // Σ pᵢ (log pᵢ − log qᵢ) = Σ pᵢ (p's logitᵢ − q's logitᵢ) + lse_q − lse_p
   const Floats d;
@@ -571,6 +591,7 @@ HWY_EXPORT(SiluMul);
 HWY_EXPORT(Gelu);
 HWY_EXPORT(Rope);
 HWY_EXPORT(LogSumExp);
+HWY_EXPORT(Exponentials);
 HWY_EXPORT(KlDivergence);
 HWY_EXPORT(Best);
 HWY_EXPORT(Attention);
@@ -597,6 +618,9 @@ void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* t
   HWY_DYNAMIC_DISPATCH(Rope)(x, n_head, head_dim, table);
 }
 double log_sum_exp(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExp)(x, n); }
+double exponentials(const float* x, std::size_t n, float scale, float top, float* out) {
+  return HWY_DYNAMIC_DISPATCH(Exponentials)(x, n, scale, top, out);
+}
 double kl_divergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n) {
   return HWY_DYNAMIC_DISPATCH(KlDivergence)(p, lse_p, q, lse_q, n);
 }

@@ -79,6 +79,9 @@ void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* t
 /// The logarithm of the sum of exponentials: log softmax is x[i] minus this.
 double log_sum_exp(const float* x, std::size_t n);
 
+/// out = exp(scale (x − top)), top ≥ every x, scale ≥ 0; returns their sum.
+double exponentials(const float* x, std::size_t n, float scale, float top, float* out);
+
 /// KL(p ‖ q) in nats of the distributions that two rows of logits stand for; lse_p and lse_q are their
 /// log_sum_exp.
 double kl_divergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n);

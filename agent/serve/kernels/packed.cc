@@ -1,10 +1,11 @@
 // Packed matrices. Groups of 16 rows, a lane each, so that no sum ever has to be added up across lanes:
 //   F32, F16, BF16   [group][column][16]
 //   Q8_0             [group]{[block of 32][8][16 rows][4 columns] q + 128 as u8; [block][16] scale, F16}
-//   Q4_0             [group]{[block of 32][4][16 rows][4] column c | column c + 16 << 4; [block][16] scale, F16}
+//   Q4_0             [group]{[block of 32][4][16 rows][4] column c | column c + 16 << 4; [block][16] scale,
+//   F16}
 // The quantized layouts feed VNNI's dot product of four u8 with four s8 per 32-bit lane; the offset (128, 8)
-// comes off by starting each block's sum at −offset · Σ q of the activations (their q8_start). A row's sum runs over the columns
-// in order whatever the tile, so that neither batch nor split changes a bit.
+// comes off by starting each block's sum at −offset · Σ q of the activations (their q8_start). A row's sum
+// runs over the columns in order whatever the tile, so that neither batch nor split changes a bit.
 #include "agent/serve/kernels/packed.h"
 
 #include <algorithm>
@@ -115,7 +116,8 @@ HWY_INLINE void walk(std::uint32_t begin, std::uint32_t end, std::uint32_t count
     for (; g + 4 <= end; g += 4) {
       std::uint32_t t = 0;
       if constexpr (RETORT_PARTS == 1)
-        for (; t + 2 <= count; t += 2) tile(of(integral_constant<int, 4>()), of(integral_constant<int, 2>()), g, t);
+        for (; t + 2 <= count; t += 2)
+          tile(of(integral_constant<int, 4>()), of(integral_constant<int, 2>()), g, t);
       for (; t < count; ++t) tile(of(integral_constant<int, 4>()), of(integral_constant<int, 1>()), g, t);
     }
     for (; g + 2 <= end; g += 2)
@@ -127,19 +129,24 @@ HWY_INLINE void walk(std::uint32_t begin, std::uint32_t end, std::uint32_t count
       for (; g + 2 <= end; g += 2) {
         const integral_constant<int, 2> two;
         std::uint32_t t = 0;
-        for (; t + kManyOfTwo <= count; t += kManyOfTwo) tile(two, of(integral_constant<int, kManyOfTwo>()), g, t);
+        for (; t + kManyOfTwo <= count; t += kManyOfTwo)
+          tile(two, of(integral_constant<int, kManyOfTwo>()), g, t);
         for (; t + 4 <= count; t += 4) tile(two, of(integral_constant<int, 4>()), g, t);
         for (; t < count; ++t) tile(two, of(integral_constant<int, 1>()), g, t);
       }
   for (; g < end; ++g) {
     std::uint32_t t = 0;
-    for (; t + kMany <= count; t += kMany) tile(of(integral_constant<int, 1>()), of(integral_constant<int, kMany>()), g, t);
+    for (; t + kMany <= count; t += kMany)
+      tile(of(integral_constant<int, 1>()), of(integral_constant<int, kMany>()), g, t);
     if constexpr (kMany > 8)
-      for (; t + 8 <= count; t += 8) tile(of(integral_constant<int, 1>()), of(integral_constant<int, 8>()), g, t);
+      for (; t + 8 <= count; t += 8)
+        tile(of(integral_constant<int, 1>()), of(integral_constant<int, 8>()), g, t);
     if constexpr (kMany > 4)
-      for (; t + 4 <= count; t += 4) tile(of(integral_constant<int, 1>()), of(integral_constant<int, 4>()), g, t);
+      for (; t + 4 <= count; t += 4)
+        tile(of(integral_constant<int, 1>()), of(integral_constant<int, 4>()), g, t);
     if constexpr (kMany > 2)
-      for (; t + 2 <= count; t += 2) tile(of(integral_constant<int, 1>()), of(integral_constant<int, 2>()), g, t);
+      for (; t + 2 <= count; t += 2)
+        tile(of(integral_constant<int, 1>()), of(integral_constant<int, 2>()), g, t);
     for (; t < count; ++t) tile(of(integral_constant<int, 1>()), of(integral_constant<int, 1>()), g, t);
   }
 }
@@ -149,12 +156,13 @@ void matmul_float(const Matrix& m, const Activations& x, std::uint32_t begin, st
                   const Output& out) {
   const std::size_t columns = m.columns, group_size = columns * kGroupRows;
   const auto* w = reinterpret_cast<const typename Load::Value*>(m.data);
-  walk<RETORT_PARTS == 1 ? 12 : RETORT_PARTS == 2 ? 4 : 2, 0>(
-      begin, end, x.count, [&](auto r, auto t, std::uint32_t g, std::uint32_t token) HWY_ATTR {
-        tile_float<Load, decltype(r)::value, decltype(t)::value>(w + g * group_size, group_size,
-                                                                 x.f32 + token * columns, columns, g * kGroupRows,
-                                                                 token, m.rows, out);
-      });
+  walk<RETORT_PARTS == 1   ? 12
+       : RETORT_PARTS == 2 ? 4
+                           : 2,
+       0>(begin, end, x.count, [&](auto r, auto t, std::uint32_t g, std::uint32_t token) HWY_ATTR {
+    tile_float<Load, decltype(r)::value, decltype(t)::value>(
+        w + g * group_size, group_size, x.f32 + token * columns, columns, g * kGroupRows, token, m.rows, out);
+  });
 }
 
 #if RETORT_VNNI
@@ -210,9 +218,9 @@ struct BlockQ4 {
 };
 
 template <class Block, int R, int T>
-HWY_INLINE void tile_vnni(const std::byte* w, std::size_t group_bytes, const std::int8_t* x, const float* scales,
-                          const std::int32_t* starts, std::size_t columns, std::size_t row, std::size_t token,
-                          std::size_t rows, const Output& out) {
+HWY_INLINE void tile_vnni(const std::byte* w, std::size_t group_bytes, const std::int8_t* x,
+                          const float* scales, const std::int32_t* starts, std::size_t columns,
+                          std::size_t row, std::size_t token, std::size_t rows, const Output& out) {
   const std::size_t blocks = columns / 32;
   __m512 totals[R][T];
   for (int r = 0; r < R; ++r)
@@ -222,7 +230,8 @@ HWY_INLINE void tile_vnni(const std::byte* w, std::size_t group_bytes, const std
     for (int r = 0; r < R; ++r) at[r] = w + r * group_bytes + b * Block::kBytes;
     __m512i sums[R][T];
     for (int t = 0; t < T; ++t) {
-      const __m512i start = Block::start(BlockQ8::broadcast(reinterpret_cast<const std::int8_t*>(starts + t * blocks + b)));
+      const __m512i start =
+          Block::start(BlockQ8::broadcast(reinterpret_cast<const std::int8_t*>(starts + t * blocks + b)));
       for (int r = 0; r < R; ++r) sums[r][t] = start;
     }
     Block::dots(at, x + b * 32, columns, sums);
@@ -311,7 +320,8 @@ std::size_t packed_bytes(TensorType type, std::uint32_t rows, std::uint32_t colu
 
 std::uint32_t packing_version() { return 1; }
 
-void pack(const Matrix& matrix, std::uint32_t first_row, [[maybe_unused]] std::uint32_t rows, std::byte* out) {
+void pack(const Matrix& matrix, std::uint32_t first_row, [[maybe_unused]] std::uint32_t rows,
+          std::byte* out) {
   const std::size_t group_bytes = packed_bytes(matrix.type, kGroupRows, matrix.columns);
   const std::size_t row_size = *row_bytes(matrix.type, matrix.columns), blocks = matrix.columns / 32;
   for (std::uint32_t r = 0; r < matrix.rows; ++r) {

@@ -91,7 +91,8 @@ std::uint64_t read_once(const std::byte* data, std::size_t bytes) {
   return HWY_DYNAMIC_DISPATCH(ReadOnce)(data, bytes);
 }
 double multiply_in_registers(bool eight_bits, std::size_t rounds) {
-  return eight_bits ? HWY_DYNAMIC_DISPATCH(MultiplyBytes)(rounds) : HWY_DYNAMIC_DISPATCH(MultiplyFloats)(rounds);
+  return eight_bits ? HWY_DYNAMIC_DISPATCH(MultiplyBytes)(rounds)
+                    : HWY_DYNAMIC_DISPATCH(MultiplyFloats)(rounds);
 }
 
 }  // namespace retort::kernels

@@ -24,7 +24,8 @@ struct Header {
   char magic[8] = {'R', 'T', 'P', 'A', 'C', 'K', '\n', '\0'};
   std::uint32_t version = 0, endian = 0x01020304;
   char instruction_set[16] = {};
-  std::uint64_t device = 0, inode = 0, size = 0, modified_s = 0, modified_ns = 0, changed_s = 0, changed_ns = 0;
+  std::uint64_t device = 0, inode = 0, size = 0, modified_s = 0, modified_ns = 0, changed_s = 0,
+                changed_ns = 0;
   std::uint64_t packed_bytes = 0;
 };
 static_assert(sizeof(Header) == 96 && std::is_trivially_copyable_v<Header>);
@@ -44,11 +45,15 @@ Result<Header> header_of(const std::filesystem::path& source, std::uint64_t pack
   return h;
 }
 
-/// One file for each model path and instruction set, so that a changed model replaces its old packing.
-std::filesystem::path cache_file(const std::filesystem::path& source, const std::filesystem::path& cache) {
+std::filesystem::path whole_path(const std::filesystem::path& source) {
   std::error_code error;
   const std::filesystem::path whole = std::filesystem::weakly_canonical(source, error);
-  const std::string hash = sha256_hex((error ? source : whole).string());
+  return error ? source : whole;
+}
+
+/// One file for each model path and instruction set, so that a changed model replaces its old packing.
+std::filesystem::path cache_file(const std::filesystem::path& source, const std::filesystem::path& cache) {
+  const std::string hash = sha256_hex(whole_path(source).string());
   return cache / (source.stem().string().substr(0, 80) + "-" + hash.substr(0, 16) + "-" +
                   kernels::instruction_set() + ".packed");
 }
@@ -65,6 +70,30 @@ void* map_cached(const std::filesystem::path& path, const Header& header) {
   void* const mapped =
       ::mmap(nullptr, kPage + header.packed_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, file->fd(), 0);
   return mapped == MAP_FAILED ? nullptr : mapped;
+}
+
+/// The first page: the header, then the model's path.
+std::string first_page(const Header& header, const std::filesystem::path& source) {
+  std::string page(kPage, '\0');
+  std::memcpy(page.data(), &header, sizeof header);
+  whole_path(source).string().copy(page.data() + sizeof header, kPage - sizeof header - 1);
+  return page;
+}
+
+/// Removes what was packed from models that are gone.
+void drop_orphans(const std::filesystem::path& cache) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(cache, error)) {
+    if (entry.path().extension() != ".packed") continue;
+    const Result<File> file = File::open_read(entry.path());
+    std::string page(kPage, '\0');
+    if (!file || !file->read_exact_at(0, page) ||
+        std::memcmp(page.data(), Header{}.magic, sizeof Header{}.magic) != 0)
+      continue;
+    page.back() = '\0';
+    if (!std::filesystem::exists(page.c_str() + sizeof(Header), error) && !error)
+      std::filesystem::remove(entry.path(), error);
+  }
 }
 
 }  // namespace
@@ -104,10 +133,9 @@ PackedWeights PackedWeights::make(std::uint64_t size, const std::filesystem::pat
   if (!path.empty()) {
     const auto written = [&]() -> Result<void> {
       RETORT_TRY(make_folders(cache));
+      drop_orphans(cache);
       return write_file_with(path, [&](const File& file) -> Result<void> {
-        std::string first(kPage, '\0');
-        std::memcpy(first.data(), &header, sizeof header);
-        RETORT_TRY(file.write_all_at(0, first));
+        RETORT_TRY(file.write_all_at(0, first_page(header, source)));
         return file.write_all_at(kPage, {reinterpret_cast<const char*>(data), size});
       });
     }();

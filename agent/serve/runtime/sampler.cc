@@ -1,12 +1,14 @@
 #include "agent/serve/runtime/sampler.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "agent/serve/kernels/kernels.h"
 
 namespace retort {
 
 Sampler::Sampler(SamplingOptions options, std::uint32_t n_vocab) : options_(options), random_(options.seed) {
   logits_.reserve(n_vocab);
+  shares_.resize(n_vocab);
   candidates_.reserve(n_vocab);
 }
 
@@ -25,40 +27,68 @@ TokenId Sampler::sample(std::span<const float> given, std::span<const TokenId> r
     }
     logits = logits_;
   }
-  if (options_.temperature <= 0)
-    return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  const std::size_t best = kernels::best(logits.data(), logits.size());
+  if (options_.temperature <= 0) return static_cast<TokenId>(best);
 
+  const std::size_t n = logits.size();
+  double sum =
+      kernels::exponentials(logits.data(), n, 1 / options_.temperature, logits[best], shares_.data());
+  const bool all = options_.top_k == 0 || options_.top_k >= n;
   candidates_.clear();
-  for (std::size_t i = 0; i < logits.size(); ++i)
-    candidates_.emplace_back(logits[i] / options_.temperature, static_cast<TokenId>(i));
-  const auto better = [](const auto& a, const auto& b) {
-    return a.first != b.first ? a.first > b.first : a.second < b.second;
+  if (all && options_.top_p >= 1) {  // no order is needed
+    if (options_.min_p > 0) sum = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      if (shares_[i] < options_.min_p) continue;
+      candidates_.push_back(static_cast<TokenId>(i));
+      if (options_.min_p > 0) sum += static_cast<double>(shares_[i]);
+    }
+    return draw(candidates_.size(), sum);
+  }
+  for (std::size_t i = 0; i < n; ++i) candidates_.push_back(static_cast<TokenId>(i));
+  const auto better = [this](TokenId a, TokenId b) {
+    const float x = shares_[static_cast<std::size_t>(a)], y = shares_[static_cast<std::size_t>(b)];
+    return x != y ? x > y : a < b;
   };
-  std::size_t keep =
-      options_.top_k == 0 ? candidates_.size() : std::min<std::size_t>(options_.top_k, candidates_.size());
-  std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(keep),
-                    candidates_.end(), better);
-  candidates_.resize(keep);
-  const float largest = candidates_[0].first;
-  double sum = 0;
-  for (auto& [value, id] : candidates_) sum += static_cast<double>(value = std::exp(value - largest));
+  const auto share = [this](std::size_t rank) {
+    return static_cast<double>(shares_[static_cast<std::size_t>(candidates_[rank])]);
+  };
+  /// Puts ranks [from, to) in order; those before are.
+  const auto order = [&](std::size_t from, std::size_t to) {
+    const auto at = [this](std::size_t rank) {
+      return candidates_.begin() + static_cast<std::ptrdiff_t>(rank);
+    };
+    if (to < candidates_.size()) std::nth_element(at(from), at(to), candidates_.end(), better);
+    std::sort(at(from), at(to), better);
+  };
+  std::size_t ordered = 0, end = 0;
+  if (!all) {
+    order(0, ordered = options_.top_k);
+    candidates_.resize(ordered);
+    sum = 0;
+    for (std::size_t i = 0; i < ordered; ++i) sum += share(i);
+  }
   double kept = 0;
-  std::size_t end = 0;
-  while (end < candidates_.size()) {
-    const double probability =
-        static_cast<double>(candidates_[end].first);  // relative to the best, which has 1
-    if (end > 0 && (kept >= static_cast<double>(options_.top_p) * sum ||
-                    probability < static_cast<double>(options_.min_p)))
-      break;
-    kept += probability;
-    ++end;
+  for (; end < candidates_.size(); ++end) {
+    if (end > 0 && kept >= static_cast<double>(options_.top_p) * sum) break;
+    if (end == ordered) {
+      const std::size_t more = std::min(candidates_.size(), std::max<std::size_t>(64, 4 * ordered));
+      order(ordered, more);
+      ordered = more;
+    }
+    if (end > 0 && share(end) < static_cast<double>(options_.min_p)) break;
+    kept += share(end);
   }
-  double point = random_.next_unit() * kept;
-  for (std::size_t i = 0; i < end; ++i) {
-    point -= static_cast<double>(candidates_[i].first);
-    if (point < 0) return candidates_[i].second;
+  return draw(end, kept);
+}
+
+/// One of the first `count` candidates, by their shares, which add up to `sum`.
+TokenId Sampler::draw(std::size_t count, double sum) {
+  double point = random_.next_unit() * sum;
+  for (std::size_t i = 0; i < count; ++i) {
+    point -= static_cast<double>(shares_[static_cast<std::size_t>(candidates_[i])]);
+    if (point < 0) return candidates_[i];
   }
-  return candidates_[end - 1].second;
+  return candidates_[count - 1];
 }
 
 }  // namespace retort

@@ -20,7 +20,7 @@ struct SamplingOptions {
 };
 
 /// Picks the next token from logits. The order of the cuts is temperature, top-k, top-p [Holtzman 2020],
-/// min-p. Allocates at construction only. Thread: one.
+/// min-p. Only as many tokens are put in order as a cut needs. Allocates at construction only. Thread: one.
 class Sampler {
  public:
   Sampler(SamplingOptions options, std::uint32_t n_vocab);
@@ -28,10 +28,12 @@ class Sampler {
   TokenId sample(std::span<const float> logits, std::span<const TokenId> recent);
 
  private:
+  TokenId draw(std::size_t count, double sum);
+
   SamplingOptions options_;
   SeededRandom random_;
-  std::vector<float> logits_;
-  std::vector<std::pair<float, TokenId>> candidates_;
+  std::vector<float> logits_, shares_;  ///< [n_vocab]; exp((logit − largest) / temperature)
+  std::vector<TokenId> candidates_;     ///< [n_vocab]
 };
 
 }  // namespace retort

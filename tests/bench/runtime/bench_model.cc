@@ -13,16 +13,42 @@ using namespace retort;
 namespace {
 
 const std::map<std::string, testing::TinyModelOptions> kShapes{
-    {"0.26M", {.n_embd = 64, .n_layer = 5, .n_head = 8, .n_head_kv = 4, .n_ff = 172, .n_ctx = 512, .n_vocab = 512}},
-    {"4M", {.n_embd = 256, .n_layer = 4, .n_head = 8, .n_head_kv = 8, .n_ff = 768, .n_ctx = 1024, .n_vocab = 4096}},
+    {"0.26M",
+     {.n_embd = 64, .n_layer = 5, .n_head = 8, .n_head_kv = 4, .n_ff = 172, .n_ctx = 512, .n_vocab = 512}},
+    {"4M",
+     {.n_embd = 256, .n_layer = 4, .n_head = 8, .n_head_kv = 8, .n_ff = 768, .n_ctx = 1024, .n_vocab = 4096}},
     {"15M",
-     {.n_embd = 288, .n_layer = 6, .n_head = 6, .n_head_kv = 6, .n_ff = 768, .n_ctx = 1024, .n_vocab = 32000}},
+     {.n_embd = 288,
+      .n_layer = 6,
+      .n_head = 6,
+      .n_head_kv = 6,
+      .n_ff = 768,
+      .n_ctx = 1024,
+      .n_vocab = 32000}},
     {"42M",
-     {.n_embd = 512, .n_layer = 8, .n_head = 8, .n_head_kv = 8, .n_ff = 1376, .n_ctx = 1024, .n_vocab = 32000}},
+     {.n_embd = 512,
+      .n_layer = 8,
+      .n_head = 8,
+      .n_head_kv = 8,
+      .n_ff = 1376,
+      .n_ctx = 1024,
+      .n_vocab = 32000}},
     {"110M",
-     {.n_embd = 768, .n_layer = 12, .n_head = 12, .n_head_kv = 12, .n_ff = 2048, .n_ctx = 1024, .n_vocab = 32000}},
+     {.n_embd = 768,
+      .n_layer = 12,
+      .n_head = 12,
+      .n_head_kv = 12,
+      .n_ff = 2048,
+      .n_ctx = 1024,
+      .n_vocab = 32000}},
     {"1.1B",
-     {.n_embd = 2048, .n_layer = 22, .n_head = 32, .n_head_kv = 4, .n_ff = 5632, .n_ctx = 2048, .n_vocab = 32000,
+     {.n_embd = 2048,
+      .n_layer = 22,
+      .n_head = 32,
+      .n_head_kv = 4,
+      .n_ff = 5632,
+      .n_ctx = 2048,
+      .n_vocab = 32000,
       .tied = false}},
 };
 
@@ -30,10 +56,11 @@ Result<void> write(const std::string& shape, const std::string& type_name, const
   const auto found = kShapes.find(shape);
   const auto type = tensor_type_from(type_name);
   if (found == kShapes.end() || !type)
-    return fail(ErrorCode::kInvalid, shape, "shapes: 0.26M, 4M, 15M, 42M, 110M, 1.1B; types as GGUF names them");
+    return fail(ErrorCode::kInvalid, shape,
+                "shapes: 0.26M, 4M, 15M, 42M, 110M, 1.1B; types as GGUF names them");
   const ModelConfig config = testing::tiny_config(ModelFamily::kLlama, found->second);
-  const Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_huggingface_text(
-      testing::tiny_tokenizer_json(config.n_vocab), "{}", "bench"));
+  const Tokenizer tokenizer = RETORT_TRY(
+      Tokenizer::from_huggingface_text(testing::tiny_tokenizer_json(config.n_vocab), "{}", "bench"));
   std::vector<TensorSource> weights;
   std::uint32_t number = 0;
   for (WeightShape& weight : hf_weights(config)) {
@@ -54,8 +81,9 @@ Result<void> write(const std::string& shape, const std::string& type_name, const
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto done = argc == 4 ? write(argv[1], argv[2], argv[3])
-                              : fail(ErrorCode::kInvalid, "bench_model", "usage: bench_model SHAPE TYPE OUT.gguf");
+  const auto done = argc == 4
+                        ? write(argv[1], argv[2], argv[3])
+                        : fail(ErrorCode::kInvalid, "bench_model", "usage: bench_model SHAPE TYPE OUT.gguf");
   if (done) return 0;
   std::cerr << done.error().describe() << "\n";
   return 1;

@@ -39,6 +39,7 @@ class Program {
     spec.arguments = std::move(arguments);
     spec.stdout_file = out_ = folder / (name + ".out");
     spec.stderr_file = err_ = folder / (name + ".err");
+    spec.environment = {{"XDG_CACHE_HOME", (folder / "cache").string()}};
     const auto pid = start_process(spec);
     EXPECT_OK(pid);
     if (pid) pid_ = *pid;
@@ -275,9 +276,31 @@ TEST_F(Serve, RefusesWhatItCannotDoAndSaysWhy) {
   EXPECT_EQ(get("/health")->status, 200);
 }
 
+TEST_F(Serve, RequestsThatAreComputedTogetherGetWhatEachGetsAlone) {
+  model_ = write("long.gguf", TensorType::kQ8_0, 512);
+  start({"--streams", "3", "--threads", "2"});
+  std::vector<json::object> bodies;
+  for (int i = 0; i < 12; ++i) {
+    std::string prompt = "the server reads mail";
+    for (int k = 0; k < i % 5; ++k)
+      prompt += " and the client number " + std::to_string(i * k) + " writes a long log";
+    bodies.push_back({{"prompt", prompt},
+                      {"max_tokens", 20 + 10 * i},
+                      {"temperature", i % 2 == 0 ? 0.0 : 0.9},
+                      {"seed", i}});
+  }
+  std::vector<std::string> alone, together(bodies.size());
+  for (const json::object& body : bodies) alone.push_back(text_of(answer(body)));
+  std::vector<std::thread> clients;
+  for (std::size_t i = 0; i < bodies.size(); ++i)
+    clients.emplace_back([&, i] { together[i] = text_of(answer(bodies[i])); });
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(together, alone);
+}
+
 TEST_F(Serve, AFullQueueIs429AndALeavingClientStopsItsGeneration) {
   model_ = write("long.gguf", TensorType::kF32, 16384);
-  start({"--queue", "1"});
+  start({"--queue", "1", "--streams", "1"});
   const json::object endless{{"prompt", "a"}, {"max_tokens", 16000}, {"temperature", 0}, {"stream", true}};
   // Somebody holds the engine (random weights repeat themselves greedily and never end a text) …
   std::atomic<bool> leave{false}, began{false};

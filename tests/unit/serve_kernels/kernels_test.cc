@@ -235,6 +235,15 @@ TEST_P(Kernels, NormsAndActivationsAgreeWithTheirDefinitions) {
       exponentials += std::exp(v);
     }
     EXPECT_NEAR(log_sum_exp(x.data(), n), std::log(exponentials), 1e-5);
+    const float top = *std::max_element(x.begin(), x.end());
+    Floats powers(n);
+    double total = 0;
+    const double told = kernels::exponentials(x.data(), n, 0.7f, top, powers.data());
+    for (std::uint32_t i = 0; i < n; ++i) {
+      EXPECT_NEAR(powers[i], std::exp(0.7 * (x[i] - top)), 1e-6);
+      total += powers[i];
+    }
+    EXPECT_NEAR(told, total, 1e-6 * n);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <new>
+#include <numeric>
 
 #include "agent/serve/runtime/sampler.h"
 #include "agent/serve/runtime/session.h"
@@ -53,6 +54,46 @@ TEST(Sampler, GreedyTopKTopPAndSeed) {
   for (int i = 0; i < 50; ++i) EXPECT_EQ(a.sample(logits, {}), b.sample(logits, {}));
   const std::vector<TokenId> recent{1, 1, 3};
   EXPECT_EQ(Sampler({.repetition_penalty = 2.0f}, 4).sample(logits, recent), 2);
+}
+
+/// The cuts as they are defined: everything put in order, then cut, then drawn.
+TEST(Sampler, CutsOfALargeVocabularyAreThoseOfTheDefinition) {
+  SeededRandom random(7);
+  std::vector<float> logits(5000);
+  for (float& x : logits) x = static_cast<float>(8 * (random.next_unit() - 0.5) + 6 * random.next_unit());
+  std::vector<int> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+  for (const SamplingOptions& options :
+       {SamplingOptions{.temperature = 0.7f, .top_p = 0.9f},
+        SamplingOptions{.temperature = 1.3f, .top_k = 700},
+        SamplingOptions{.temperature = 1.0f, .top_k = 40, .top_p = 0.5f},
+        SamplingOptions{.temperature = 2.0f, .min_p = 0.05f},
+        SamplingOptions{.temperature = 0.9f, .top_p = 0.999f, .min_p = 0.01f},
+        SamplingOptions{.temperature = 1.0f}}) {
+    std::vector<double> share;
+    for (const int i : order) share.push_back(std::exp((logits[i] - logits[order[0]]) / options.temperature));
+    if (options.top_k != 0) share.resize(options.top_k);
+    double sum = std::accumulate(share.begin(), share.end(), 0.0), kept = 0;
+    std::size_t end = 0;
+    while (end < share.size() && (end == 0 || (kept < options.top_p * sum && share[end] >= options.min_p)))
+      kept += share[end++];
+    Sampler sampler(options, 5000);
+    std::map<TokenId, int> seen;
+    constexpr int kDraws = 3000;
+    for (int i = 0; i < kDraws; ++i) ++seen[sampler.sample(logits, {})];
+    double first_ten = 0;
+    int drawn = 0;
+    for (std::size_t rank = 0; rank < logits.size(); ++rank) {
+      const auto found = seen.find(order[rank]);
+      if (found == seen.end()) continue;
+      EXPECT_LT(rank, end + 1) << "was cut";  // a rounding of the sum may move the cut by one
+      if (rank < 10) drawn += found->second;
+    }
+    for (std::size_t rank = 0; rank < std::min<std::size_t>(10, end); ++rank) first_ten += share[rank] / kept;
+    EXPECT_NEAR(drawn / double{kDraws}, first_ten,
+                4 * std::sqrt(first_ten * (1 - first_ten) / kDraws) + 1e-9);
+  }
 }
 
 TEST(ThreadTeam, EveryChunkIsDoneOnceWhoeverDoesIt) {
@@ -198,6 +239,12 @@ TEST(PackedWeights, AreKeptMappedAndNeverMistaken) {
   EXPECT_NE(other, expected);
   EXPECT_EQ(other, last_logits(file, {}, false));
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(cache), {}), 1) << "the old packing stays";
+
+  // What was packed from a model that is gone goes when another is packed.
+  std::filesystem::rename(file, folder / "moved.gguf");
+  EXPECT_EQ(last_logits(folder / "moved.gguf", {.pack_cache = cache}, true), other);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(cache), {}), 1);
+  std::filesystem::rename(folder / "moved.gguf", file);
 
   // Nowhere to keep it, no packing, and not enough memory for it.
   ASSERT_OK(write_file_atomic(folder / "file", ""));
