@@ -24,7 +24,11 @@ void TeacherServe::serve(const std::string& teacher, const std::filesystem::path
 
 void TeacherServe::stop() {
   timer_.cancel();
-  if (watch_) watch_->signal(SIGTERM);
+  if (watch_) {
+    watch_->signal(SIGTERM);
+    const pid_t pid = watch_->pid();
+    leaving_[pid] = std::make_unique<ProcessWatch>(reactor_, pid, [this, pid](int) { leaving_.erase(pid); });
+  }
   watch_.reset();
   teacher_.clear();
   url_.clear();

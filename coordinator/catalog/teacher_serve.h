@@ -3,6 +3,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -31,6 +32,7 @@ class TeacherServe {
   std::filesystem::path folder_, gguf_;
   std::string teacher_, url_, state_ = "stopped";
   std::unique_ptr<ProcessWatch> watch_;
+  std::map<pid_t, std::unique_ptr<ProcessWatch>> leaving_;  ///< told to end, kept until they have
   boost::asio::steady_timer timer_;
   int failures_ = 0;
 };

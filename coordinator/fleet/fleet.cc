@@ -76,12 +76,16 @@ std::size_t Fleet::online_count() const { return routing_of_.size(); }
 Result<DeviceRecord> Fleet::find(const std::string& id) const {
   const auto exact = devices_.find(id);
   if (exact != devices_.end()) return exact->second;
-  const auto from = devices_.lower_bound(id);
-  if (id.size() < 8 || from == devices_.end() || !from->first.starts_with(id))
-    return fail(ErrorCode::kNotFound, "", "there is no device '{}'", id);
-  if (std::next(from) != devices_.end() && std::next(from)->first.starts_with(id))
-    return fail(ErrorCode::kConflict, "", "several devices begin with '{}'", id);
-  return from->second;
+  const DeviceRecord* found = nullptr;
+  for (const auto& [key, device] : devices_) {
+    if (device.name != id && (id.size() < 8 || !key.starts_with(id))) continue;
+    if (found != nullptr)
+      return fail(ErrorCode::kConflict, "", "'{}' may be {} or {}: give the whole id", id, found->id,
+                  device.id);
+    found = &device;
+  }
+  if (found == nullptr) return fail(ErrorCode::kNotFound, "", "there is no device '{}'", id);
+  return *found;
 }
 
 Result<void> Fleet::save(const DeviceRecord& device) { return device_table_.put(device.id, device); }

@@ -48,7 +48,7 @@ class Fleet {
   bool online(const std::string& device_id) const;
   std::size_t online_count() const;
   const FleetCounters& counters() const { return counters_; }
-  /// By id or a prefix of it; kNotFound, kConflict.
+  /// By id, a prefix of it, or the name that one device alone has; kNotFound, kConflict.
   Result<DeviceRecord> find(const std::string& id) const;
   /// Cuts it off, at once and for ever.
   Result<void> revoke(const std::string& id);

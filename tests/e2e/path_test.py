@@ -21,6 +21,14 @@ class Path(harness.FleetTest):
 
         url = fleet.wait("the teacher's serve", teacher_url)
         self.assertGreater(len(harness.complete(url, 'the small')), 0)
+        # Another teacher takes its place, and the first one's process is gone, not a zombie.
+        before = fleet.pids('retort-serve')
+        fleet.retort('teacher', 'import', harness.make_teacher(fleet.path('other'), seed=2), '--name', 'other')
+        fleet.retort('teacher', 'serve', 'other')
+        fleet.wait("the other teacher's serve", lambda: teacher_url() not in (None, url))
+        fleet.wait('the end of the first', lambda: not any(os.path.exists(f'/proc/{pid}') for pid in before))
+        self.assertEqual(len(before), 1)
+        fleet.retort('teacher', 'serve', 'tiny')
 
         fleet.retort('class', 'set', 'any', '--file', '1MiB')
         fleet.start_agent('one')
@@ -28,6 +36,7 @@ class Path(harness.FleetTest):
         devices = fleet.retort('device', 'ls')
         self.assertEqual(len(devices), 1)
         self.assertGreater(devices[0]['profile']['memory_bytes'], 0)
+        self.assertEqual(fleet.retort('device', 'show', devices[0]['name'])['id'], devices[0]['id'])
 
         for name, seed in (('train', 1), ('judged', 2)):
             fleet.retort('dataset', 'import', harness.make_texts(fleet.path(name + '.jsonl'), 200, seed), '--name', name)
