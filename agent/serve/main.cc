@@ -119,9 +119,15 @@ Result<void> serve(const Options& options) {
       options.host, port);
   notify_service_manager("READY=1");
 
-  std::thread hashing([&] {  // /health tells which artifact this is; large files take a while
+  // /health tells which artifact this is; large files take a while, and the first requests come first.
+  boost::asio::steady_timer rest(reactor, std::chrono::milliseconds(200));
+  std::thread hashing;
+  const auto hash_file = [&] {
     Result<std::string> hash = sha256_file_hex(options.model);
     if (hash) boost::asio::post(reactor, [&api, text = *hash] { api.set_artifact(text); });
+  };
+  rest.async_wait([&](const boost::system::error_code& error) {
+    if (!error) hashing = std::thread(hash_file);
   });
   boost::asio::steady_timer drain(reactor), watchdog(reactor);
   std::function<void()> wait_idle = [&] {
@@ -150,7 +156,7 @@ Result<void> serve(const Options& options) {
   };
   if (watchdog_interval_millis() != 0) ping();
   reactor.run();
-  hashing.join();
+  if (hashing.joinable()) hashing.join();
   return {};
 }
 

@@ -240,6 +240,14 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_v
   return file;
 }
 
+void GgufFile::drop_lists() {
+  std::erase_if(metadata_, [](const auto& entry) {
+    return std::holds_alternative<std::vector<std::string>>(entry.second) ||
+           std::holds_alternative<std::vector<double>>(entry.second) ||
+           std::holds_alternative<std::vector<std::int64_t>>(entry.second);
+  });
+}
+
 const GgufValue* GgufFile::find(std::string_view key) const {
   for (const auto& [name, value] : metadata_)
     if (name == key) return &value;

@@ -54,6 +54,8 @@ class GgufFile {
   std::uint64_t header_length() const { return header_length_; }
   std::uint64_t file_length() const { return file_length_; }
   const std::string& where() const { return where_; }
+  /// Forgets the metadata's lists (a vocabulary, say), which take more memory than all else.
+  void drop_lists();
   /// Lets this process's mapping go of the pages it has read; they come back when they are read again.
   void drop_pages() const { file_.drop_pages(); }
 

@@ -6,11 +6,12 @@
 #include <array>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <queue>
-#include <unordered_map>
 
 #include "common/core/file.h"
 #include "common/core/json.h"
+#include "common/tokenizer/vocabulary.h"
 
 namespace retort {
 namespace {
@@ -67,17 +68,20 @@ const std::array<std::string, 256>& byte_characters() {
 
 /// Inverse of byte_characters over a whole token; nothing when a character is not in the table.
 std::optional<std::string> bytes_of(std::string_view token) {
-  static const std::unordered_map<std::string, char> inverse = [] {
-    std::unordered_map<std::string, char> out;
-    for (std::size_t b = 0; b < 256; ++b) out[byte_characters()[b]] = static_cast<char>(b);
+  static const std::array<std::int16_t, 0x180> inverse = [] {
+    std::array<std::int16_t, 0x180> out;
+    out.fill(-1);
+    for (std::size_t b = 0; b < 256; ++b)
+      out[static_cast<std::size_t>(code_point(byte_characters()[b], 0).first)] = static_cast<std::int16_t>(b);
     return out;
   }();
   std::string out;
   for (std::size_t i = 0; i < token.size();) {
-    const std::size_t length = code_point(token, i).second;
-    const auto found = inverse.find(std::string(token.substr(i, length)));
-    if (found == inverse.end()) return std::nullopt;
-    out += found->second;
+    const auto [point, length] = code_point(token, i);
+    if (point < 0 || point >= static_cast<std::int32_t>(inverse.size()) ||
+        inverse[static_cast<std::size_t>(point)] < 0)
+      return std::nullopt;
+    out += static_cast<char>(inverse[static_cast<std::size_t>(point)]);
     i += length;
   }
   return out;
@@ -157,13 +161,9 @@ void split_gpt2(std::string_view text, Word word) {
 
 struct Tokenizer::Impl {
   Kind kind = Kind::kByteLevel;
-  std::vector<std::string> tokens;  ///< as the vocabulary writes them
+  Vocabulary tokens;  ///< as the vocabulary writes them
   std::vector<TokenType> types;
-  std::vector<std::string> pieces;  ///< the bytes that each stands for; empty for special ones
-  std::unordered_map<std::string, TokenId> ids;
-  /// (left << 32 | right) -> (rank, merged): lower ranks merge first.
-  std::unordered_map<std::uint64_t, std::pair<std::uint32_t, TokenId>> pairs;
-  std::vector<std::string> merges;  ///< "left right" in rank order; kept for GGUF
+  Merges merges;
   std::array<TokenId, 256> byte_tokens;
   TokenId bos = -1, eos = -1, unknown = -1;
   bool add_bos = false, add_eos = false, space_prefix = false, escape_spaces = false, fuse_unknown = false;
@@ -171,11 +171,8 @@ struct Tokenizer::Impl {
   std::array<bool, 256> special_first{};                 ///< the bytes that one of them begins with
   bool has_user_defined = false;
 
-  static std::uint64_t pair_key(TokenId left, TokenId right) {
-    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
-           static_cast<std::uint32_t>(right);
-  }
-
+  /// The bytes that a token stands for; empty for special ones.
+  std::string piece(TokenId id) const;
   Result<void> finish(std::string_view where);
   void merge(std::string_view text, std::vector<TokenId> symbols, std::vector<std::uint32_t> starts,
              std::vector<TokenId>& out) const;
@@ -183,41 +180,25 @@ struct Tokenizer::Impl {
 };
 
 Result<void> Tokenizer::Impl::finish(std::string_view where) {
-  if (tokens.empty() || tokens.size() > kMaxVocabulary)
+  if (tokens.size() == 0 || tokens.size() > kMaxVocabulary)
     return fail(ErrorCode::kInvalid, std::string(where), "a vocabulary of {} tokens, outside 1…{}",
                 tokens.size(), kMaxVocabulary);
   byte_tokens.fill(-1);
-  pieces.resize(tokens.size());
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const auto id = static_cast<TokenId>(i);
-    if (types[i] == TokenType::kByte) {
-      unsigned value = 256;
-      if (tokens[i].size() == 6 && std::sscanf(tokens[i].c_str(), "<0x%2X>", &value) == 1 && value < 256) {
-        byte_tokens[value] = id;
-        pieces[i] = std::string(1, static_cast<char>(value));
-      }
-    } else if (types[i] == TokenType::kNormal || types[i] == TokenType::kUserDefined) {
-      if (kind == Kind::kByteLevel) {
-        pieces[i] = types[i] == TokenType::kUserDefined ? tokens[i] : bytes_of(tokens[i]).value_or(tokens[i]);
-      } else {
-        pieces[i] = tokens[i];
-        if (escape_spaces)
-          for (std::size_t at = 0; (at = pieces[i].find(kSpace, at)) != std::string::npos; ++at)
-            pieces[i].replace(at, kSpace.size(), " ");
-      }
-    }
+    if (types[i] == TokenType::kByte)
+      if (const std::string byte = piece(id); !byte.empty())
+        byte_tokens[static_cast<unsigned char>(byte[0])] = id;
     if (types[i] == TokenType::kControl || types[i] == TokenType::kUserDefined)
-      if (!tokens[i].empty()) {
-        special.emplace_back(tokens[i], id);
-        special_first[static_cast<unsigned char>(tokens[i][0])] = true;
+      if (!tokens[id].empty()) {
+        special.emplace_back(tokens[id], id);
+        special_first[static_cast<unsigned char>(tokens[id][0])] = true;
         has_user_defined = has_user_defined || types[i] == TokenType::kUserDefined;
       }
   }
   if (kind == Kind::kByteLevel)
-    for (std::size_t b = 0; b < 256; ++b) {
-      const auto found = ids.find(byte_characters()[b]);
-      if (found != ids.end()) byte_tokens[b] = found->second;
-    }
+    for (std::size_t b = 0; b < 256; ++b)
+      if (const TokenId id = tokens.find(byte_characters()[b]); id >= 0) byte_tokens[b] = id;
   std::stable_sort(special.begin(), special.end(),
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
   for (const TokenId id : {bos, eos, unknown})
@@ -225,6 +206,30 @@ Result<void> Tokenizer::Impl::finish(std::string_view where) {
       return fail(ErrorCode::kInvalid, std::string(where),
                   "a special token's id {} is outside the vocabulary of {}", id, tokens.size());
   return {};
+}
+
+std::string Tokenizer::Impl::piece(TokenId id) const {
+  const std::string_view token = tokens[id];
+  switch (types[static_cast<std::size_t>(id)]) {
+    case TokenType::kByte: {
+      unsigned value = 256;
+      const bool byte = token.size() == 6 && std::sscanf(std::string(token).c_str(), "<0x%2X>", &value) == 1;
+      return byte && value < 256 ? std::string(1, static_cast<char>(value)) : std::string();
+    }
+    case TokenType::kUserDefined:
+      if (kind == Kind::kByteLevel) return std::string(token);
+      [[fallthrough]];
+    case TokenType::kNormal: {
+      if (kind == Kind::kByteLevel) return bytes_of(token).value_or(std::string(token));
+      std::string out(token);
+      if (escape_spaces)
+        for (std::size_t at = 0; (at = out.find(kSpace, at)) != std::string::npos; ++at)
+          out.replace(at, kSpace.size(), " ");
+      return out;
+    }
+    default:
+      return {};
+  }
 }
 
 /// Byte-pair merging, [Sennrich 2016] §3.2, with a heap of candidate pairs instead of repeated scans: O(n log
@@ -252,8 +257,7 @@ void Tokenizer::Impl::merge(std::string_view text, std::vector<TokenId> symbols,
     if (left == kEnd || next[left] == kEnd) return;
     const TokenId a = symbols[left], b = symbols[next[left]];
     if (a < 0 || b < 0) return;
-    const auto found = pairs.find(pair_key(a, b));
-    if (found != pairs.end()) heap.push({found->second.first, left, a, b, found->second.second});
+    if (const Merges::Merge* found = merges.find(a, b)) heap.push({found->rank, left, a, b, found->merged});
   };
   for (std::uint32_t i = 0; i + 1 < n; ++i) offer(i);
   while (!heap.empty()) {
@@ -316,10 +320,9 @@ void Tokenizer::Impl::encode_plain(std::string_view text, bool at_start, std::ve
       normal += c;
   for (std::size_t i = 0; i < normal.size();) {
     const auto [point, length] = code_point(normal, i);
-    const auto found = point < 0 ? ids.end() : ids.find(normal.substr(i, length));
-    const bool usable =
-        found != ids.end() && (types[static_cast<std::size_t>(found->second)] == TokenType::kNormal);
-    symbols.push_back(usable ? found->second : -1);
+    const TokenId found = point < 0 ? -1 : tokens.find(std::string_view(normal).substr(i, length));
+    const bool usable = found >= 0 && types[static_cast<std::size_t>(found)] == TokenType::kNormal;
+    symbols.push_back(usable ? found : -1);
     starts.push_back(static_cast<std::uint32_t>(i));
     i += length;
   }
@@ -363,8 +366,8 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, bool add_special, 
 }
 
 std::string Tokenizer::piece(TokenId id) const {
-  if (id < 0 || id >= static_cast<TokenId>(impl_->pieces.size())) return {};
-  return impl_->pieces[static_cast<std::size_t>(id)];
+  if (id < 0 || id >= static_cast<TokenId>(impl_->tokens.size())) return {};
+  return impl_->piece(id);
 }
 
 std::string Tokenizer::decode(std::span<const TokenId> ids) const {
@@ -374,7 +377,7 @@ std::string Tokenizer::decode(std::span<const TokenId> ids) const {
   return out;
 }
 
-std::uint32_t Tokenizer::vocabulary_size() const { return static_cast<std::uint32_t>(impl_->tokens.size()); }
+std::uint32_t Tokenizer::vocabulary_size() const { return impl_->tokens.size(); }
 TokenId Tokenizer::bos() const { return impl_->bos; }
 TokenId Tokenizer::eos() const { return impl_->eos; }
 bool Tokenizer::is_special(TokenId id) const {
@@ -496,15 +499,12 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   for (auto& [id, entry] : entries) {
     if (id != static_cast<std::int64_t>(t.tokens.size()))
       return fail(ErrorCode::kInvalid, where, "no token has id {}", t.tokens.size());
-    if (!t.ids.emplace(entry.first, static_cast<TokenId>(id)).second)
+    if (t.tokens.find(entry.first) >= 0)
       return fail(ErrorCode::kInvalid, where, "token '{}' is there twice", entry.first);
-    t.tokens.push_back(entry.first);
+    t.tokens.add(entry.first);
     t.types.push_back(entry.second);
   }
-  const auto id_of = [&](std::string_view content) -> TokenId {
-    const auto found = t.ids.find(std::string(content));
-    return found == t.ids.end() ? -1 : found->second;
-  };
+  const auto id_of = [&](std::string_view content) { return t.tokens.find(content); };
   if (const json::value* unknown = model.if_contains("unk_token");
       unknown != nullptr && unknown->is_string()) {
     t.unknown = id_of(unknown->get_string());
@@ -534,9 +534,7 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     if (a < 0 || b < 0 || merged < 0)
       return fail(ErrorCode::kInvalid, where, "merge {} '{} {}' uses a token that is not in the vocabulary",
                   rank, left, right);
-    t.pairs.emplace(Impl::pair_key(a, b), std::pair(rank, merged));
-    t.merges.push_back(left + " " + right);
-    ++rank;
+    t.merges.add({a, b, merged, rank++});
   }
   // What is added around a text: the template's special tokens, or tokenizer_config.json's switches.
   bool has_template = false;
@@ -619,19 +617,23 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     return fail(ErrorCode::kInvalid, where, "metadata '{}' is {}", key,
                 value == nullptr ? "missing" : "of another type");
   };
-  t.tokens = *RETORT_TRY(array("tokenizer.ggml.tokens", std::type_identity<std::string>(), true));
+  const auto& tokens = *RETORT_TRY(array("tokenizer.ggml.tokens", std::type_identity<std::string>(), true));
   const auto* types =
       RETORT_TRY(array("tokenizer.ggml.token_type", std::type_identity<std::int64_t>(), false));
   const auto* scores = RETORT_TRY(array("tokenizer.ggml.scores", std::type_identity<double>(), false));
   const auto* merges = RETORT_TRY(array("tokenizer.ggml.merges", std::type_identity<std::string>(), false));
-  if ((types != nullptr && types->size() != t.tokens.size()) ||
-      (scores != nullptr && scores->size() != t.tokens.size()))
+  if ((types != nullptr && types->size() != tokens.size()) ||
+      (scores != nullptr && scores->size() != tokens.size()))
     return fail(ErrorCode::kInvalid, where, "the tokenizer's lists differ in length");
-  for (std::size_t i = 0; i < t.tokens.size(); ++i) {
+  t.types.reserve(tokens.size());
+  t.tokens.reserve(tokens.size(),
+                   std::transform_reduce(tokens.begin(), tokens.end(), std::size_t{0}, std::plus<>(),
+                                         [](const std::string& token) { return token.size(); }));
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
     const std::int64_t type = types == nullptr ? 1 : (*types)[i];
     if (type < 0 || type > 6) return fail(ErrorCode::kInvalid, where, "token {} has type {}", i, type);
     t.types.push_back(static_cast<TokenType>(type == 0 ? 1 : type));
-    t.ids.emplace(t.tokens[i], static_cast<TokenId>(i));
+    t.tokens.add(tokens[i]);
   }
   const auto special = [&](const char* key, TokenId& id) -> Result<void> {
     if (file.find(key) == nullptr) return {};
@@ -660,24 +662,22 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     if (merges == nullptr)
       return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.merges' is missing");
     std::uint32_t rank = 0;
-    for (const std::string& both : *merges) {
+    std::string joined;
+    t.merges.reserve(merges->size());
+    for (const std::string_view both : *merges) {
       const std::size_t space = both.find(' ', 1);
-      const auto id = [&](const std::string& text) {
-        const auto found = t.ids.find(text);
-        return found == t.ids.end() ? -1 : found->second;
-      };
-      TokenId a = -1, b = -1, merged = -1;
-      if (space != std::string::npos) {
-        a = id(both.substr(0, space));
-        b = id(both.substr(space + 1));
-        merged = id(both.substr(0, space) + both.substr(space + 1));
+      Merges::Merge merge{-1, -1, -1, rank};
+      if (space != std::string_view::npos) {
+        const std::string_view left = both.substr(0, space), right = both.substr(space + 1);
+        joined.assign(left).append(right);
+        merge = {t.tokens.find(left), t.tokens.find(right), t.tokens.find(joined), rank};
       }
-      if (a < 0 || b < 0 || merged < 0)
+      if (merge.left < 0 || merge.right < 0 || merge.merged < 0)
         return fail(ErrorCode::kInvalid, where, "merge {} '{}' does not join tokens of the vocabulary", rank,
                     both);
-      t.pairs.emplace(Impl::pair_key(a, b), std::pair(rank++, merged));
+      t.merges.add(merge);
+      ++rank;
     }
-    t.merges = *merges;
   } else {
     // SentencePiece: two neighbours merge when their concatenation is a token, best score first. Equal scores
     // share a rank, so that the leftmost wins, as in llama.cpp.
@@ -687,18 +687,17 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     std::sort(order.begin(), order.end(), std::greater<>());
     order.erase(std::unique(order.begin(), order.end()), order.end());
     for (std::size_t i = 0; i < t.tokens.size(); ++i) {
-      const std::string& token = t.tokens[i];
+      const std::string_view token = t.tokens[static_cast<TokenId>(i)];
       if (t.types[i] != TokenType::kNormal || token.size() > 1024) continue;
       const auto rank = static_cast<std::uint32_t>(
           std::lower_bound(order.begin(), order.end(), (*scores)[i], std::greater<>()) - order.begin());
       for (std::size_t cut = code_point(token, 0).second; cut < token.size();
            cut += code_point(token, cut).second) {
-        const auto a = t.ids.find(token.substr(0, cut)), b = t.ids.find(token.substr(cut));
-        if (a == t.ids.end() || b == t.ids.end()) continue;
-        if (t.types[static_cast<std::size_t>(a->second)] != TokenType::kNormal ||
-            t.types[static_cast<std::size_t>(b->second)] != TokenType::kNormal)
+        const TokenId a = t.tokens.find(token.substr(0, cut)), b = t.tokens.find(token.substr(cut));
+        if (a < 0 || b < 0 || t.types[static_cast<std::size_t>(a)] != TokenType::kNormal ||
+            t.types[static_cast<std::size_t>(b)] != TokenType::kNormal)
           continue;
-        t.pairs.emplace(Impl::pair_key(a->second, b->second), std::pair(rank, static_cast<TokenId>(i)));
+        t.merges.add({a, b, static_cast<TokenId>(i), rank});
       }
     }
   }
@@ -711,23 +710,28 @@ void Tokenizer::write_gguf(GgufWriter& writer) const {
   const bool pieces = t.kind == Kind::kSentencePiece;
   writer.set("tokenizer.ggml.model", std::string(pieces ? "llama" : "gpt2"));
   writer.set("tokenizer.ggml.pre", std::string(pieces ? "default" : "gpt-2"));
-  writer.set("tokenizer.ggml.tokens", t.tokens);
+  std::vector<std::string> tokens;
+  for (TokenId id = 0; id < static_cast<TokenId>(t.tokens.size()); ++id) tokens.emplace_back(t.tokens[id]);
+  writer.set("tokenizer.ggml.tokens", tokens);
   std::vector<std::int64_t> types;
   for (const TokenType type : t.types) types.push_back(static_cast<std::int64_t>(type));
   writer.set("tokenizer.ggml.token_type", types);
   if (pieces) {
     // A merged token's score is minus the best rank that makes it; tokens that no merge makes must never win.
     std::vector<double> scores(t.tokens.size(), -1e6);
-    for (const auto& [key, merged] : t.pairs) {
-      double& score = scores[static_cast<std::size_t>(merged.second)];
-      score = std::max(score, -static_cast<double>(merged.first));
+    for (const Merges::Merge& merge : t.merges.all()) {
+      double& score = scores[static_cast<std::size_t>(merge.merged)];
+      score = std::max(score, -static_cast<double>(merge.rank));
     }
     writer.set("tokenizer.ggml.scores", scores);
     writer.set("tokenizer.ggml.add_space_prefix", t.space_prefix);
     if (!t.escape_spaces) writer.set("retort.tokenizer.escape_spaces", false);
     if (t.fuse_unknown) writer.set("retort.tokenizer.fuse_unknown", true);
   } else {
-    writer.set("tokenizer.ggml.merges", t.merges);
+    std::vector<std::string> merges;
+    for (const Merges::Merge& merge : t.merges.all())
+      merges.push_back(std::string(t.tokens[merge.left]) + " " + std::string(t.tokens[merge.right]));
+    writer.set("tokenizer.ggml.merges", merges);
   }
   if (t.bos >= 0) writer.set("tokenizer.ggml.bos_token_id", static_cast<std::uint64_t>(t.bos));
   if (t.eos >= 0) writer.set("tokenizer.ggml.eos_token_id", static_cast<std::uint64_t>(t.eos));

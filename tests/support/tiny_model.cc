@@ -1,6 +1,7 @@
 #include "tests/support/tiny_model.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <numbers>
 #include <set>
@@ -43,18 +44,23 @@ std::string tiny_tokenizer_json(std::uint32_t n_vocab) {
     vocab[left + right] = id++;
     merges.emplace_back(left + " " + right);
   }
-  // Beyond 300: pairs of the tokens that there are, in order.
-  std::vector<std::string> tokens(static_cast<std::size_t>(id));
-  for (const auto& [text, number] : vocab)
-    tokens[static_cast<std::size_t>(number.to_number<std::int64_t>())] = text;
-  for (std::size_t sum = 2; id < n_vocab; ++sum)
-    for (std::size_t left = 1; left < sum && id < n_vocab; ++left) {
-      if (sum - left >= 257 || left >= 257) continue;
-      const std::string text = tokens[left] + tokens[sum - left];
-      if (vocab.contains(text)) continue;
-      vocab[text] = id++;
-      merges.emplace_back(tokens[left] + " " + tokens[sum - left]);
-    }
+  // Beyond 300: two letters or digits, then three.
+  std::string letters;
+  for (char c = '0'; c <= 'z'; ++c)
+    if (std::isalnum(static_cast<unsigned char>(c))) letters += c;
+  std::vector<std::string> beginnings(letters.size());
+  for (std::size_t i = 0; i < letters.size(); ++i) beginnings[i] = letters.substr(i, 1);
+  while (id < n_vocab) {
+    std::vector<std::string> longer;
+    for (const std::string& left : beginnings)
+      for (const char right : letters) {
+        longer.push_back(left + right);
+        if (id >= n_vocab || vocab.contains(longer.back())) continue;
+        vocab[longer.back()] = id++;
+        merges.emplace_back(left + " " + right);
+      }
+    beginnings = std::move(longer);
+  }
   json::object root;
   root["version"] = "1.0";
   root["added_tokens"] =

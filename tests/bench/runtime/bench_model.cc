@@ -65,13 +65,17 @@ Result<void> write(const std::string& shape, const std::string& type_name, const
   std::uint32_t number = 0;
   for (WeightShape& weight : hf_weights(config)) {
     const float center = weight.name.find("norm") != std::string::npos ? 1.0f : 0.0f;
+    // Single bytes are never the likeliest, so that what is generated is text (llama-server refuses to answer
+    // with anything else).
+    const std::size_t faint = weight.name.find("embed_tokens") != std::string::npos ? 257 * config.n_embd : 0;
     weights.push_back({std::move(weight.name), std::move(weight.shape),
-                       [center, seed = ++number](std::span<float> values) -> Result<void> {
+                       [center, faint, seed = ++number](std::span<float> values) -> Result<void> {
                          std::uint32_t state = seed * 2654435761u;  // xorshift32, uniform in ±0.1
                          for (float& x : values) {
                            state ^= state << 13, state ^= state >> 17, state ^= state << 5;
                            x = center + (static_cast<float>(state >> 8) / 8388608.0f - 1) * 0.1f;
                          }
+                         for (std::size_t i = 0; i < faint; ++i) values[i] *= 0.01f;
                          return {};
                        }});
   }
