@@ -372,7 +372,8 @@ Result<void> describe(const Options& options) {
 
 int run(int argc, char** argv) {
   CLI::App app{
-      "Serves a GGUF model (Llama or GPT-2; F32, F16, BF16, Q8_0, Q4_0) over HTTP, OpenAI style; evaluates, "
+      "Serves a GGUF model (Llama or GPT-2; F32, F16, BF16 and GGUF's block formats) over HTTP, OpenAI "
+      "style; evaluates, "
       "measures and describes one."};
   app.set_version_flag("--version", "retort-serve " RETORT_VERSION);
   app.footer(

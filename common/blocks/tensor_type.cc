@@ -13,11 +13,16 @@
 namespace retort {
 namespace {
 
-constexpr std::array<TensorTypeInfo, 5> kTypes{{
+constexpr std::array<TensorTypeInfo, 10> kTypes{{
     {TensorType::kF32, "F32", 1, 4},
     {TensorType::kF16, "F16", 1, 2},
     {TensorType::kQ4_0, "Q4_0", 32, 18},
     {TensorType::kQ8_0, "Q8_0", 32, 34},
+    {TensorType::kQ3K, "Q3_K", 256, 110},
+    {TensorType::kQ4K, "Q4_K", 256, 144},
+    {TensorType::kQ5K, "Q5_K", 256, 176},
+    {TensorType::kQ6K, "Q6_K", 256, 210},
+    {TensorType::kIq4Nl, "IQ4_NL", 32, 18},
     {TensorType::kBF16, "BF16", 1, 2},
 }};
 
@@ -103,6 +108,12 @@ std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns) {
   return bytes;
 }
 
+TensorType stored_type(TensorType wanted, std::uint64_t columns) {
+  for (const TensorType type : {wanted, TensorType::kQ8_0})
+    if (row_bytes(type, columns)) return type;
+  return TensorType::kF16;
+}
+
 void encode_row(TensorType type, std::span<const float> values, std::span<std::byte> out) {
   assert(row_bytes(type, values.size()) == out.size());
   switch (type) {
@@ -117,6 +128,21 @@ void encode_row(TensorType type, std::span<const float> values, std::span<std::b
       return;
     case TensorType::kQ4_0:
       blocks::encode_q4_0(values, out.data());
+      return;
+    case TensorType::kQ3K:
+      blocks::encode_q3_k(values, out.data());
+      return;
+    case TensorType::kQ4K:
+      blocks::encode_q4_k(values, out.data());
+      return;
+    case TensorType::kQ5K:
+      blocks::encode_q5_k(values, out.data());
+      return;
+    case TensorType::kQ6K:
+      blocks::encode_q6_k(values, out.data());
+      return;
+    case TensorType::kIq4Nl:
+      blocks::encode_iq4_nl(values, out.data());
       return;
     case TensorType::kQ8_0:
       encode_q8_0(values, out.data());
@@ -138,6 +164,21 @@ void decode_row(TensorType type, std::span<const std::byte> bytes, std::span<flo
       return;
     case TensorType::kQ4_0:
       blocks::decode_q4_0(bytes.data(), out);
+      return;
+    case TensorType::kQ3K:
+      blocks::decode_q3_k(bytes.data(), out);
+      return;
+    case TensorType::kQ4K:
+      blocks::decode_q4_k(bytes.data(), out);
+      return;
+    case TensorType::kQ5K:
+      blocks::decode_q5_k(bytes.data(), out);
+      return;
+    case TensorType::kQ6K:
+      blocks::decode_q6_k(bytes.data(), out);
+      return;
+    case TensorType::kIq4Nl:
+      blocks::decode_iq4_nl(bytes.data(), out);
       return;
     case TensorType::kQ8_0:
       decode_q8_0(bytes.data(), out);

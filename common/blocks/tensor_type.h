@@ -16,6 +16,11 @@ enum class TensorType : std::uint32_t {
   kF16 = 1,
   kQ4_0 = 2,
   kQ8_0 = 8,
+  kQ3K = 11,
+  kQ4K = 12,
+  kQ5K = 13,
+  kQ6K = 14,
+  kIq4Nl = 20,
   kBF16 = 30,
 };
 
@@ -35,8 +40,13 @@ std::optional<TensorType> tensor_type_from(std::string_view name);
 /// Bytes of one row of `columns` values; nothing when a block does not divide it, or when they overflow.
 std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns);
 
+/// How a matrix with rows of `columns` is stored when `wanted` is asked for: where its blocks do not divide a
+/// row, Q8_0, and where that does not either, F16.
+TensorType stored_type(TensorType wanted, std::uint64_t columns);
+
 /// Scalar reference encoder and decoder of one row; sizes must match row_bytes (asserted).
 /// Q4_0: d = the value furthest from zero / −8.
+/// Q3_K … Q6_K, IQ4_NL: scales by least squares over several starts.
 /// Q8_0: d = max|x|/127 as F16, q = round-to-nearest(x/d), the same bytes as llama.cpp's reference quantizer.
 void encode_row(TensorType type, std::span<const float> values, std::span<std::byte> out);
 void decode_row(TensorType type, std::span<const std::byte> bytes, std::span<float> out);

@@ -211,8 +211,9 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_v
     const TensorTypeInfo* entry = find_tensor_type(type);
     if (entry == nullptr)
       return fail(ErrorCode::kUnsupported, std::string(where),
-                  "tensor '{}' has type number {}; F32, F16, BF16, Q8_0 and Q4_0 are supported", tensor.name,
-                  type);
+                  "tensor '{}' has type number {}; F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0 and "
+                  "IQ4_NL are supported",
+                  tensor.name, type);
     tensor.type = entry->type;
     if (!tensor_bytes(tensor.type, tensor.shape))
       return bad(fmt::format("{} columns are not a multiple of {}'s block, or its size overflows",

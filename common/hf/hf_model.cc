@@ -312,12 +312,32 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
   writer.set("general.architecture", arch);
   writer.set("general.name", path.stem().string());
   writer.set("general.quantization_version", std::uint64_t{2});
-  // llama_ftype: 0 all F32, 1 mostly F16, 2 mostly Q4_0, 7 mostly Q8_0, 32 mostly BF16.
-  const std::uint64_t file_type = matrix_type == TensorType::kF32    ? 0
-                                  : matrix_type == TensorType::kF16  ? 1
-                                  : matrix_type == TensorType::kQ4_0 ? 2
-                                  : matrix_type == TensorType::kQ8_0 ? 7
-                                                                     : 32;
+  // llama_ftype: the type of most matrices.
+  const auto file_type = [&]() -> std::uint64_t {
+    switch (matrix_type) {
+      case TensorType::kF32:
+        return 0;
+      case TensorType::kF16:
+        return 1;
+      case TensorType::kQ4_0:
+        return 2;
+      case TensorType::kQ8_0:
+        return 7;
+      case TensorType::kQ3K:
+        return 12;
+      case TensorType::kQ4K:
+        return 15;
+      case TensorType::kQ5K:
+        return 17;
+      case TensorType::kQ6K:
+        return 18;
+      case TensorType::kIq4Nl:
+        return 25;
+      case TensorType::kBF16:
+        return 32;
+    }
+    return 0;
+  }();
   writer.set("general.file_type", file_type);
   writer.set(key("context_length"), std::uint64_t{c.n_ctx});
   writer.set(key("embedding_length"), std::uint64_t{c.n_embd});
@@ -357,8 +377,8 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
     TensorType type = matrix_type;
     if (shape.size() == 1 || m.gguf_name == "position_embd.weight")
       type = TensorType::kF32;
-    else if (!row_bytes(type, shape[0]))
-      type = TensorType::kF16;
+    else
+      type = stored_type(type, shape[0]);
     const std::uint64_t columns = shape[0];
     writer.add_tensor(m.gguf_name, std::move(shape), type,
                       [m, source = &*source, type, columns](std::span<std::byte> out) -> Result<void> {

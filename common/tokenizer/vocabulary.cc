@@ -11,14 +11,15 @@ std::size_t hash_of(std::string_view text) { return std::hash<std::string_view>(
 
 /// The last step of splitmix64: neighbouring ids fall far apart.
 std::size_t hash_of(std::int32_t left, std::int32_t right) {
-  std::uint64_t z = static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
+  std::uint64_t z =
+      static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
   return z ^ (z >> 31);
 }
 
-/// The slot that holds an entry for which same(entry) is true, or the empty one where it belongs. At least half
-/// of the slots, whose number is a power of two, are empty.
+/// The slot that holds an entry for which same(entry) is true, or the empty one where it belongs. At least
+/// half of the slots, whose number is a power of two, are empty.
 template <typename Same>
 std::size_t slot_of(const std::vector<std::int32_t>& slots, std::size_t hash, Same same) {
   std::size_t at = hash & (slots.size() - 1);

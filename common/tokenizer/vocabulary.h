@@ -7,8 +7,8 @@
 
 namespace retort {
 
-/// The texts of a tokenizer's vocabulary in one piece of memory, found by id or by text: a device holds 32,000 of
-/// them in a megabyte, and reads them in a few milliseconds. Thread: any, once it is filled.
+/// The texts of a tokenizer's vocabulary in one piece of memory, found by id or by text: a device holds
+/// 32,000 of them in a megabyte, and reads them in a few milliseconds. Thread: any, once it is filled.
 class Vocabulary {
  public:
   /// Room for `texts` of `bytes` in all.

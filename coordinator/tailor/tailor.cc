@@ -37,8 +37,7 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
     const bool transposed =
         config.family == ModelFamily::kGpt2 && weight.name.find(".h.") != std::string::npos;
     const std::uint64_t columns = transposed ? weight.shape[0] : weight.shape[1];
-    const auto row = row_bytes(format, columns);
-    bytes += count / columns * (row ? *row : 2 * columns);
+    bytes += count / columns * *row_bytes(stored_type(format, columns), columns);
     bytes = (bytes + 31) / 32 * 32;
   }
   return bytes;

@@ -229,7 +229,7 @@ void round_weights(Network& network, TensorType format) {
     if (!stored.matrix) continue;
     Tensor values = (stored.transposed ? tensor.detach().t() : tensor.detach()).contiguous().clone();
     const auto columns = static_cast<std::uint64_t>(values.size(1));
-    const TensorType type = row_bytes(format, columns) ? format : TensorType::kF16;
+    const TensorType type = stored_type(format, columns);
     std::vector<std::byte> encoded(*row_bytes(type, columns));
     for (std::int64_t row = 0; row < values.size(0); ++row) {
       const std::span<float> line(values.data_ptr<float>() + row * values.size(1), columns);

@@ -119,7 +119,7 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
       continue;
     }
     const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
-    bytes += row_bytes(format, columns).value_or(2 * columns) * (count / columns);
+    bytes += *row_bytes(stored_type(format, columns), columns) * (count / columns);
   }
   return bytes;
 }

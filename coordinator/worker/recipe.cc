@@ -221,8 +221,10 @@ struct Reader {
     RETORT_TRY(fields.result());
     const auto type = tensor_type_from(name);
     if (!type)
-      return fail(ErrorCode::kInvalid, fields.at(key), "'{}' is '{}', but can only be F32, F16, BF16 or Q8_0",
-                  key, name);
+      return fail(
+          ErrorCode::kInvalid, fields.at(key),
+          "'{}' is '{}', but can only be F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0 or IQ4_NL", key,
+          name);
     return *type;
   }
 

@@ -32,6 +32,13 @@ std::vector<std::string> fuzz_seeds() {
   for (const char* name : {"t0", "t1"})
     writer.add_tensor(name, {32, 2}, TensorType::kQ8_0,
                       [](std::span<std::byte>) -> Result<void> { return {}; });
+  for (const TensorType type : {TensorType::kQ4_0, TensorType::kQ3K, TensorType::kQ4K, TensorType::kQ5K,
+                                TensorType::kQ6K, TensorType::kIq4Nl})
+    writer.add_tensor(std::string(info(type).name), {256}, type,
+                      [](std::span<std::byte> out) -> Result<void> {
+                        for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::byte>(37 * i);
+                        return {};
+                      });
   fuzz::require(writer.write(folder / "w.gguf").has_value());
   seeds.push_back(*read_file(folder / "w.gguf"));
   return seeds;

@@ -252,6 +252,37 @@ void matmul_q(const Matrix& m, const Activations& x, std::uint32_t begin, std::u
   walk(begin, end, x.count, run(four, four), run(four, one), run(one, four), run(one, one));
 }
 
+/// Any other format: each row is decoded by the reference, 256 columns at a time, for a few dozen tokens.
+void matmul_decoded(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
+                    const Output& out) {
+  constexpr std::size_t kColumns = 256, kTokens = 32;
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d), row_size = *row_bytes(m.type, m.columns);
+  HWY_ALIGN float values[kColumns], sums[kTokens][16];
+  for (std::uint32_t r = begin; r < end; ++r)
+    for (std::size_t token = 0; token < x.count; token += kTokens) {
+      const std::size_t tokens = std::min<std::size_t>(kTokens, x.count - token);
+      std::memset(sums, 0, sizeof sums);
+      for (std::size_t c = 0; c < m.columns; c += kColumns) {
+        const std::size_t n = std::min<std::size_t>(kColumns, m.columns - c);
+        decode_row(m.type, {m.data + r * row_size + *row_bytes(m.type, c), *row_bytes(m.type, n)},
+                   {values, n});
+        for (std::size_t t = 0; t < tokens; ++t) {
+          const float* const from = x.f32 + (token + t) * m.columns + c;
+          F sum = hn::Load(d, sums[t]);
+          for (std::size_t i = 0; i < n; i += lanes)  // n is a multiple of 32
+            sum = hn::MulAdd(hn::Load(d, values + i), hn::LoadU(d, from + i), sum);
+          hn::Store(sum, d, sums[t]);
+        }
+      }
+      for (std::size_t t = 0; t < tokens; ++t) {
+        float* const to = out.data + (token + t) * out.stride + r;
+        const float sum = sum_lanes(hn::Load(d, sums[t])) + (out.bias == nullptr ? 0.0f : out.bias[r]);
+        *to = out.add ? sum + *to : sum;
+      }
+    }
+}
+
 void MatmulRows(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
                 const Output& out) {
   switch (m.type) {
@@ -265,29 +296,39 @@ void MatmulRows(const Matrix& m, const Activations& x, std::uint32_t begin, std:
       return matmul_q<RowQ8>(m, x, begin, end, out);
     case TensorType::kQ4_0:
       return matmul_q<RowQ4>(m, x, begin, end, out);
+    case TensorType::kQ3K:
+    case TensorType::kQ4K:
+    case TensorType::kQ5K:
+    case TensorType::kQ6K:
+    case TensorType::kIq4Nl:
+      return matmul_decoded(m, x, begin, end, out);
   }
 }
 
-void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start) {
+void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start,
+                std::int32_t* half_start) {
   const Floats d;
   const hn::Rebind<std::int32_t, Floats> d32;
   const hn::Rebind<std::int16_t, Floats> d16;
   const hn::Rebind<std::int8_t, Floats> d8;
   const std::size_t lanes = hn::Lanes(d);
-  for (std::uint32_t b = 0; b < columns; b += 32, ++scale, ++start) {
+  for (std::uint32_t b = 0; b < columns; b += 32, ++scale, ++start, half_start += 2) {
     F largest = hn::Zero(d);
     for (std::size_t i = 0; i < 32; i += lanes) largest = hn::Max(largest, hn::Abs(hn::LoadU(d, x + b + i)));
     const float top = hn::GetLane(hn::MaxOfLanes(d, largest));
     *scale = top / 127.0f;
     const F inverse = hn::Set(d, top > 0 ? 127.0f / top : 0.0f);
-    auto total = hn::Zero(d32);
-    for (std::size_t i = 0; i < 32; i += lanes) {
-      const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + b + i), inverse));
-      const auto whole = hn::Min(hn::Max(rounded, hn::Set(d32, -127)), hn::Set(d32, 127));
-      total = hn::Add(total, whole);
-      hn::StoreU(hn::DemoteTo(d8, hn::DemoteTo(d16, whole)), d8, q + b + i);
+    for (std::size_t half = 0; half < 2; ++half) {
+      auto total = hn::Zero(d32);
+      for (std::size_t i = 16 * half; i < 16 * half + 16; i += lanes) {
+        const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + b + i), inverse));
+        const auto whole = hn::Min(hn::Max(rounded, hn::Set(d32, -127)), hn::Set(d32, 127));
+        total = hn::Add(total, whole);
+        hn::StoreU(hn::DemoteTo(d8, hn::DemoteTo(d16, whole)), d8, q + b + i);
+      }
+      half_start[half] = -8 * hn::GetLane(hn::SumOfLanes(d32, total));
     }
-    *start = -8 * hn::GetLane(hn::SumOfLanes(d32, total));
+    *start = half_start[0] + half_start[1];
   }
 }
 
@@ -601,8 +642,9 @@ void matmul_rows(const Matrix& matrix, const Activations& x, std::uint32_t row_b
                  const Output& out) {
   HWY_DYNAMIC_DISPATCH(MatmulRows)(matrix, x, row_begin, row_end, out);
 }
-void quantize_q8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start) {
-  HWY_DYNAMIC_DISPATCH(QuantizeQ8)(x, columns, q, scale, start);
+void quantize_q8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start,
+                 std::int32_t* half_start) {
+  HWY_DYNAMIC_DISPATCH(QuantizeQ8)(x, columns, q, scale, start, half_start);
 }
 void rms_norm(const float* x, const float* weight, std::uint32_t n, float eps, float* out) {
   HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, n, eps, out);

@@ -38,16 +38,18 @@ std::uint32_t packing_version();
 /// quantized matrices only (columns is a multiple of 32 there): quantize_q8 of each row.
 struct Activations {
   std::uint32_t count = 0, columns = 0;
-  const float* f32 = nullptr;       ///< [count][columns]
-  const std::int8_t* q8 = nullptr;  ///< [count][columns], values −127…127
-  const float* q8_scale = nullptr;  ///< [count][columns / 32]
-  const std::int32_t* q8_start =
-      nullptr;  ///< [count][columns / 32], −8 Σ q of the block: what its sums begin with
+  const float* f32 = nullptr;                   ///< [count][columns]
+  const std::int8_t* q8 = nullptr;              ///< [count][columns], values −127…127
+  const float* q8_scale = nullptr;              ///< [count][columns / 32]
+  const std::int32_t* q8_start = nullptr;       ///< [count][columns / 32], −8 Σ q of the block
+  const std::int32_t* q8_half_start = nullptr;  ///< [count][columns / 16], the same of its halves
 };
 
-/// Blocks of 32: scale = max|x| / 127, q = round(x / scale), as llama.cpp does with activations;
-/// start = −8 Σ q, which takes Q4_0's offset of 8 off again (and, 16 times, that of 128 of packed Q8_0).
-void quantize_q8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start);
+/// Blocks of 32: scale = max|x| / 127, q = round(x / scale), as llama.cpp does with activations. start = −8 Σ
+/// q is what the sums of packed matrices begin with, so that the offset of their unsigned values comes off
+/// again.
+void quantize_q8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start,
+                 std::int32_t* half_start);
 
 /// Where a product goes: data[t * stride + r], for token t and row r.
 struct Output {

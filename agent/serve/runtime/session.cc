@@ -41,7 +41,8 @@ std::uint64_t score_stride(const SessionOptions& options) {
 }
 
 std::uint64_t quantized_bytes(std::uint64_t batch, std::uint64_t width) {
-  return aligned(batch * width) + 2 * aligned(4 * batch * ((width + 31) / 32));
+  const std::uint64_t blocks = batch * ((width + 31) / 32);
+  return aligned(batch * width) + 2 * aligned(4 * blocks) + aligned(8 * blocks);
 }
 
 std::uint64_t logits_rows(const SessionOptions& options) {
@@ -120,6 +121,7 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
     out.q = static_cast<std::int8_t*>(take(b * width));
     out.scale = floats(blocks);
     out.start = static_cast<std::int32_t*>(take(4 * blocks));
+    out.half_start = static_cast<std::int32_t*>(take(8 * blocks));
     return out;
   };
   hidden_ = floats(b * c.n_embd);
@@ -257,7 +259,8 @@ void Session::multiply(const Model::Projection& projection, const float* x, cons
                                    x,
                                    quantized.q,
                                    quantized.scale,
-                                   quantized.start};
+                                   quantized.start,
+                                   quantized.half_start};
   for (const Model::Projection::Part& part : projection.parts) {
     const std::uint64_t rows = part.matrix.rows, groups = (rows + kGroupRows - 1) / kGroupRows;
     std::uint64_t first = begin, last = end;
@@ -277,7 +280,8 @@ void Session::quantize(const Quantized& to, std::size_t row, const float* x, std
                        std::size_t first, std::size_t last) {
   const std::size_t block = row * (columns / 32) + first / 32;
   kernels::quantize_q8(x + row * columns + first, static_cast<std::uint32_t>(last - first),
-                       to.q + row * columns + first, to.scale + block, to.start + block);
+                       to.q + row * columns + first, to.scale + block, to.start + block,
+                       to.half_start + 2 * block);
 }
 
 /// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,

@@ -83,7 +83,7 @@ class Session {
   struct Quantized {
     std::int8_t* q;
     float* scale;
-    std::int32_t* start;
+    std::int32_t *start, *half_start;
   };
   static void quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
                        std::size_t first, std::size_t last);

@@ -100,5 +100,103 @@ TEST(Q4_0, ErrorIsAtMostAStepAndNonFiniteInputIsDefined) {
   encode_row(TensorType::kQ4_0, values, bytes);  // must not be undefined
 }
 
+/// Two blocks of a normal sample, with a large and a tiny run of values among them.
+std::vector<float> sample() {
+  SeededRandom random(5);
+  std::vector<float> values(512);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double gauss = std::sqrt(-2 * std::log(1 - random.next_unit())) *
+                         std::cos(2 * 3.14159265358979 * random.next_unit());
+    values[i] = static_cast<float>(gauss * (i / 16 == 3 ? 10 : i / 16 == 9 ? 0.001 : 1));
+  }
+  return values;
+}
+
+TEST(KQuants, ErrorsAreAsSmallAsTheirBitsAllow) {
+  const std::vector<float> values = sample();
+  double power = 0;
+  for (const float x : values) power += double{x} * x;
+  // Relative squared error; the expected ones of a normal distribution with steps of that size, with room.
+  for (const auto& [type, limit] : {std::pair(TensorType::kQ3K, 0.03), std::pair(TensorType::kQ4K, 0.006),
+                                    std::pair(TensorType::kQ5K, 0.0016), std::pair(TensorType::kQ6K, 0.0006),
+                                    std::pair(TensorType::kIq4Nl, 0.009)}) {
+    std::vector<std::byte> bytes(*row_bytes(type, values.size()));
+    std::vector<float> back(values.size()), again(values.size());
+    encode_row(type, values, bytes);
+    decode_row(type, bytes, back);
+    double error = 0;
+    for (std::size_t i = 0; i < values.size(); ++i)
+      error += (double{values[i]} - back[i]) * (double{values[i]} - back[i]);
+    EXPECT_LT(error, limit * power) << info(type).name << ": " << error / power;
+    // What is zero, infinite or no number at all is defined, and leaves the other block as it was.
+    std::vector<float> odd = values;
+    for (std::size_t i = 0; i < 256; ++i) odd[i] = i % 3 == 0 ? 0 : std::numeric_limits<float>::quiet_NaN();
+    encode_row(type, odd, bytes);
+    decode_row(type, bytes, again);
+    for (std::size_t i = 0; i < 256; ++i) ASSERT_EQ(again[i], 0.0f) << info(type).name;
+    for (std::size_t i = 256; i < 512; ++i) ASSERT_EQ(again[i], back[i]) << info(type).name;
+  }
+}
+
+/// Each format's layout, value by value: a block in which all is zero but one value, or one scale.
+TEST(KQuants, KnownBytes) {
+  const auto decoded = [](TensorType type, std::vector<std::byte> bytes) {
+    std::vector<float> out(info(type).block_values);
+    decode_row(type, bytes, out);
+    return out;
+  };
+  constexpr std::byte kOne[2] = {std::byte{0x00}, std::byte{0x3c}};  // 1.0 as F16
+  {
+    std::vector<std::byte> q6(210);
+    q6[208] = kOne[0], q6[209] = kOne[1];
+    q6[192 + 6] = std::byte{3};     // the scale of values 96…111
+    q6[32] = std::byte{0x50};       // value 96's low half: 5
+    q6[128 + 0] = std::byte{0xc0};  // its upper bits: 3
+    const auto out = decoded(TensorType::kQ6K, q6);
+    EXPECT_EQ(out[96], 3.0f * (5 + 48 - 32));
+    EXPECT_EQ(out[97], 3.0f * -32);
+    EXPECT_EQ(out[95], 0.0f);
+  }
+  {
+    std::vector<std::byte> q4(144);
+    q4[0] = kOne[0], q4[1] = kOne[1], q4[2] = kOne[0], q4[3] = kOne[1];
+    q4[4 + 9] = std::byte{0x21};        // run 5: low halves of its scale (1) and min (2)
+    q4[4 + 1] = std::byte{0x40};        // the upper bits of its scale: 16
+    q4[4 + 5] = std::byte{0x80};        // and of its min: 32
+    q4[16 + 64 + 7] = std::byte{0x90};  // value 64·2 + 32 + 7
+    const auto out = decoded(TensorType::kQ4K, q4);
+    EXPECT_EQ(out[167], 17.0f * 9 - 34);
+    EXPECT_EQ(out[160], -34.0f);
+    EXPECT_EQ(out[0], 0.0f);
+  }
+  {
+    std::vector<std::byte> q5(176);
+    q5[0] = kOne[0], q5[1] = kOne[1];
+    q5[4 + 2] = std::byte{5};           // the scale of run 2
+    q5[16 + 3] = std::byte{0x04};       // the fifth bit of value 64 + 3
+    q5[48 + 32 + 3] = std::byte{0x02};  // its low half
+    EXPECT_EQ(decoded(TensorType::kQ5K, q5)[67], 5.0f * 18);
+  }
+  {
+    std::vector<std::byte> q3(110);
+    q3[108] = kOne[0], q3[109] = kOne[1];
+    q3[96 + 2] = std::byte{0x70};       // run 10: low bits of its scale 7 …
+    q3[96 + 8 + 2] = std::byte{0x20};   // … upper ones 2: 39 − 32
+    q3[0 + 5] = std::byte{0x20};        // third bit of value 32·5 + 5
+    q3[32 + 32 + 5] = std::byte{0x08};  // two bits of value 128 + 32 + 5
+    const auto out = decoded(TensorType::kQ3K, q3);
+    EXPECT_EQ(out[165], 7.0f * 2);
+    EXPECT_EQ(out[166], 7.0f * -4);
+  }
+  {
+    std::vector<std::byte> iq4(18);
+    iq4[0] = kOne[0], iq4[1] = kOne[1];
+    iq4[2 + 3] = std::byte{0xf0};
+    const auto out = decoded(TensorType::kIq4Nl, iq4);
+    EXPECT_EQ(out[3], -127.0f);
+    EXPECT_EQ(out[19], 113.0f);
+  }
+}
+
 }  // namespace
 }  // namespace retort

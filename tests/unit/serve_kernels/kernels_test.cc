@@ -36,9 +36,15 @@ Floats normal(std::size_t n, std::mt19937& random, float scale = 1) {
   return out;
 }
 
-constexpr TensorType kTypes[] = {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0,
-                                 TensorType::kQ4_0};
+constexpr TensorType kTypes[] = {TensorType::kF32,  TensorType::kF16,  TensorType::kBF16, TensorType::kQ8_0,
+                                 TensorType::kQ4_0, TensorType::kQ3K,  TensorType::kQ4K,  TensorType::kQ5K,
+                                 TensorType::kQ6K,  TensorType::kIq4Nl};
 bool quantized(TensorType type) { return info(type).block_values > 1; }
+
+/// Formats that are multiplied through the reference decoder where they are not packed: with F32 activations.
+bool decoded(const Matrix& m) {
+  return !m.packed && (info(m.type).block_values == 256 || m.type == TensorType::kIq4Nl);
+}
 
 /// 64-byte aligned, and exactly as long as it must be, so that a sanitizer sees reads behind it.
 struct Packed {
@@ -88,7 +94,7 @@ std::optional<Packed> packed(Weights& w, std::uint32_t first_part) {
 struct Inputs {
   Floats f32, scale;
   std::vector<std::int8_t> q8;
-  std::vector<std::int32_t> sum;
+  std::vector<std::int32_t> start, half_start;
   Activations activations;
 };
 
@@ -98,12 +104,15 @@ Inputs inputs(std::uint32_t count, std::uint32_t columns, std::mt19937& random) 
   if (columns % 32 == 0) {
     x.q8.resize(x.f32.size());
     x.scale.resize(x.f32.size() / 32);
-    x.sum.resize(x.f32.size() / 32);
+    x.start.resize(x.f32.size() / 32);
+    x.half_start.resize(x.f32.size() / 16);
     for (std::uint32_t t = 0; t < count; ++t)
       quantize_q8(x.f32.data() + t * columns, columns, x.q8.data() + t * columns,
-                  x.scale.data() + t * (columns / 32), x.sum.data() + t * (columns / 32));
+                  x.scale.data() + t * (columns / 32), x.start.data() + t * (columns / 32),
+                  x.half_start.data() + t * (columns / 16));
   }
-  x.activations = {count, columns, x.f32.data(), x.q8.data(), x.scale.data(), x.sum.data()};
+  x.activations = {count,          columns,        x.f32.data(),       x.q8.data(),
+                   x.scale.data(), x.start.data(), x.half_start.data()};
   return x;
 }
 
@@ -127,20 +136,26 @@ void check_matmul(const Weights& w, std::uint32_t granule, bool with_bias, bool 
       }
       double sum = (with_bias ? bias[r] : 0.0) + (add ? 7 : 0), size = 8;
       for (std::uint32_t c = 0; c < columns; ++c) {
-        const double value = quantized(w.matrix.type) ? static_cast<double>(x.q8[t * columns + c]) *
-                                                            x.scale[(t * columns + c) / 32]
-                                                      : double{x.f32[t * columns + c]};
+        const double value =
+            quantized(w.matrix.type) && !decoded(w.matrix)
+                ? static_cast<double>(x.q8[t * columns + c]) * x.scale[(t * columns + c) / 32]
+                : double{x.f32[t * columns + c]};
         sum += value * w.values[r * columns + c];
         size += std::fabs(value * w.values[r * columns + c]);
       }
-      EXPECT_NEAR(out[t * stride + r], sum, 2e-6 * size)
+      // Packed K-quants have their scales (of two numbers' product) rounded to F16.
+      const double tolerance = w.matrix.packed && info(w.matrix.type).block_values == 256 ? 6e-4 : 2e-6;
+      EXPECT_NEAR(out[t * stride + r], sum, tolerance * size)
           << info(w.matrix.type).name << " " << rows << "x" << columns << ", " << count << " tokens"
           << (w.matrix.packed ? ", packed" : "");
     }
 }
 
 std::uint32_t some_columns(TensorType type, std::mt19937& random) {
-  return static_cast<std::uint32_t>(quantized(type) ? 32 * (1 + random() % 9) : 1 + random() % 200);
+  const std::uint32_t block = info(type).block_values;
+  return static_cast<std::uint32_t>(block == 256  ? 256 * (1 + random() % 3)
+                                    : block == 32 ? 32 * (1 + random() % 9)
+                                                  : 1 + random() % 200);
 }
 
 TEST_P(Kernels, MatmulAgreesWithPlainSums) {
@@ -166,7 +181,10 @@ TEST_P(Kernels, NeitherBatchNorSplitChangesABit) {
   std::mt19937 random(2);
   for (const TensorType type : kTypes)
     for (const bool pack_it : {false, true}) {
-      const std::uint32_t rows = 119, columns = quantized(type) ? 96 : 77, count = 31;
+      const std::uint32_t rows = 119, count = 31,
+                          columns = info(type).block_values == 256 ? 512
+                                    : quantized(type)              ? 96
+                                                                   : 77;
       Weights w = weights(type, rows, columns, random);
       std::optional<Packed> memory;
       if (pack_it && !(memory = packed(w, 50))) continue;
@@ -182,7 +200,7 @@ TEST_P(Kernels, NeitherBatchNorSplitChangesABit) {
             some.count = std::min(batch, count - t), some.f32 += t * columns;
             if (quantized(type))
               some.q8 += t * columns, some.q8_scale += t * (columns / 32),
-                  some.q8_start += t * (columns / 32);
+                  some.q8_start += t * (columns / 32), some.q8_half_start += t * (columns / 16);
             matmul(w.matrix, some, r, std::min(rows, r + step), {parts.data() + t * rows, rows});
           }
         EXPECT_EQ(whole, parts) << info(type).name << (pack_it ? " packed" : "") << ", by " << batch;
@@ -196,13 +214,14 @@ TEST_P(Kernels, QuantizedActivationsAreWithinHalfAStep) {
   std::fill(x.begin() + 64, x.begin() + 96, 0.0f);
   std::vector<std::int8_t> q(x.size());
   Floats scale(x.size() / 32);
-  std::vector<std::int32_t> sum(x.size() / 32);
-  quantize_q8(x.data(), 320, q.data(), scale.data(), sum.data());
+  std::vector<std::int32_t> start(x.size() / 32), half_start(x.size() / 16);
+  quantize_q8(x.data(), 320, q.data(), scale.data(), start.data(), half_start.data());
   for (std::size_t i = 0; i < x.size(); ++i) {
     EXPECT_LE(std::abs(q[i]), 127);
     EXPECT_NEAR(q[i] * scale[i / 32], x[i], scale[i / 32] * 0.5001f);
     if (i % 32 == 0) {
-      EXPECT_EQ(sum[i / 32], -8 * std::accumulate(&q[i], &q[i] + 32, 0));
+      EXPECT_EQ(start[i / 32], -8 * std::accumulate(&q[i], &q[i] + 32, 0));
+      EXPECT_EQ(half_start[i / 16 + 1], -8 * std::accumulate(&q[i] + 16, &q[i] + 32, 0));
     }
   }
   EXPECT_EQ(scale[2], 0.0f);
