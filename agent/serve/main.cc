@@ -28,7 +28,8 @@ namespace retort {
 namespace {
 
 struct Options {
-  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, pack_cache = "auto";
+  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, pack_cache = "auto",
+                     kv_cache = "auto";
   std::uint16_t port = 8080;
   std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, generate = 64, repeat = 3;
   std::size_t queue = 64;
@@ -44,6 +45,10 @@ std::uint32_t thread_count(const Options& options) {
 Result<std::uint64_t> memory_limit(const Options& options) {
   if (options.memory_limit.empty()) return std::uint64_t{0};
   return parse_bytes(options.memory_limit);
+}
+
+kernels::CacheType cache_type(const Options& options) {
+  return options.kv_cache == "f16" ? kernels::CacheType::kF16 : kernels::CacheType::kF32;
 }
 
 /// The model with its packed weights from the cache, where there is memory for them.
@@ -83,12 +88,20 @@ std::uint64_t status_bytes(const char* file, const std::string& key) {
 Result<void> serve(const Options& options) {
   const auto model = RETORT_TRY(open_model(options));
   ThreadTeam team(thread_count(options));
-  SessionOptions wanted{
-      .n_ctx = options.ctx, .streams = options.streams, .memory_limit = RETORT_TRY(memory_limit(options))};
-  // Fewer streams where memory is short; the least that is needed is told when even one is too many.
-  while (wanted.memory_limit != 0 && wanted.streams > 1 &&
-         plan_memory(*model, wanted, team.size()).total() > wanted.memory_limit)
-    --wanted.streams;
+  SessionOptions wanted{.n_ctx = options.ctx,
+                        .streams = options.streams,
+                        .cache = cache_type(options),
+                        .memory_limit = RETORT_TRY(memory_limit(options))};
+  // A narrower cache and fewer streams where memory is short; the least that is needed is told when even one
+  // is too many.
+  const auto too_much = [&] {
+    return wanted.memory_limit != 0 && plan_memory(*model, wanted, team.size()).total() > wanted.memory_limit;
+  };
+  if (options.kv_cache == "auto" && too_much()) {
+    wanted.cache = kernels::CacheType::kF16;
+    log_warn("the memory limit leaves room for a KV cache of 16 bits alone");
+  }
+  while (wanted.streams > 1 && too_much()) --wanted.streams;
   if (wanted.streams < options.streams)
     log_warn("the memory limit leaves room for {} of {} streams", wanted.streams, options.streams);
   auto session = RETORT_TRY(Session::create(model, team, wanted));
@@ -243,8 +256,10 @@ Roofline measure_roofline(ThreadTeam& team, std::uint64_t bytes, bool quantized)
 Result<void> bench(const Options& options) {
   const auto model = RETORT_TRY(open_model(options));
   ThreadTeam team(thread_count(options));
-  const auto session = RETORT_TRY(Session::create(
-      model, team, {.n_ctx = options.ctx, .memory_limit = RETORT_TRY(memory_limit(options))}));
+  const auto session = RETORT_TRY(Session::create(model, team,
+                                                  {.n_ctx = options.ctx,
+                                                   .cache = cache_type(options),
+                                                   .memory_limit = RETORT_TRY(memory_limit(options))}));
   if (options.prompt < 1 || options.generate < 1 || options.repeat < 1 ||
       options.prompt + options.generate > session->n_ctx())
     return fail(ErrorCode::kInvalid, options.model, "prompt {} and generate {} do not fit the context of {}",
@@ -399,6 +414,13 @@ int run(int argc, char** argv) {
             "folder that keeps the weights in the processor's own layout, for a quick start and shared "
             "memory;\nauto: below the user's cache folder, none: packed into memory, off: used as the "
             "file has them (slower)")
+        ->capture_default_str();
+    command
+        ->add_option(
+            "--kv-cache", options.kv_cache,
+            "what keys and values are kept in: f32, f16 (half the memory), auto: f32, or f16 where the "
+            "memory limit asks for it")
+        ->check(CLI::IsMember({"auto", "f32", "f16"}))
         ->capture_default_str();
   };
   CLI::App* serve_command = app.add_subcommand("serve", "answer HTTP requests (the default)");

@@ -17,12 +17,14 @@ struct Block {
 static_assert(sizeof(Block) == 18);
 
 std::uint8_t nearest(float x) {
-  const auto above = std::lower_bound(kIq4NlValues.begin(), kIq4NlValues.end(), x,
-                                      [](std::int8_t value, float wanted) { return static_cast<float>(value) < wanted; });
+  const auto above =
+      std::lower_bound(kIq4NlValues.begin(), kIq4NlValues.end(), x,
+                       [](std::int8_t value, float wanted) { return static_cast<float>(value) < wanted; });
   if (above == kIq4NlValues.begin()) return 0;
   if (above == kIq4NlValues.end()) return 15;
   const auto i = above - kIq4NlValues.begin();
-  return static_cast<std::uint8_t>(x - static_cast<float>(above[-1]) < static_cast<float>(*above) - x ? i - 1 : i);
+  return static_cast<std::uint8_t>(x - static_cast<float>(above[-1]) < static_cast<float>(*above) - x ? i - 1
+                                                                                                      : i);
 }
 
 }  // namespace
@@ -34,12 +36,13 @@ void encode_iq4_nl(std::span<const float> all, std::byte* out) {
       x[j] = std::isfinite(all[i + j]) ? all[i + j] : 0.0f;
       if (std::fabs(x[j]) > std::fabs(extreme)) extreme = x[j];
     }
-    // Scales about the one that puts the value furthest from zero on the table's end, each then moved to where
-    // the squared error is least for the values it chose.
+    // Scales about the one that puts the value furthest from zero on the table's end, each then moved to
+    // where the squared error is least for the values it chose.
     float best_scale = 0, best_gain = 0;
     if (extreme != 0)
       for (int step = -8; step <= 8; ++step) {
-        const float inverse = (static_cast<float>(kIq4NlValues[0]) + 2.0f * static_cast<float>(step)) / extreme;
+        const float inverse =
+            (static_cast<float>(kIq4NlValues[0]) + 2.0f * static_cast<float>(step)) / extreme;
         float along = 0, square = 0;
         for (const float v : x) {
           const auto value = static_cast<float>(kIq4NlValues[nearest(v * inverse)]);

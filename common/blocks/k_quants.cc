@@ -31,7 +31,8 @@ struct Q5K {
 };
 struct Q6K {
   std::uint8_t low[128];  ///< of each half of 128: value i below i + 64 in byte i, for i < 64
-  std::uint8_t high[64];  ///< of each half: two bits of values i, i + 32, i + 64, i + 96 in byte i, for i < 32
+  std::uint8_t
+      high[64];  ///< of each half: two bits of values i, i + 32, i + 64, i + 96 in byte i, for i < 32
   std::int8_t scales[16];
   std::uint16_t d;
 };
@@ -76,14 +77,16 @@ void put_q3_scale(std::uint8_t* s, std::size_t run, int scale) {
 
 std::array<float, 256> finite(std::span<const float> values) {
   std::array<float, 256> out;
-  std::transform(values.begin(), values.end(), out.begin(), [](float x) { return std::isfinite(x) ? x : 0.0f; });
+  std::transform(values.begin(), values.end(), out.begin(),
+                 [](float x) { return std::isfinite(x) ? x : 0.0f; });
   return out;
 }
 
 float clamped_round(float x, float low, float high) { return std::clamp(std::nearbyint(x), low, high); }
 
 /// The scale s that makes Σ (x − s q)² least over q in [−levels, levels − 1], by trying starts about
-/// max|x| / levels and least squares for the q that each gives. Weights of x² or |x| gave a larger KL divergence.
+/// max|x| / levels and least squares for the q that each gives. Weights of x² or |x| gave a larger KL
+/// divergence.
 float symmetric_scale(std::span<const float> x, int levels) {
   float extreme = 0;
   for (const float v : x)
@@ -125,7 +128,8 @@ Affine affine_scale(std::span<const float> x, int levels) {
   Affine best{(high - low) / n, -low};
   float best_error = std::numeric_limits<float>::infinity();
   for (int step = -1; step <= 20; ++step) {
-    const float inverse = step < 0 ? n / (high - low) : (n - 1 + 0.1f * static_cast<float>(step)) / (high - low);
+    const float inverse =
+        step < 0 ? n / (high - low) : (n - 1 + 0.1f * static_cast<float>(step)) / (high - low);
     // Least squares of x on (q, 1) for the q that this scale gives.
     float q_sum = 0, q_square = 0, x_sum = 0, xq_sum = 0;
     for (const float v : x) {
@@ -134,7 +138,8 @@ Affine affine_scale(std::span<const float> x, int levels) {
     }
     const float determinant = count * q_square - q_sum * q_sum;
     if (determinant <= 0) continue;
-    Affine now{(count * xq_sum - x_sum * q_sum) / determinant, (q_sum * xq_sum - q_square * x_sum) / determinant};
+    Affine now{(count * xq_sum - x_sum * q_sum) / determinant,
+               (q_sum * xq_sum - q_square * x_sum) / determinant};
     if (now.min < 0) now = {q_square > 0 ? xq_sum / q_square : 0, 0};
     float error = 0;
     for (const float v : x) {
@@ -146,7 +151,8 @@ Affine affine_scale(std::span<const float> x, int levels) {
   return best;
 }
 
-/// Scales and mins of the eight runs of Q4_K and Q5_K, themselves in 6 bits, and the values that go with them.
+/// Scales and mins of the eight runs of Q4_K and Q5_K, themselves in 6 bits, and the values that go with
+/// them.
 template <typename Block>
 std::array<std::uint8_t, 256> encode_affine(std::span<const float> values, int levels, Block& block) {
   const std::array<float, 256> x = finite(values);
@@ -190,7 +196,8 @@ Symmetric encode_symmetric(std::span<const float> values, int levels, int limit)
   out.d = f32_to_f16(extreme / static_cast<float>(-limit));
   const float d = f16_to_f32(out.d);
   for (std::size_t r = 0; r < 16 && d != 0; ++r) {
-    out.scale[r] = static_cast<int>(clamped_round(scales[r] / d, static_cast<float>(-limit), static_cast<float>(limit - 1)));
+    out.scale[r] = static_cast<int>(
+        clamped_round(scales[r] / d, static_cast<float>(-limit), static_cast<float>(limit - 1)));
     const float s = d * static_cast<float>(out.scale[r]);
     for (std::size_t i = 16 * r; i < 16 * r + 16 && s != 0; ++i)
       out.q[i] = static_cast<std::int8_t>(
@@ -200,7 +207,8 @@ Symmetric encode_symmetric(std::span<const float> values, int levels, int limit)
 }
 
 template <typename Read>
-void decode(const std::byte* bytes, std::size_t block_bytes, std::size_t run, std::span<float> out, Read read) {
+void decode(const std::byte* bytes, std::size_t block_bytes, std::size_t run, std::span<float> out,
+            Read read) {
   for (std::size_t i = 0; i < out.size(); i += 256, bytes += block_bytes) {
     const KBlock block = read(bytes);
     for (std::size_t j = 0; j < 256; ++j)
@@ -264,10 +272,18 @@ KBlock read_q6_k(const std::byte* bytes) {
   return out;
 }
 
-void decode_q3_k(const std::byte* bytes, std::span<float> out) { decode(bytes, kQ3KBytes, 16, out, read_q3_k); }
-void decode_q4_k(const std::byte* bytes, std::span<float> out) { decode(bytes, kQ4KBytes, 32, out, read_q4_k); }
-void decode_q5_k(const std::byte* bytes, std::span<float> out) { decode(bytes, kQ5KBytes, 32, out, read_q5_k); }
-void decode_q6_k(const std::byte* bytes, std::span<float> out) { decode(bytes, kQ6KBytes, 16, out, read_q6_k); }
+void decode_q3_k(const std::byte* bytes, std::span<float> out) {
+  decode(bytes, kQ3KBytes, 16, out, read_q3_k);
+}
+void decode_q4_k(const std::byte* bytes, std::span<float> out) {
+  decode(bytes, kQ4KBytes, 32, out, read_q4_k);
+}
+void decode_q5_k(const std::byte* bytes, std::span<float> out) {
+  decode(bytes, kQ5KBytes, 32, out, read_q5_k);
+}
+void decode_q6_k(const std::byte* bytes, std::span<float> out) {
+  decode(bytes, kQ6KBytes, 16, out, read_q6_k);
+}
 
 void encode_q3_k(std::span<const float> values, std::byte* out) {
   for (std::size_t i = 0; i < values.size(); i += 256, out += sizeof(Q3K)) {

@@ -10,8 +10,8 @@ inline constexpr std::array<std::int8_t, 16> kIq4NlValues{-127, -104, -83, -65, 
                                                           1,    13,   25,  38,  53,  69,  89,  113};
 }
 
-/// The blocks of 256 values that GGUF calls K-quants, taken apart: for the reference decoders and for packing.
-/// Layouts: docs/format.md.
+/// The blocks of 256 values that GGUF calls K-quants, taken apart: for the reference decoders and for
+/// packing. Layouts: docs/format.md.
 namespace retort::blocks {
 
 /// Sixteen or eight runs of values, each with its scale (and min): value = scale[run] q − min[run].

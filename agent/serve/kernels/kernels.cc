@@ -520,10 +520,15 @@ std::size_t Best(const float* x, std::size_t n) {
   return 0;
 }
 
+HWY_INLINE F load_cache(const float* p) { return hn::LoadU(Floats(), p); }
+HWY_INLINE F load_cache(const hwy::float16_t* p) {
+  return hn::PromoteTo(Floats(), hn::LoadU(hn::Rebind<hwy::float16_t, Floats>(), p));
+}
+
 /// T queries; the sums of each are in the same order whatever T is.
-template <int T>
-HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step, const float* k,
-                       const float* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
+template <int T, class Cache>
+HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step, const Cache* k,
+                       const Cache* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
                        std::size_t score_stride, float* out, std::size_t out_stride) {
   const Floats d;
   const std::size_t lanes = hn::Lanes(d), block_size = std::size_t{head_dim} * kPositionBlock;
@@ -531,14 +536,14 @@ HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step,
                     end = blocks * kPositionBlock;
   const F s = hn::Set(d, scale);
   for (std::size_t b = 0; b < blocks; ++b) {
-    const float* block = k + b * block_size;
+    const Cache* block = k + b * block_size;
     for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
       F sums[T][2];
       for (int t = 0; t < T; ++t) sums[t][0] = sums[t][1] = hn::Zero(d);
       std::uint32_t i = 0;
       for (; i + 2 <= head_dim; i += 2) {
-        const F k0 = hn::LoadU(d, block + i * kPositionBlock + part),
-                k1 = hn::LoadU(d, block + (i + 1) * kPositionBlock + part);
+        const F k0 = load_cache(block + i * kPositionBlock + part),
+                k1 = load_cache(block + (i + 1) * kPositionBlock + part);
         for (int t = 0; t < T; ++t) {
           sums[t][0] = hn::MulAdd(hn::Set(d, q[t * q_stride + i]), k0, sums[t][0]);
           sums[t][1] = hn::MulAdd(hn::Set(d, q[t * q_stride + i + 1]), k1, sums[t][1]);
@@ -547,7 +552,7 @@ HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step,
       if (i < head_dim)
         for (int t = 0; t < T; ++t)
           sums[t][0] = hn::MulAdd(hn::Set(d, q[t * q_stride + i]),
-                                  hn::LoadU(d, block + i * kPositionBlock + part), sums[t][0]);
+                                  load_cache(block + i * kPositionBlock + part), sums[t][0]);
       for (int t = 0; t < T; ++t)
         hn::StoreU(hn::Mul(hn::Add(sums[t][0], sums[t][1]), s), d,
                    scores + t * score_stride + b * kPositionBlock + part);
@@ -577,10 +582,10 @@ HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step,
     for (int t = 0; t < T; ++t)
       for (int e = 0; e < 4; ++e) sums[t][e] = hn::Zero(d);
     for (std::size_t b = 0; b < blocks; ++b) {
-      const float* block = v + b * block_size + i * kPositionBlock;
+      const Cache* block = v + b * block_size + i * kPositionBlock;
       for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
         F values[4];
-        for (int e = 0; e < 4; ++e) values[e] = hn::LoadU(d, block + e * kPositionBlock + part);
+        for (int e = 0; e < 4; ++e) values[e] = load_cache(block + e * kPositionBlock + part);
         for (int t = 0; t < T; ++t) {
           const F p = hn::LoadU(d, scores + t * score_stride + b * kPositionBlock + part);
           for (int e = 0; e < 4; ++e) sums[t][e] = hn::MulAdd(p, values[e], sums[t][e]);
@@ -597,14 +602,16 @@ HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step,
       for (std::size_t b = 0; b < blocks; ++b)
         for (std::size_t part = 0; part < kPositionBlock; part += lanes)
           sum = hn::MulAdd(hn::LoadU(d, scores + t * score_stride + b * kPositionBlock + part),
-                           hn::LoadU(d, v + b * block_size + i * kPositionBlock + part), sum);
+                           load_cache(v + b * block_size + i * kPositionBlock + part), sum);
       out[t * out_stride + i] = sum_lanes(sum) * inverse[t];
     }
 }
 
-void Attention(const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step, const float* k,
-               const float* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
-               std::size_t score_stride, float* out, std::size_t out_stride) {
+template <class Cache>
+HWY_INLINE void attend_any(const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
+                           const Cache* k, const Cache* v, std::uint32_t n, std::uint32_t head_dim,
+                           float scale, float* scores, std::size_t score_stride, float* out,
+                           std::size_t out_stride) {
   if (count == 4)
     return attend<4>(q, q_stride, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
   if (count == 2)
@@ -612,6 +619,41 @@ void Attention(const float* q, std::size_t q_stride, std::uint32_t count, std::u
   for (std::uint32_t t = 0; t < count; ++t)
     attend<1>(q + t * q_stride, q_stride, 0, k, v, n + t * step, head_dim, scale, scores, score_stride,
               out + t * out_stride, out_stride);
+}
+
+void Attention(CacheType type, const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
+               const void* k, const void* v, std::uint32_t n, std::uint32_t head_dim, float scale,
+               float* scores, std::size_t score_stride, float* out, std::size_t out_stride) {
+  if (type == CacheType::kF32)
+    attend_any(q, q_stride, count, step, static_cast<const float*>(k), static_cast<const float*>(v), n,
+               head_dim, scale, scores, score_stride, out, out_stride);
+  else
+    attend_any(q, q_stride, count, step, static_cast<const hwy::float16_t*>(k),
+               static_cast<const hwy::float16_t*>(v), n, head_dim, scale, scores, score_stride, out,
+               out_stride);
+}
+
+void Store(CacheType type, const float* x, std::uint32_t n_head, std::uint32_t head_dim,
+           std::uint32_t position, std::size_t head_size, void* caches) {
+  const std::size_t at =
+      std::size_t{position / kPositionBlock} * head_dim * kPositionBlock + position % kPositionBlock;
+  if (type == CacheType::kF32) {
+    auto* to = static_cast<float*>(caches) + at;
+    for (std::uint32_t head = 0; head < n_head; ++head, x += head_dim, to += head_size)
+      for (std::uint32_t i = 0; i < head_dim; ++i) to[i * kPositionBlock] = x[i];
+    return;
+  }
+  const Floats d;
+  const hn::Rebind<hwy::float16_t, Floats> d16;
+  const std::size_t lanes = hn::Lanes(d);
+  auto* to = static_cast<hwy::float16_t*>(caches) + at;
+  HWY_ALIGN hwy::float16_t narrow[16];
+  for (std::uint32_t head = 0; head < n_head; ++head, x += head_dim, to += head_size)
+    for (std::uint32_t i = 0; i < head_dim; i += lanes) {
+      const std::size_t n = std::min<std::size_t>(lanes, head_dim - i);
+      hn::StoreU(hn::DemoteTo(d16, n == lanes ? hn::LoadU(d, x + i) : load_first(x + i, n)), d16, narrow);
+      for (std::size_t j = 0; j < n; ++j) to[(i + j) * kPositionBlock] = narrow[j];
+    }
 }
 
 const char* InstructionSet() { return hwy::TargetName(HWY_TARGET); }
@@ -636,6 +678,7 @@ HWY_EXPORT(Exponentials);
 HWY_EXPORT(KlDivergence);
 HWY_EXPORT(Best);
 HWY_EXPORT(Attention);
+HWY_EXPORT(Store);
 HWY_EXPORT(InstructionSet);
 
 void matmul_rows(const Matrix& matrix, const Activations& x, std::uint32_t row_begin, std::uint32_t row_end,
@@ -667,11 +710,15 @@ double kl_divergence(const float* p, double lse_p, const float* q, double lse_q,
   return HWY_DYNAMIC_DISPATCH(KlDivergence)(p, lse_p, q, lse_q, n);
 }
 std::size_t best(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(Best)(x, n); }
-void attention(const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step, const float* k,
-               const float* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
-               std::size_t score_stride, float* out, std::size_t out_stride) {
+void attention(CacheType type, const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
+               const void* k, const void* v, std::uint32_t n, std::uint32_t head_dim, float scale,
+               float* scores, std::size_t score_stride, float* out, std::size_t out_stride) {
   HWY_DYNAMIC_DISPATCH(Attention)
-  (q, q_stride, count, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
+  (type, q, q_stride, count, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
+}
+void store(CacheType type, const float* x, std::uint32_t n_head, std::uint32_t head_dim,
+           std::uint32_t position, std::size_t head_size, void* caches) {
+  HWY_DYNAMIC_DISPATCH(Store)(type, x, n_head, head_dim, position, head_size, caches);
 }
 const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(InstructionSet)(); }
 std::vector<std::string> instruction_sets() {

@@ -90,8 +90,15 @@ double kl_divergence(const float* p, double lse_p, const float* q, double lse_q,
 /// The index of the largest value; the first of equals.
 std::size_t best(const float* x, std::size_t n);
 
-/// K and V caches lie in blocks of so many positions: [block][head_dim][kPositionBlock] for each head.
+/// K and V caches lie in blocks of so many positions, [block][head_dim][kPositionBlock] for each head, and
+/// hold F32 or F16.
 constexpr std::uint32_t kPositionBlock = 16;
+enum class CacheType { kF32, kF16 };
+constexpr std::size_t cache_bytes(CacheType type) { return type == CacheType::kF32 ? 4 : 2; }
+/// Puts one position of `n_head` heads, x [n_head][head_dim], into caches that begin `head_size` values
+/// apart.
+void store(CacheType type, const float* x, std::uint32_t n_head, std::uint32_t head_dim,
+           std::uint32_t position, std::size_t head_size, void* caches);
 
 /// Attention of `count` queries (at most kAttentionTokens) to one head's keys and values. The first sees
 /// positions [0, n), each next one `step` more: 1 for consecutive tokens, 0 for the query heads of one token
@@ -99,9 +106,9 @@ constexpr std::uint32_t kPositionBlock = 16;
 /// `q_stride` and `out_stride` apart. `scores`: scratch of count * score_stride floats, score_stride ≥
 /// n + count rounded up to whole blocks. out[d] = Σ_j softmax_j(scale · q·k_j) v_j[d].
 constexpr std::uint32_t kAttentionTokens = 4;
-void attention(const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step, const float* k,
-               const float* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
-               std::size_t score_stride, float* out, std::size_t out_stride);
+void attention(CacheType type, const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
+               const void* k, const void* v, std::uint32_t n, std::uint32_t head_dim, float scale,
+               float* scores, std::size_t score_stride, float* out, std::size_t out_stride);
 
 /// The instruction set in use ("AVX3_DL"), for reports.
 const char* instruction_set();

@@ -62,8 +62,8 @@ MemoryPlan plan_memory(const Model& model, const SessionOptions& given, std::uin
       model.file_bytes_in_use() + (model.packed_is_shared() ? model.packed_bytes() : 0);
   plan.weights_packed_bytes = model.packed_is_shared() ? 0 : model.packed_bytes();
   for (const LayerShape& layer : c.layers)
-    plan.kv_cache_bytes +=
-        std::uint64_t{options.streams} * 8 * padded(options.n_ctx) * layer.n_head_kv * c.head_dim;
+    plan.kv_cache_bytes += std::uint64_t{options.streams} * 2 * kernels::cache_bytes(options.cache) *
+                           padded(options.n_ctx) * layer.n_head_kv * c.head_dim;
   plan.activation_bytes = 2 * aligned(4 * b * c.n_embd) + aligned(4 * b * w.qkv) + aligned(4 * b * w.query) +
                           2 * aligned(4 * b * w.ff) + aligned(4 * logits_rows(options) * c.n_vocab) +
                           aligned(4 * threads * kAttentionTokens * score_stride(options)) +
@@ -139,7 +139,8 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
     layer_at_.push_back(stream_size_);
     stream_size_ += 2 * padded(options_.n_ctx) * layer.n_head_kv * c.head_dim;
   }
-  cache_ = floats(options_.streams * stream_size_);
+  cache_ =
+      static_cast<std::byte*>(take(kernels::cache_bytes(options_.cache) * options_.streams * stream_size_));
 }
 
 Result<void> Session::check(std::span<const Chunk> chunks) const {
@@ -197,21 +198,23 @@ Result<std::span<const float>> Session::evaluate_all(std::span<const TokenId> to
   return std::span<const float>(logits_, tokens.size() * model_->config().n_vocab);
 }
 
-float* Session::cache(std::uint32_t stream, std::size_t layer, bool values) const {
+/// Where a head's keys or values of a stream begin.
+std::byte* Session::cache(std::uint32_t stream, std::size_t layer, bool values, std::size_t head) const {
   const ModelConfig& c = model_->config();
-  return cache_ + stream * stream_size_ + layer_at_[layer] +
-         (values ? padded(options_.n_ctx) * c.layers[layer].n_head_kv * c.head_dim : 0);
+  const std::size_t head_size = padded(options_.n_ctx) * c.head_dim;
+  return cache_ + kernels::cache_bytes(options_.cache) *
+                      (stream * stream_size_ + layer_at_[layer] +
+                       head_size * (head + (values ? c.layers[layer].n_head_kv : 0)));
 }
 
 void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
   const ModelConfig& c = model_->config();
   count = std::min(count, position_[from]);
-  const std::size_t part = padded(count) * c.head_dim, whole = padded(options_.n_ctx) * c.head_dim;
+  const std::size_t bytes = kernels::cache_bytes(options_.cache) * padded(count) * c.head_dim;
   for (std::size_t layer = 0; layer < c.layers.size(); ++layer)
     for (const bool values : {false, true})
       for (std::uint32_t head = 0; head < c.layers[layer].n_head_kv; ++head)
-        std::memcpy(cache(to, layer, values) + head * whole, cache(from, layer, values) + head * whole,
-                    4 * part);
+        std::memcpy(cache(to, layer, values, head), cache(from, layer, values, head), bytes);
   position_[to] = count;
 }
 
@@ -350,17 +353,10 @@ void Session::turn_and_store(std::size_t layer, std::size_t index) {
       kernels::rope(rows + t * stride, shape.n_head + shape.n_head_kv, c.head_dim,
                     rope_ + std::size_t{2} * (run.position + t) * c.head_dim);
   const std::size_t head_size = padded(options_.n_ctx) * c.head_dim;
-  for (const bool values : {false, true}) {
-    float* const heads = cache(run.stream, layer, values);
-    for (std::uint32_t t = 0; t < run.count; ++t) {
-      const std::uint32_t position = run.position + t;
-      const float* from = rows + t * stride + q + (values ? kv : 0);
-      float* to = heads + std::size_t{position / kPositionBlock} * c.head_dim * kPositionBlock +
-                  position % kPositionBlock;
-      for (std::uint32_t head = 0; head < shape.n_head_kv; ++head, to += head_size, from += c.head_dim)
-        for (std::uint32_t i = 0; i < c.head_dim; ++i) to[i * kPositionBlock] = from[i];
-    }
-  }
+  for (std::uint32_t t = 0; t < run.count; ++t)
+    for (const bool values : {false, true})
+      kernels::store(options_.cache, rows + t * stride + q + (values ? kv : 0), shape.n_head_kv, c.head_dim,
+                     run.position + t, head_size, cache(run.stream, layer, values, 0));
 }
 
 /// Causal attention with grouped K and V heads [Ainslie 2023]: qkv_ to attended_.
@@ -368,8 +364,7 @@ void Session::attend(std::size_t layer, std::size_t count) {
   const ModelConfig& c = model_->config();
   const LayerShape& shape = c.layers[layer];
   const std::size_t group = shape.n_head / shape.n_head_kv, q = std::size_t{shape.n_head} * c.head_dim,
-                    stride = q + std::size_t{2} * shape.n_head_kv * c.head_dim,
-                    head_size = padded(options_.n_ctx) * c.head_dim;
+                    stride = q + std::size_t{2} * shape.n_head_kv * c.head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   share(n_runs_, std::uint64_t{shape.n_head_kv} * c.head_dim * (count / n_runs_),
         [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
@@ -384,8 +379,9 @@ void Session::attend(std::size_t layer, std::size_t count) {
     float* const scores = scores_ + member * kAttentionTokens * score_stride(options_);
     for (std::uint64_t item = first; item < last; ++item) {
       const Run& run = runs_[item / shape.n_head_kv];
-      const std::size_t head = item % shape.n_head_kv, kv = head * head_size;
-      const float *keys = cache(run.stream, layer, false) + kv, *values = cache(run.stream, layer, true) + kv;
+      const std::size_t head = item % shape.n_head_kv;
+      const std::byte *keys = cache(run.stream, layer, false, head),
+                      *values = cache(run.stream, layer, true, head);
       const float* const query = qkv_ + run.row * stride + head * group * c.head_dim;
       float* const out = attended_ + run.row * q + head * group * c.head_dim;
       // Several tokens of one query head together; of a single token, the query heads that share K and V.
@@ -394,7 +390,7 @@ void Session::attend(std::size_t layer, std::size_t count) {
           alone ? static_cast<std::uint32_t>(std::min<std::size_t>(group, kAttentionTokens)) : 1;
       for (std::uint32_t g = 0; g < group; g += together)
         kernels::attention(
-            query + g * c.head_dim, alone ? c.head_dim : stride,
+            options_.cache, query + g * c.head_dim, alone ? c.head_dim : stride,
             alone ? std::min<std::uint32_t>(together, static_cast<std::uint32_t>(group) - g) : run.count,
             alone ? 0 : 1, keys, values, run.position + 1, c.head_dim, scale, scores, score_stride(options_),
             out + g * c.head_dim, alone ? c.head_dim : q);

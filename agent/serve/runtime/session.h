@@ -13,9 +13,10 @@
 namespace retort {
 
 struct SessionOptions {
-  std::uint32_t n_ctx = 0;         ///< tokens kept of each stream; 0: the model's own context
-  std::uint32_t streams = 1;       ///< sequences with a KV cache each
-  std::uint32_t batch = 128;       ///< tokens computed together, of all streams
+  std::uint32_t n_ctx = 0;    ///< tokens kept of each stream; 0: the model's own context
+  std::uint32_t streams = 1;  ///< sequences with a KV cache each
+  std::uint32_t batch = 128;  ///< tokens computed together, of all streams
+  kernels::CacheType cache = kernels::CacheType::kF32;  ///< what K and V are kept in
   bool logits_of_all = false;      ///< room for the logits of every token of a batch (evaluation)
   std::uint64_t memory_limit = 0;  ///< 0: none
 };
@@ -24,7 +25,7 @@ struct SessionOptions {
 struct MemoryPlan {
   std::uint64_t weights_mapped_bytes = 0;  ///< shared with every process that maps the same files
   std::uint64_t weights_packed_bytes = 0;  ///< this process's own; 0 where the cache's file is mapped
-  std::uint64_t kv_cache_bytes = 0;        ///< F32
+  std::uint64_t kv_cache_bytes = 0;
   std::uint64_t activation_bytes = 0;
   std::uint64_t total() const {
     return weights_mapped_bytes + weights_packed_bytes + kv_cache_bytes + activation_bytes;
@@ -99,7 +100,7 @@ class Session {
   void embed(std::span<const Chunk> chunks);
   void attend(std::size_t layer, std::size_t count);
   void turn_and_store(std::size_t layer, std::size_t run);
-  float* cache(std::uint32_t stream, std::size_t layer, bool values) const;
+  std::byte* cache(std::uint32_t stream, std::size_t layer, bool values, std::size_t head) const;
 
   std::shared_ptr<const Model> model_;
   ThreadTeam& team_;
@@ -121,9 +122,9 @@ class Session {
   float* scores_;            // [threads, kAttentionTokens, S + kPositionBlock]
   float* rope_;              // [n_ctx, 2 head_dim], as kernels::rope wants it; filled as far as needed
   Quantized input_, inner_;  // [B, widest of n_embd and n_head * head_dim]; [B, widest n_ff]
-  float* cache_;             // [streams, layers, K and V, n_head_kv, S / 16, head_dim, 16]
-  std::vector<std::uint64_t> layer_at_;  // floats before a layer's K in a stream's cache
-  std::uint64_t stream_size_ = 0;        // floats of a stream's cache
+  std::byte* cache_;         // [streams, layers, K and V, n_head_kv, S / 16, head_dim, 16], F32 or F16
+  std::vector<std::uint64_t> layer_at_;  // values before a layer's K in a stream's cache
+  std::uint64_t stream_size_ = 0;        // values of a stream's cache
 };
 
 }  // namespace retort
