@@ -1,6 +1,9 @@
 #include "agent/serve/http/api.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <utility>
 
 #include "common/core/file.h"
 
@@ -8,6 +11,7 @@ namespace retort {
 namespace {
 
 constexpr std::size_t kMaxStops = 16, kMaxStopBytes = 256;
+constexpr std::uint32_t kMaxChoices = 16, kMaxLogprobs = 20;
 
 std::uint64_t resident_bytes() {
   const std::string text = read_file("/proc/self/statm", 4096).value_or("");
@@ -34,10 +38,20 @@ Result<CompletionCall> parse_completion(std::string_view text, const Tokenizer& 
     if (!json_has(body, key)) return false;
     return json_bool(body, key, where);
   };
-  for (const char* key : {"n", "best_of"})
-    if (RETORT_TRY(number(key, 1, 0, 1e9)) != 1)
-      return fail(ErrorCode::kUnsupported, where, "'{}' other than 1 is not supported", key);
-  for (const char* key : {"logprobs", "suffix", "logit_bias"})
+  if (json_has(body, "n")) {
+    call.choices = static_cast<std::uint32_t>(RETORT_TRY(json_uint(body, "n", where, 1u << 30)));
+    if (call.choices < 1 || call.choices > kMaxChoices)
+      return fail(ErrorCode::kInvalid, where, "'n' is {}, outside 1…{}", call.choices, kMaxChoices);
+  }
+  if (RETORT_TRY(number("best_of", 1, 0, 1e9)) > call.choices)
+    return fail(ErrorCode::kUnsupported, where, "'best_of' above 'n' is not supported");
+  if (json_has(body, "logprobs")) {
+    const std::uint64_t top = RETORT_TRY(json_uint(body, "logprobs", where, 1u << 30));
+    if (top > kMaxLogprobs)
+      return fail(ErrorCode::kInvalid, where, "'logprobs' is {}, outside 0…{}", top, kMaxLogprobs);
+    call.generation.logprobs = static_cast<std::uint32_t>(top);
+  }
+  for (const char* key : {"suffix", "logit_bias"})
     if (json_has(body, key)) return fail(ErrorCode::kUnsupported, where, "'{}' is not supported yet", key);
   if (RETORT_TRY(flag("echo"))) return fail(ErrorCode::kUnsupported, where, "'echo' is not supported yet");
 
@@ -70,6 +84,8 @@ Result<CompletionCall> parse_completion(std::string_view text, const Tokenizer& 
   sampling.top_p = static_cast<float>(RETORT_TRY(number("top_p", 1, 0, 1)));
   sampling.min_p = static_cast<float>(RETORT_TRY(number("min_p", 0, 0, 1)));
   sampling.repetition_penalty = static_cast<float>(RETORT_TRY(number("repetition_penalty", 1, 0.01, 100)));
+  sampling.presence_penalty = static_cast<float>(RETORT_TRY(number("presence_penalty", 0, -2, 2)));
+  sampling.frequency_penalty = static_cast<float>(RETORT_TRY(number("frequency_penalty", 0, -2, 2)));
   if (json_has(body, "top_k"))
     sampling.top_k = static_cast<std::uint32_t>(RETORT_TRY(json_uint(body, "top_k", where, 1u << 30)));
   sampling.seed = json_has(body, "seed")
@@ -159,63 +175,138 @@ void ServeApi::handle(HttpRequest request, std::shared_ptr<HttpResponder> respon
       });
 }
 
+namespace {
+
+/// One request's answer while its generations write it. Touched by the inference thread alone once they are
+/// submitted.
+struct Answer {
+  std::string id, model;
+  std::int64_t created = 0;
+  bool stream = false, include_usage = false, logprobs = false, started = false;
+  struct Choice {
+    std::string text;
+    std::vector<TokenLogprob> tokens;
+    std::size_t offset = 0;  ///< of the tokens told so far, in characters
+    GenerationEnd end;
+  };
+  std::vector<Choice> choices;
+  std::size_t running = 0;
+
+  json::object frame(json::array list) const {
+    return {{"id", id},
+            {"object", "text_completion"},
+            {"created", created},
+            {"model", model},
+            {"choices", std::move(list)}};
+  }
+  json::object choice(std::size_t index, std::string text, const std::vector<TokenLogprob>& tokens,
+                      json::value reason) {
+    json::value told = nullptr;
+    if (logprobs) {
+      json::array texts, values, tops, offsets;
+      for (const TokenLogprob& token : tokens) {
+        texts.emplace_back(token.token);
+        values.emplace_back(token.logprob);
+        json::object top;
+        for (const auto& [other, logprob] : token.top)
+          top.emplace(other, logprob);  // of equal texts the likeliest
+        tops.emplace_back(std::move(top));
+        offsets.emplace_back(choices[index].offset);
+        choices[index].offset +=
+            static_cast<std::size_t>(std::count_if(token.token.begin(), token.token.end(), [](char c) {
+              return (static_cast<unsigned char>(c) & 0xc0) != 0x80;
+            }));
+      }
+      told = json::object{{"tokens", std::move(texts)},
+                          {"token_logprobs", std::move(values)},
+                          {"top_logprobs", std::move(tops)},
+                          {"text_offset", std::move(offsets)}};
+    }
+    return {{"index", index},
+            {"text", std::move(text)},
+            {"logprobs", std::move(told)},
+            {"finish_reason", std::move(reason)}};
+  }
+  json::object usage() const {
+    std::uint64_t completion = 0;
+    for (const Choice& choice : choices) completion += choice.end.completion_tokens;
+    const std::uint64_t prompt = choices.front().end.prompt_tokens;
+    return {
+        {"prompt_tokens", prompt}, {"completion_tokens", completion}, {"total_tokens", prompt + completion}};
+  }
+};
+
+std::string event(const json::value& value) { return "data: " + json::serialize(value) + "\n\n"; }
+
+}  // namespace
+
 void ServeApi::completions(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
   Result<CompletionCall> call =
       parse_completion(request.body, served_.model->tokenizer(), served_.n_ctx, random_);
   if (!call) return refuse(*responder, 400, "invalid_request_error", call.error().message);
-  const std::string id = "cmpl-" + random_.hex(12);
-  const std::int64_t created = SystemClock().unix_millis() / 1000;
-  const auto chunk = [id, created, name = served_.name](json::value text, json::value reason) {
-    return json::object{{"id", id},
-                        {"object", "text_completion"},
-                        {"created", created},
-                        {"model", name},
-                        {"choices", json::array{json::object{{"index", 0},
-                                                             {"text", std::move(text)},
-                                                             {"logprobs", nullptr},
-                                                             {"finish_reason", std::move(reason)}}}}};
-  };
-  const auto usage = [](const GenerationEnd& end) {
-    return json::object{{"prompt_tokens", end.prompt_tokens},
-                        {"completion_tokens", end.completion_tokens},
-                        {"total_tokens", end.prompt_tokens + end.completion_tokens}};
-  };
-  auto generation = std::make_shared<Generation>();
-  generation->request = std::move(call->generation);
-  if (call->stream) {
-    const auto event = [](const json::value& value) { return "data: " + json::serialize(value) + "\n\n"; };
-    const auto started = std::make_shared<bool>(false);
-    const auto begin = [responder, started] {
-      if (!std::exchange(*started, true)) responder->start_stream(200, "text/event-stream");
+  const auto answer = std::make_shared<Answer>();
+  answer->id = "cmpl-" + random_.hex(12);
+  answer->model = served_.name;
+  answer->created = SystemClock().unix_millis() / 1000;
+  answer->stream = call->stream;
+  answer->include_usage = call->include_usage;
+  answer->logprobs = call->generation.logprobs.has_value();
+  answer->running = call->choices;
+  answer->choices.resize(call->choices);
+  std::vector<std::shared_ptr<Generation>> generations;
+  for (std::size_t index = 0; index < call->choices; ++index) {
+    const auto generation = std::make_shared<Generation>();
+    generation->request = call->generation;
+    generation->request.sampling.seed += index;
+    generation->on_text = [answer, responder, index](std::string text, std::vector<TokenLogprob> tokens) {
+      if (!answer->stream) {
+        Answer::Choice& choice = answer->choices[index];
+        choice.text += text;
+        std::move(tokens.begin(), tokens.end(), std::back_inserter(choice.tokens));
+        return;
+      }
+      if (!std::exchange(answer->started, true)) responder->start_stream(200, "text/event-stream");
+      responder->write(event(answer->frame({answer->choice(index, std::move(text), tokens, nullptr)})));
     };
-    generation->on_text = [=](std::string text) {
-      begin();
-      responder->write(event(chunk(json::value(text), nullptr)));
-    };
-    generation->on_end = [=, this, with_usage = call->include_usage](const GenerationEnd& end) {
-      if (end.reason == "error" && !*started) return refuse(*responder, 500, "server_error", end.error);
-      metrics_.count_request(end.reason == "cancelled" ? 499 : 200);
-      begin();
-      json::object last = chunk("", json::value(end.reason));
-      if (with_usage) last["usage"] = usage(end);
-      responder->write(event(last));
-      responder->write("data: [DONE]\n\n");
-      responder->finish();
-    };
-  } else {
-    const auto collected = std::make_shared<std::string>();
-    generation->on_text = [collected](std::string text) { *collected += text; };
-    generation->on_end = [=, this](const GenerationEnd& end) {
-      if (end.reason == "error") return refuse(*responder, 500, "server_error", end.error);
-      if (end.reason == "cancelled") return metrics_.count_request(499);
-      metrics_.count_request(200);
-      json::object whole = chunk(json::value(*collected), json::value(end.reason));
-      whole["usage"] = usage(end);
+    generation->on_end = [answer, responder, index, this](const GenerationEnd& end) {
+      answer->choices[index].end = end;
+      const bool last = --answer->running == 0;
+      if (answer->stream && end.reason != "error") {
+        if (!std::exchange(answer->started, true)) responder->start_stream(200, "text/event-stream");
+        json::object closing = answer->frame({answer->choice(index, "", {}, json::value(end.reason))});
+        if (last && answer->include_usage) closing["usage"] = answer->usage();
+        responder->write(event(closing));
+      }
+      if (!last) return;
+      const auto with_reason = [&](const char* reason) {
+        return std::find_if(answer->choices.begin(), answer->choices.end(),
+                            [&](const Answer::Choice& choice) { return choice.end.reason == reason; });
+      };
+      if (const auto failed = with_reason("error"); failed != answer->choices.end() && !answer->started)
+        return refuse(*responder, 500, "server_error", failed->end.error);
+      const bool left = with_reason("cancelled") != answer->choices.end();
+      metrics_.count_request(left ? 499 : 200);
+      if (answer->stream) {
+        responder->write("data: [DONE]\n\n");
+        return responder->finish();
+      }
+      if (left) return;
+      json::array list;
+      for (std::size_t i = 0; i < answer->choices.size(); ++i) {
+        Answer::Choice& choice = answer->choices[i];
+        list.emplace_back(
+            answer->choice(i, std::move(choice.text), choice.tokens, json::value(choice.end.reason)));
+      }
+      json::object whole = answer->frame(std::move(list));
+      whole["usage"] = answer->usage();
       responder->send(200, "application/json", json::serialize(whole) + "\n");
     };
+    generations.push_back(generation);
   }
-  responder->on_closed([generation] { generation->cancelled = true; });
-  if (!engine_.submit(generation))
+  responder->on_closed([generations] {
+    for (const auto& generation : generations) generation->cancelled = true;
+  });
+  if (!engine_.submit(generations))
     refuse(*responder, 429, "rate_limit_error", "the queue is full; try again soon", {{"Retry-After", "1"}});
 }
 

@@ -46,6 +46,7 @@ class ServeApi {
 struct CompletionCall {
   GenerationRequest generation;
   bool stream = false, include_usage = false;
+  std::uint32_t choices = 1;  ///< generations of it, each with a seed of its own
 };
 Result<CompletionCall> parse_completion(std::string_view body, const Tokenizer& tokenizer,
                                         std::uint32_t n_ctx, RandomSource& random);

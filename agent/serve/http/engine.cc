@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <optional>
+#include <utility>
 
 namespace retort {
 namespace {
@@ -46,6 +48,26 @@ std::string valid_utf8(std::string_view text) {
   return out;
 }
 
+TokenLogprob logprob_of(TokenId chosen, std::span<const float> logits, std::uint32_t top,
+                        const Tokenizer& tokenizer) {
+  const double normalizer = kernels::log_sum_exp(logits.data(), logits.size());
+  const auto logprob = [&](TokenId id) {
+    return static_cast<double>(logits[static_cast<std::size_t>(id)]) - normalizer;
+  };
+  TokenLogprob out{valid_utf8(tokenizer.piece(chosen)), logprob(chosen), {}};
+  std::vector<TokenId> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const std::size_t count = std::min<std::size_t>(top, ids.size());
+  std::partial_sort(
+      ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(count), ids.end(), [&](TokenId a, TokenId b) {
+        const float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+        return x != y ? x > y : a < b;
+      });
+  for (std::size_t i = 0; i < count; ++i)
+    out.top.emplace_back(valid_utf8(tokenizer.piece(ids[i])), logprob(ids[i]));
+  return out;
+}
+
 }  // namespace
 
 std::string TextGate::push(std::string_view bytes) {
@@ -82,6 +104,7 @@ struct Engine::Stream {
   std::shared_ptr<Generation> generation;
   std::optional<Sampler> sampler;
   std::optional<TextGate> gate;
+  std::vector<TokenLogprob> tokens;  ///< chosen since text was last given out
   GenerationEnd end;
   TokenId next = -1;  ///< sampled, not yet computed; -1 while the prompt is
   std::chrono::steady_clock::time_point last;
@@ -101,10 +124,10 @@ Engine::Engine(std::unique_ptr<Session> session, std::size_t queue_limit, ServeM
 
 Engine::~Engine() { stop(); }
 
-bool Engine::submit(std::shared_ptr<Generation> generation) {
+bool Engine::submit(const std::vector<std::shared_ptr<Generation>>& generations) {
   const std::lock_guard lock(mutex_);
-  if (stopping_ || queue_.size() >= queue_limit_) return false;
-  queue_.push_back(std::move(generation));
+  if (stopping_ || queue_.size() + generations.size() > queue_limit_) return false;
+  queue_.insert(queue_.end(), generations.begin(), generations.end());
   changed_.notify_one();
   return true;
 }
@@ -188,6 +211,7 @@ void Engine::begin(std::shared_ptr<Generation> generation) {
   chosen->used = ++turn_;
   chosen->sampler.emplace(generation->request.sampling, session_->model().config().n_vocab);
   chosen->gate.emplace(generation->request.stop);
+  chosen->tokens.clear();
   chosen->end = {};
   chosen->end.prompt_tokens = static_cast<std::uint32_t>(prompt.size());
   chosen->next = -1;
@@ -251,6 +275,8 @@ void Engine::advance(Stream& stream, std::span<const float> logits) {
   stream.next = stream.sampler->sample(logits, std::span<const TokenId>(stream.cached).last(window));
   const Tokenizer& tokenizer = session_->model().tokenizer();
   if (stream.next == tokenizer.eos()) return end(stream, "stop");
+  if (request.logprobs)
+    stream.tokens.push_back(logprob_of(stream.next, logits, *request.logprobs, tokenizer));
   const auto now = std::chrono::steady_clock::now();
   const double seconds = std::chrono::duration<double>(now - stream.last).count();
   stream.last = now;
@@ -259,7 +285,7 @@ void Engine::advance(Stream& stream, std::span<const float> logits) {
   else
     metrics_.observe_token(seconds);
   const std::string text = stream.gate->push(tokenizer.piece(stream.next));
-  if (!text.empty()) stream.generation->on_text(text);
+  if (!text.empty()) stream.generation->on_text(text, std::exchange(stream.tokens, {}));
   if (stream.gate->stopped())
     end(stream, "stop");
   else if (stream.end.completion_tokens == request.max_tokens)
@@ -268,7 +294,9 @@ void Engine::advance(Stream& stream, std::span<const float> logits) {
 
 void Engine::end(Stream& stream, std::string reason) {
   stream.end.reason = std::move(reason);
-  if (const std::string text = stream.gate->finish(); !text.empty()) stream.generation->on_text(text);
+  const std::string text = stream.gate->finish();
+  if (!text.empty() || !stream.tokens.empty())
+    stream.generation->on_text(text, std::exchange(stream.tokens, {}));
   metrics_.count_tokens(stream.end.prompt_tokens, stream.end.completion_tokens);
   stream.generation->on_end(stream.end);
   stream.generation = nullptr;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,7 +21,16 @@ struct GenerationRequest {
   std::vector<TokenId> prompt;
   std::uint32_t max_tokens = 16;
   SamplingOptions sampling;
-  std::vector<std::string> stop;  ///< generation ends before any of these
+  std::vector<std::string> stop;          ///< generation ends before any of these
+  std::optional<std::uint32_t> logprobs;  ///< tell each token's log probability, and so many of the likeliest
+};
+
+/// What a token was chosen from: log probabilities under the model, before temperature and cuts. Token texts
+/// are valid UTF-8.
+struct TokenLogprob {
+  std::string token;
+  double logprob = 0;
+  std::vector<std::pair<std::string, double>> top;
 };
 
 struct GenerationEnd {
@@ -32,7 +42,8 @@ struct GenerationEnd {
 /// One request as the engine sees it. The callbacks run on the inference thread.
 struct Generation {
   GenerationRequest request;
-  std::function<void(std::string text)> on_text;  ///< whole UTF-8 characters, never part of a stop string
+  /// Whole UTF-8 characters, never part of a stop string; the tokens since the last call, when asked for.
+  std::function<void(std::string text, std::vector<TokenLogprob> tokens)> on_text;
   std::function<void(const GenerationEnd&)> on_end;
   std::atomic<bool> cancelled{false};
 };
@@ -46,8 +57,8 @@ class Engine {
  public:
   Engine(std::unique_ptr<Session> session, std::size_t queue_limit, ServeMetrics& metrics);
   ~Engine();
-  /// False when the queue is full.
-  bool submit(std::shared_ptr<Generation> generation);
+  /// All of them or, when the queue has no room for all, none: false.
+  bool submit(const std::vector<std::shared_ptr<Generation>>& generations);
   /// Finishes what is queued, then ends the thread.
   void stop();
   std::size_t waiting() const;

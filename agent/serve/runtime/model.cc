@@ -19,6 +19,7 @@ class Layout {
     bool same = true;
     for (const kernels::Matrix& m : matrices) {
       out.rows += m.rows;
+      out.bytes += m.rows * *row_bytes(m.type, m.columns);
       out.quantized |= info(m.type).block_values > 1;
       same &= m.type == matrices.begin()->type;
     }

@@ -47,7 +47,8 @@ class Model {
     std::vector<Part> parts;
     const float* bias = nullptr;  ///< [rows], or null
     std::uint32_t rows = 0, columns = 0;
-    bool quantized = false;  ///< reads the quantized input
+    std::uint64_t bytes = 0;  ///< as the file has them
+    bool quantized = false;   ///< reads the quantized input
     explicit operator bool() const { return rows != 0; }
   };
   struct Layer {

@@ -8,14 +8,18 @@ namespace retort {
 
 Sampler::Sampler(SamplingOptions options, std::uint32_t n_vocab) : options_(options), random_(options.seed) {
   logits_.reserve(n_vocab);
+  if (options_.presence_penalty != 0 || options_.frequency_penalty != 0) returned_.resize(n_vocab);
   shares_.resize(n_vocab);
   candidates_.reserve(n_vocab);
 }
 
 TokenId Sampler::sample(std::span<const float> given, std::span<const TokenId> recent) {
   std::span<const float> logits = given;
-  if (options_.repetition_penalty != 1.0f) {
+  if (options_.repetition_penalty != 1.0f || !returned_.empty()) {
     logits_.assign(given.begin(), given.end());
+    logits = logits_;
+  }
+  if (options_.repetition_penalty != 1.0f)
     for (std::size_t i = 0; i < recent.size(); ++i) {
       const TokenId id = recent[i];
       if (id < 0 || static_cast<std::size_t>(id) >= logits_.size()) continue;
@@ -25,8 +29,16 @@ TokenId Sampler::sample(std::span<const float> given, std::span<const TokenId> r
       float& x = logits_[static_cast<std::size_t>(id)];
       x = x > 0 ? x / options_.repetition_penalty : x * options_.repetition_penalty;
     }
-    logits = logits_;
-  }
+  for (std::size_t id = 0; id < returned_.size(); ++id)
+    if (returned_[id] != 0)
+      logits_[id] -=
+          options_.presence_penalty + options_.frequency_penalty * static_cast<float>(returned_[id]);
+  const TokenId chosen = choose(logits);
+  if (!returned_.empty()) ++returned_[static_cast<std::size_t>(chosen)];
+  return chosen;
+}
+
+TokenId Sampler::choose(std::span<const float> logits) {
   const std::size_t best = kernels::best(logits.data(), logits.size());
   if (options_.temperature <= 0) return static_cast<TokenId>(best);
 

@@ -16,6 +16,8 @@ struct SamplingOptions {
   float top_p = 1;
   float min_p = 0;
   float repetition_penalty = 1;  ///< [Keskar 2019] §4.1, over the tokens given to sample()
+  /// OpenAI's: taken off the logit of a token that this sampler has returned, once and for each time.
+  float presence_penalty = 0, frequency_penalty = 0;
   std::uint64_t seed = 0;
 };
 
@@ -28,12 +30,14 @@ class Sampler {
   TokenId sample(std::span<const float> logits, std::span<const TokenId> recent);
 
  private:
+  TokenId choose(std::span<const float> logits);
   TokenId draw(std::size_t count, double sum);
 
   SamplingOptions options_;
   SeededRandom random_;
-  std::vector<float> logits_, shares_;  ///< [n_vocab]; exp((logit − largest) / temperature)
-  std::vector<TokenId> candidates_;     ///< [n_vocab]
+  std::vector<float> logits_, shares_;   ///< [n_vocab]; exp((logit − largest) / temperature)
+  std::vector<std::uint32_t> returned_;  ///< [n_vocab] when a penalty needs it: how often each was returned
+  std::vector<TokenId> candidates_;      ///< [n_vocab]
 };
 
 }  // namespace retort

@@ -243,9 +243,11 @@ template <typename Work>
 void Session::share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
                          std::uint32_t products, const Work& work) {
   const std::uint64_t units = (projection.rows + granule - 1) / granule;
-  // Some 100 multiplications a nanosecond for one token, 250 for many.
+  // Few tokens take as long as reading the weights, at some 100 bytes a nanosecond; many, as multiplying,
+  // some 250 a nanosecond.
   const std::uint64_t nanoseconds =
-      std::uint64_t{granule} * projection.columns * products * count / (count < 4 ? 100 : 250);
+      products * (count < 4 ? projection.bytes / units / 100
+                            : std::uint64_t{granule} * projection.columns * count / 250);
   share(units, std::max<std::uint64_t>(nanoseconds, 1),
         [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
           work(first * granule, std::min<std::uint64_t>(last * granule, projection.rows));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <set>
 #include <thread>
 
 #include "agent/serve/runtime/sampler.h"
@@ -255,7 +256,7 @@ TEST_F(Serve, RefusesWhatItCannotDoAndSaysWhy) {
       {R"({"prompt":"a","stop":[""]})", "stop"},
       {R"({"prompt":"a","stop":5})", "stop"},
       {R"({"prompt":"a","stream":"yes"})", "stream"},
-      {R"({"prompt":"a","n":2})", "n"},
+      {R"({"prompt":"a","n":99})", "n"},
   };
   for (const auto& [body, word] : cases) {
     const auto response = http_call({.method = "POST", .url = url_ + "/v1/completions", .body = body});
@@ -296,6 +297,67 @@ TEST_F(Serve, RequestsThatAreComputedTogetherGetWhatEachGetsAlone) {
     clients.emplace_back([&, i] { together[i] = text_of(answer(bodies[i])); });
   for (std::thread& client : clients) client.join();
   EXPECT_EQ(together, alone);
+}
+
+TEST_F(Serve, SeveralChoicesAndLogProbabilities) {
+  start();
+  json::object body{{"prompt", "the client"}, {"max_tokens", 12}, {"temperature", 1.2}, {"seed", 5}, {"n", 3},
+                    {"logprobs", 2}};
+  const json::value whole = answer(body);
+  ASSERT_EQ(whole.at("choices").as_array().size(), 3u);
+  std::set<std::string> texts;
+  std::int64_t completion = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    const json::value& choice = whole.at("choices").at(i);
+    EXPECT_EQ(choice.at("index").to_number<std::size_t>(), i);
+    texts.insert(std::string(choice.at("text").as_string()));
+    const json::object& told = choice.at("logprobs").as_object();
+    const json::array &tokens = told.at("tokens").as_array(), &values = told.at("token_logprobs").as_array(),
+                      &tops = told.at("top_logprobs").as_array(),
+                      &offsets = told.at("text_offset").as_array();
+    ASSERT_EQ(tokens.size(), values.size());
+    ASSERT_EQ(tokens.size(), tops.size());
+    EXPECT_EQ(offsets.at(0).to_number<int>(), 0);
+    completion += static_cast<std::int64_t>(tokens.size());
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      ASSERT_LE(tops[t].as_object().size(), 2u);
+      double best = -1e9;
+      for (const auto& [token, logprob] : tops[t].as_object())
+        best = std::max(best, logprob.to_number<double>());
+      EXPECT_LE(values[t].to_number<double>(), best + 1e-9);
+      EXPECT_LT(best, 0);
+      EXPECT_GT(best, std::log(1.0 / 300));  // the likeliest of 300 tokens
+    }
+    // Each choice is what its seed gives alone.
+    json::object alone = body;
+    alone["n"] = 1, alone["seed"] = 5 + static_cast<int>(i);
+    EXPECT_EQ(text_of(answer(alone)), choice.at("text").as_string());
+  }
+  EXPECT_EQ(texts.size(), 3u);
+  EXPECT_EQ(whole.at("usage").at("completion_tokens").to_number<std::int64_t>(), completion);
+
+  body["stream"] = true;
+  std::string stream;
+  ASSERT_OK(complete(body, [&](std::string_view part) {
+    stream += part;
+    return true;
+  }));
+  std::vector<std::string> streamed(3);
+  std::size_t ends = 0, told = 0;
+  for (const std::string& line : events(stream)) {
+    if (line == "[DONE]") continue;
+    const json::value choice = json::parse(line).at("choices").at(0);
+    streamed[choice.at("index").to_number<std::size_t>()] += choice.at("text").as_string();
+    ends += choice.at("finish_reason").is_null() ? 0 : 1;
+    told += choice.at("logprobs").at("tokens").as_array().size();
+  }
+  EXPECT_EQ(ends, 3u);
+  EXPECT_EQ(static_cast<std::int64_t>(told), completion);
+  EXPECT_EQ(std::set<std::string>(streamed.begin(), streamed.end()), texts);
+  for (const char* wrong : {"0", "17", "-1", "1.5"})
+    EXPECT_EQ(complete(json::parse(R"({"prompt": "a", "n": )" + std::string(wrong) + "}"))->status, 400)
+        << wrong;
+  EXPECT_EQ(complete({{"prompt", "a"}, {"logprobs", 21}})->status, 400);
 }
 
 TEST_F(Serve, AFullQueueIs429AndALeavingClientStopsItsGeneration) {

@@ -56,6 +56,19 @@ TEST(Sampler, GreedyTopKTopPAndSeed) {
   EXPECT_EQ(Sampler({.repetition_penalty = 2.0f}, 4).sample(logits, recent), 2);
 }
 
+TEST(Sampler, PresenceAndFrequencyCountWhatItReturned) {
+  const std::vector<float> logits{1.0f, 1.5f, 0.2f};
+  Sampler presence({.presence_penalty = 0.6f}, 3), frequency({.frequency_penalty = 0.4f}, 3), none({}, 3);
+  std::vector<TokenId> once, often;
+  for (int i = 0; i < 5; ++i) {
+    once.push_back(presence.sample(logits, {}));
+    often.push_back(frequency.sample(logits, {}));
+    EXPECT_EQ(none.sample(logits, {}), 1);
+  }
+  EXPECT_EQ(once, (std::vector<TokenId>{1, 0, 1, 1, 1}));   // 0.9 against 1, then 0.9 against 0.4
+  EXPECT_EQ(often, (std::vector<TokenId>{1, 1, 0, 1, 0}));  // 1.5 1.1 | 0.7 … each time 0.4 less
+}
+
 /// The cuts as they are defined: everything put in order, then cut, then drawn.
 TEST(Sampler, CutsOfALargeVocabularyAreThoseOfTheDefinition) {
   SeededRandom random(7);
