@@ -31,7 +31,7 @@ struct Options {
   std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, pack_cache = "auto",
                      kv_cache = "auto";
   std::uint16_t port = 8080;
-  std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, generate = 64, repeat = 3;
+  std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
   std::size_t queue = 64;
   std::uint64_t max_tokens = 0;
   bool as_json = false;
@@ -261,9 +261,10 @@ Result<void> bench(const Options& options) {
                                                    .cache = cache_type(options),
                                                    .memory_limit = RETORT_TRY(memory_limit(options))}));
   if (options.prompt < 1 || options.generate < 1 || options.repeat < 1 ||
-      options.prompt + options.generate > session->n_ctx())
-    return fail(ErrorCode::kInvalid, options.model, "prompt {} and generate {} do not fit the context of {}",
-                options.prompt, options.generate, session->n_ctx());
+      std::max(options.prompt, options.depth + options.generate) > session->n_ctx())
+    return fail(ErrorCode::kInvalid, options.model,
+                "prompt {}, or depth {} and generate {}, do not fit the context of {}", options.prompt,
+                options.depth, options.generate, session->n_ctx());
   SeededRandom random(1);
   std::vector<TokenId> prompt;
   for (std::uint32_t i = 0; i < options.prompt; ++i)
@@ -275,14 +276,18 @@ Result<void> bench(const Options& options) {
     const auto begin = clock::now();
     RETORT_TRY(session->evaluate(prompt));
     const auto middle = clock::now();
-    session->rewind(0);  // generation is measured from an empty context, as llama-bench does
+    session->rewind(0);  // generation is measured from an empty context, or `depth`, as llama-bench does
+    for (std::uint32_t at = 0; at < options.depth; at += options.prompt)
+      RETORT_TRY(session->evaluate(std::span(prompt).first(std::min(options.prompt, options.depth - at))));
+    const auto generating = clock::now();
     for (std::uint32_t i = 0; i < options.generate; ++i) {
       const TokenId next = prompt[i % prompt.size()];  // any will do: sampling is not what is measured
       RETORT_TRY(session->evaluate(std::span(&next, 1)));
     }
     if (round == 0) continue;
     prompt_seconds.push_back(std::chrono::duration<double>(middle - begin).count());
-    token_seconds.push_back(std::chrono::duration<double>(clock::now() - middle).count() / options.generate);
+    token_seconds.push_back(std::chrono::duration<double>(clock::now() - generating).count() /
+                            options.generate);
   }
   const auto median = [](std::vector<double> values) {
     std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
@@ -451,6 +456,8 @@ int run(int argc, char** argv) {
   packing(bench_command);
   bench_command->add_option("--prompt", options.prompt, "prompt tokens")->capture_default_str();
   bench_command->add_option("--generate", options.generate, "tokens to generate")->capture_default_str();
+  bench_command->add_option("--depth", options.depth, "tokens in the context before generation is measured")
+      ->capture_default_str();
   bench_command->add_option("--repeat", options.repeat, "rounds; the median is told")->capture_default_str();
   bench_command->add_option("--memory-limit", options.memory_limit, "refuse when more is needed");
   bench_command->add_flag("--json", options.as_json, "machine-readable");

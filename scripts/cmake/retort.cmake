@@ -49,6 +49,12 @@ endfunction()
 # Counted as skipped by ctest only when every test in it was skipped.
 function(retort_test name)
   cmake_parse_arguments(arg "" "LABEL;TIMEOUT" "DEPS" ${ARGN})
+  foreach(dep ${arg_DEPS})  # RETORT_BUILD may have left it out
+    if(dep MATCHES "^retort_" AND NOT TARGET ${dep})
+      message(STATUS "${name} is not built: there is no ${dep}")
+      return()
+    endif()
+  endforeach()
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
   add_executable(${name} ${sources})
   target_link_libraries(${name} PRIVATE ${arg_DEPS} test_support GTest::gtest GTest::gmock GTest::gtest_main)
