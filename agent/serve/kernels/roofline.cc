@@ -17,12 +17,16 @@ std::uint64_t ReadOnce(const std::byte* data, std::size_t bytes) {
   auto a = hn::Zero(d), b = a, c = a, e = a;
   for (std::size_t i = 0; i + 4 * step <= bytes; i += 4 * step) {
     const auto* p = reinterpret_cast<const std::uint64_t*>(data + i);
-    a = hn::Add(a, hn::LoadU(d, p));
-    b = hn::Add(b, hn::LoadU(d, p + hn::Lanes(d)));
-    c = hn::Add(c, hn::LoadU(d, p + 2 * hn::Lanes(d)));
-    e = hn::Add(e, hn::LoadU(d, p + 3 * hn::Lanes(d)));
+    a = hn::Xor(a, hn::LoadU(d, p));
+    b = hn::Xor(b, hn::LoadU(d, p + hn::Lanes(d)));
+    c = hn::Xor(c, hn::LoadU(d, p + 2 * hn::Lanes(d)));
+    e = hn::Xor(e, hn::LoadU(d, p + 3 * hn::Lanes(d)));
   }
-  return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(a, b), hn::Add(c, e))));
+  HWY_ALIGN std::uint64_t lanes[8] = {};
+  hn::Store(hn::Xor(hn::Xor(a, b), hn::Xor(c, e)), d, lanes);
+  std::uint64_t out = 0;
+  for (const std::uint64_t lane : lanes) out ^= lane;
+  return out;
 }
 
 constexpr int kChains = 12;
