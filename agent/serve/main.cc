@@ -341,7 +341,8 @@ Result<void> bench(const Options& options) {
 Result<void> describe(const Options& options) {
   const auto model = RETORT_TRY(Model::open(options.model));  // packed, to know what serving takes
   const ModelConfig& c = model->config();
-  SessionOptions session{.n_ctx = options.ctx};
+  const SessionOptions session{
+      .n_ctx = options.ctx, .streams = options.streams, .cache = cache_type(options)};
   const MemoryPlan plan = plan_memory(*model, session, thread_count(options));
   std::map<std::string, std::uint64_t> types;
   for (const GgufTensor& tensor : model->file().tensors())
@@ -383,9 +384,9 @@ Result<void> describe(const Options& options) {
   for (const auto& [name, bytes] : types)
     std::cout << fmt::format("  {:<13} {}\n", name, format_bytes(bytes));
   std::cout << fmt::format(
-      "  memory        {}: {} weights as in the file, {} packed, {} KV cache, {} activations\n",
+      "  memory        {}: {} weights as in the file, {} packed, {} KV cache of {} streams, {} activations\n",
       format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes),
-      format_bytes(plan.weights_packed_bytes), format_bytes(plan.kv_cache_bytes),
+      format_bytes(plan.weights_packed_bytes), format_bytes(plan.kv_cache_bytes), options.streams,
       format_bytes(plan.activation_bytes));
   return {};
 }
@@ -463,6 +464,9 @@ int run(int argc, char** argv) {
   bench_command->add_flag("--json", options.as_json, "machine-readable");
   CLI::App* info_command = app.add_subcommand("info", "what a model file holds and how much memory it takes");
   common(info_command);
+  info_command->add_option("--streams", options.streams, "requests computed at the same time")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
   info_command->add_flag("--json", options.as_json, "machine-readable");
 
   // "retort-serve model.gguf …" means "retort-serve serve model.gguf …".
