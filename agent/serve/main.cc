@@ -28,8 +28,8 @@ namespace retort {
 namespace {
 
 struct Options {
-  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, pack_cache = "auto",
-                     kv_cache = "auto";
+  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, chat_template,
+                     pack_cache = "auto", kv_cache = "auto";
   std::uint16_t port = 8080;
   std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
   std::size_t queue = 64;
@@ -79,6 +79,19 @@ Result<std::shared_ptr<const Model>> open_model(const Options& options) {
   return Model::open(options.model, how);
 }
 
+/// How conversations become prompts: the file that was named, or the model's own template.
+Result<ChatTemplate> chat_template(const Options& options, const Tokenizer& tokenizer) {
+  if (!options.chat_template.empty())
+    return ChatTemplate::parse(RETORT_TRY(read_file(options.chat_template, 1u << 20)), options.chat_template);
+  if (tokenizer.chat_template().empty())
+    return fail(ErrorCode::kUnsupported, options.model,
+                "the model has no chat template; start retort-serve with --chat-template FILE, or use "
+                "/v1/completions");
+  Result<ChatTemplate> own = ChatTemplate::parse(tokenizer.chat_template(), "chat template");
+  if (!own) log_warn("/v1/chat/completions cannot be answered: {}", own.error().describe());
+  return own;
+}
+
 std::uint64_t status_bytes(const char* file, const std::string& key) {
   const std::string text = read_file(file, 1 << 20).value_or("");
   const std::size_t at = text.find(key);
@@ -87,6 +100,8 @@ std::uint64_t status_bytes(const char* file, const std::string& key) {
 
 Result<void> serve(const Options& options) {
   const auto model = RETORT_TRY(open_model(options));
+  Result<ChatTemplate> chat = chat_template(options, model->tokenizer());
+  if (!options.chat_template.empty()) RETORT_TRY(chat);
   ThreadTeam team(thread_count(options));
   SessionOptions wanted{.n_ctx = options.ctx,
                         .streams = options.streams,
@@ -113,7 +128,8 @@ Result<void> serve(const Options& options) {
   Engine engine(std::move(session), options.queue, metrics);
   const std::string name =
       options.name.empty() ? std::filesystem::path(options.model).stem().string() : options.name;
-  ServeApi api({model, name, "", n_ctx, SystemClock().unix_millis()}, engine, metrics, random);
+  ServeApi api({model, name, "", n_ctx, SystemClock().unix_millis(), std::move(chat)}, engine, metrics,
+               random);
   HttpServer server(reactor, {}, [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
     api.handle(std::move(request), std::move(responder));
   });
@@ -440,6 +456,9 @@ int run(int argc, char** argv) {
       ->add_option("--streams", options.streams, "requests computed at the same time, a KV cache each")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
+  serve_command->add_option(
+      "--chat-template", options.chat_template,
+      "file with the Jinja template of /v1/chat/completions (default: the model's own)");
   serve_command->add_option("--queue", options.queue, "requests that may wait; beyond, 429")
       ->capture_default_str();
   serve_command->add_option("--memory-limit", options.memory_limit,

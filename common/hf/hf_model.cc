@@ -559,7 +559,7 @@ Result<void> write_hf_model(const std::filesystem::path& folder, const ModelConf
                   shape_text(source->shape), shape_text(m.hf_shape));
     ordered.push_back(*source);
   }
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}) {
     const std::filesystem::path from = tokenizer_folder / name;
     if (!std::filesystem::exists(from)) continue;
     RETORT_TRY(write_file_atomic(folder / name, RETORT_TRY(read_file(from, 256u << 20)), 0644));

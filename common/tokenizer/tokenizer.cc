@@ -165,7 +165,9 @@ struct Tokenizer::Impl {
   std::vector<TokenType> types;
   Merges merges;
   std::array<TokenId, 256> byte_tokens;
-  TokenId bos = -1, eos = -1, unknown = -1;
+  TokenId bos = -1, eos = -1, end_of_turn = -1, unknown = -1;
+  std::vector<TokenId> ends;  ///< see ends_generation()
+  std::string chat_template;
   bool add_bos = false, add_eos = false, space_prefix = false, escape_spaces = false, fuse_unknown = false;
   std::vector<std::pair<std::string, TokenId>> special;  ///< control and user-defined tokens, longest first
   std::array<bool, 256> special_first{};                 ///< the bytes that one of them begins with
@@ -201,7 +203,14 @@ Result<void> Tokenizer::Impl::finish(std::string_view where) {
       if (const TokenId id = tokens.find(byte_characters()[b]); id >= 0) byte_tokens[b] = id;
   std::stable_sort(special.begin(), special.end(),
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
-  for (const TokenId id : {bos, eos, unknown})
+  for (const TokenId id : {eos, end_of_turn})
+    if (id >= 0) ends.push_back(id);
+  for (const std::string_view text : {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>",
+                                      "<|endoftext|>", "<|end_of_text|>", "</s>"})
+    if (const TokenId id = tokens.find(text);
+        id >= 0 && types[static_cast<std::size_t>(id)] == TokenType::kControl)
+      ends.push_back(id);
+  for (const TokenId id : {bos, eos, end_of_turn, unknown})
     if (id < -1 || id >= static_cast<TokenId>(tokens.size()))
       return fail(ErrorCode::kInvalid, std::string(where),
                   "a special token's id {} is outside the vocabulary of {}", id, tokens.size());
@@ -380,6 +389,13 @@ std::string Tokenizer::decode(std::span<const TokenId> ids) const {
 std::uint32_t Tokenizer::vocabulary_size() const { return impl_->tokens.size(); }
 TokenId Tokenizer::bos() const { return impl_->bos; }
 TokenId Tokenizer::eos() const { return impl_->eos; }
+bool Tokenizer::ends_generation(TokenId id) const {
+  return std::find(impl_->ends.begin(), impl_->ends.end(), id) != impl_->ends.end();
+}
+std::string_view Tokenizer::text(TokenId id) const {
+  return id < 0 || id >= static_cast<TokenId>(impl_->tokens.size()) ? std::string_view() : impl_->tokens[id];
+}
+const std::string& Tokenizer::chat_template() const { return impl_->chat_template; }
 bool Tokenizer::is_special(TokenId id) const {
   if (id < 0 || id >= static_cast<TokenId>(impl_->types.size())) return false;
   const TokenType type = impl_->types[static_cast<std::size_t>(id)];
@@ -394,7 +410,13 @@ Result<Tokenizer> Tokenizer::from_huggingface(const std::filesystem::path& path)
   const std::filesystem::path config = path.parent_path() / "tokenizer_config.json";
   std::string config_text;
   if (std::filesystem::exists(config)) config_text = RETORT_TRY(read_file(config, 16u << 20));
-  return from_huggingface_text(text, config_text, path.string());
+  Tokenizer out = RETORT_TRY(from_huggingface_text(text, config_text, path.string()));
+  const std::filesystem::path chat =
+      path.parent_path() / "chat_template.jinja";  // newer folders keep it apart
+  if (!std::filesystem::exists(chat)) return out;
+  auto impl = std::make_shared<Impl>(*out.impl_);
+  impl->chat_template = RETORT_TRY(read_file(chat, 1u << 20));
+  return Tokenizer(std::move(impl));
 }
 
 Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::string_view config_text,
@@ -579,6 +601,15 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     };
     RETORT_TRY(named("bos_token", t.bos));
     RETORT_TRY(named("eos_token", t.eos));
+    if (const json::value* chat = config.if_contains("chat_template"); chat != nullptr && chat->is_string()) {
+      t.chat_template = chat->get_string();
+    } else if (chat != nullptr && chat->is_array()) {  // several, each with a name
+      for (const json::value& entry : chat->get_array()) {
+        const json::object& object = *RETORT_TRY(as_object(entry, config_where));
+        if (RETORT_TRY(json_string(object, "name", config_where)) == "default")
+          t.chat_template = RETORT_TRY(json_string(object, "template", config_where));
+      }
+    }
     if (!has_template) {
       t.add_bos = flag(config, "add_bos_token");
       t.add_eos = flag(config, "add_eos_token");
@@ -646,7 +677,10 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
   };
   RETORT_TRY(special("tokenizer.ggml.bos_token_id", t.bos));
   RETORT_TRY(special("tokenizer.ggml.eos_token_id", t.eos));
+  RETORT_TRY(special("tokenizer.ggml.eot_token_id", t.end_of_turn));
   RETORT_TRY(special("tokenizer.ggml.unknown_token_id", t.unknown));
+  if (file.find("tokenizer.chat_template") != nullptr)
+    t.chat_template = RETORT_TRY(file.text("tokenizer.chat_template"));
   const auto flag = [&](const char* key, bool fallback) {
     const GgufValue* value = file.find(key);
     const bool* set = value == nullptr ? nullptr : std::get_if<bool>(value);
@@ -735,6 +769,9 @@ void Tokenizer::write_gguf(GgufWriter& writer) const {
   }
   if (t.bos >= 0) writer.set("tokenizer.ggml.bos_token_id", static_cast<std::uint64_t>(t.bos));
   if (t.eos >= 0) writer.set("tokenizer.ggml.eos_token_id", static_cast<std::uint64_t>(t.eos));
+  if (t.end_of_turn >= 0)
+    writer.set("tokenizer.ggml.eot_token_id", static_cast<std::uint64_t>(t.end_of_turn));
+  if (!t.chat_template.empty()) writer.set("tokenizer.chat_template", t.chat_template);
   if (t.unknown >= 0) writer.set("tokenizer.ggml.unknown_token_id", static_cast<std::uint64_t>(t.unknown));
   writer.set("tokenizer.ggml.add_bos_token", t.add_bos);
   writer.set("tokenizer.ggml.add_eos_token", t.add_eos);

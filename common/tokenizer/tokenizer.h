@@ -47,6 +47,14 @@ class Tokenizer {
   TokenId bos() const;  ///< -1: none
   TokenId eos() const;
   bool is_special(TokenId id) const;
+  /// Eos, the end of a turn (tokenizer.ggml.eot_token_id), and control tokens whose text is a usual one for
+  /// either, as "<|im_end|>": files often name one end alone where a chat has another.
+  bool ends_generation(TokenId id) const;
+  /// As the vocabulary writes it; empty outside it.
+  std::string_view text(TokenId id) const;
+  /// How a conversation becomes a prompt: tokenizer_config.json's or GGUF's chat_template, Jinja; "" where
+  /// there is none.
+  const std::string& chat_template() const;
 
   /// Writes tokenizer.ggml.* so that llama.cpp gives the same ids.
   void write_gguf(GgufWriter& writer) const;

@@ -12,6 +12,7 @@ std::vector<std::string> fuzz_seeds() {
   return {
       R"({"prompt":"the server","max_tokens":16,"temperature":0.5,"top_k":4,"top_p":0.9,"seed":1,"stop":["\n","a b"],"stream":true})",
       R"({"prompt":[1,2,3],"stream_options":{"include_usage":true},"stop":"x"})",
+      R"({"messages":[{"role":"user","content":[{"type":"text","text":"the server"}]},{"role":"tool","content":null}],"max_completion_tokens":9,"logprobs":true,"top_logprobs":3,"tools":[],"chat_template_kwargs":{"x":1}})",
       "/v1/jobs/a%20b%2Fc?x=%41&y",
       "na\xc3\xafve \xe2\x82\xac \xf0\x9f\x98\x80 stop st\xf0\x9f",
   };
@@ -27,6 +28,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     fuzz::require(!r.prompt.empty() && r.prompt.size() < 128 && r.max_tokens > 0);
     fuzz::require(r.sampling.temperature >= 0 && r.sampling.top_p >= 0 && r.sampling.top_p <= 1);
   }
+  static const ChatTemplate chat =
+      *ChatTemplate::parse("{% for m in messages %}{{ m.role ~ m.content ~ x }}{% endfor %}", "chat");
+  if (const auto call = parse_chat(text, chat, tokenizer, 128, random))
+    fuzz::require(call->generation.prompt.size() < 128 && call->generation.max_tokens > 0);
   if (const auto decoded = percent_decode(text)) fuzz::require(decoded->size() <= text.size());
 
   const std::vector<std::string> stops{"stop", "\xf0\x9f\x98\x80x"};

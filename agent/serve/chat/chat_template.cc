@@ -91,7 +91,8 @@ class Interpreter {
 
   template <typename... Args>
   tl::unexpected<Error> error(fmt::format_string<Args...> format, Args&&... args) const {
-    return fail(ErrorCode::kInvalid, fmt::format("{}:{}", where_, line_), format, std::forward<Args>(args)...);
+    return fail(ErrorCode::kInvalid, fmt::format("{}:{}", where_, line_), format,
+                std::forward<Args>(args)...);
   }
   Result<void> spend(std::uint64_t work) {
     work_ += work;
@@ -111,7 +112,9 @@ class Interpreter {
     RETORT_TRY(spend(8 * value.size()));
     return placed(Value::of(std::move(value)));
   }
-  void set(std::string_view name, Value value) { scopes_.back().insert_or_assign(std::string(name), std::move(value)); }
+  void set(std::string_view name, Value value) {
+    scopes_.back().insert_or_assign(std::string(name), std::move(value));
+  }
   Value look_up(const std::string& name) const {
     for (auto scope = scopes_.rbegin(); scope != scopes_.rend(); ++scope)
       if (const auto found = scope->find(name); found != scope->end()) return found->second;
@@ -220,11 +223,10 @@ class Interpreter {
       const auto at = [&](std::int64_t j) {
         return j >= 0 && j < n ? items[static_cast<std::size_t>(j)] : Value{Value::Undefined{"loop item"}};
       };
-      loop.members = {{"index", Value::of(i + 1)},        {"index0", Value::of(i)},
-                      {"first", Value::of(i == 0)},       {"last", Value::of(i == n - 1)},
-                      {"length", Value::of(n)},           {"revindex", Value::of(n - i)},
-                      {"revindex0", Value::of(n - i - 1)}, {"previtem", at(i - 1)},
-                      {"nextitem", at(i + 1)}};
+      loop.members = {
+          {"index", Value::of(i + 1)},         {"index0", Value::of(i)}, {"first", Value::of(i == 0)},
+          {"last", Value::of(i == n - 1)},     {"length", Value::of(n)}, {"revindex", Value::of(n - i)},
+          {"revindex0", Value::of(n - i - 1)}, {"previtem", at(i - 1)},  {"nextitem", at(i + 1)}};
       set("loop", RETORT_TRY(placed(Value::of(std::move(loop)))));
       RETORT_TRY(unpack(s, items[static_cast<std::size_t>(i)]));
       if (RETORT_TRY(execute(s.branches[0].body, out)) == Flow::kBreak) break;
@@ -243,7 +245,8 @@ class Interpreter {
       for (const auto& [name, member] : dict->members) out.push_back(Value::of(name));
     } else if (const std::string* text = value.text()) {
       const auto at = characters(*text);
-      for (std::size_t i = 0; i + 1 < at.size(); ++i) out.push_back(Value::of(text->substr(at[i], at[i + 1] - at[i])));
+      for (std::size_t i = 0; i + 1 < at.size(); ++i)
+        out.push_back(Value::of(text->substr(at[i], at[i + 1] - at[i])));
     } else if (!value.undefined()) {
       return error("a value of type {} cannot be gone through", value.type());
     }
@@ -336,8 +339,7 @@ class Interpreter {
   }
 
   Result<Value> attribute(const Value& base, const std::string& name) {
-    if (base.undefined())
-      return error("'{}' is undefined", std::get<Value::Undefined>(base.is).name);
+    if (base.undefined()) return error("'{}' is undefined", std::get<Value::Undefined>(base.is).name);
     if (const Dict* dict = base.dict())
       if (const Value* found = dict->find(name)) {
         RETORT_TRY(spend(dict->members.size() / 16));
@@ -379,7 +381,8 @@ class Interpreter {
     }
     const std::int64_t step = bounds[2].value_or(1);
     if (step == 0) return error("a slice's step is 0");
-    if (base.list() == nullptr && base.text() == nullptr) return error("a value of type {} has no slices", base.type());
+    if (base.list() == nullptr && base.text() == nullptr)
+      return error("a value of type {} has no slices", base.type());
     RETORT_TRY(spend(base.text() != nullptr ? base.text()->size() : base.list()->size()));
     const auto at = base.text() != nullptr ? characters(*base.text()) : std::vector<std::size_t>();
     const auto n = static_cast<std::int64_t>(base.text() != nullptr ? at.size() - 1 : base.list()->size());
@@ -447,7 +450,8 @@ class Interpreter {
       return Value::of(std::move(out));
     }
     if (op == "%" && a.text() != nullptr)
-      return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_), "'%' of texts is not supported");
+      return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_),
+                  "'%' of texts is not supported");
     return arithmetic(op, a, b, refuse);
   }
 
@@ -534,8 +538,10 @@ class Interpreter {
     const Value target = RETORT_TRY(evaluate(callee));
     const Arguments given = RETORT_TRY(arguments(e));
     line_ = e.line;
-    if (const auto* macro = std::get_if<Value::Macro>(&target.is)) return call_macro(*macro->definition, given);
-    if (const auto* function = std::get_if<Value::Function>(&target.is)) return call_function(function->which, given);
+    if (const auto* macro = std::get_if<Value::Macro>(&target.is))
+      return call_macro(*macro->definition, given);
+    if (const auto* function = std::get_if<Value::Function>(&target.is))
+      return call_function(function->which, given);
     if (target.undefined()) return error("'{}' is undefined", std::get<Value::Undefined>(target.is).name);
     return error("a value of type {} cannot be called", target.type());
   }
@@ -578,8 +584,8 @@ class Interpreter {
           bounds[n == 1 ? 1 : i] = std::clamp<std::int64_t>(*value, -(1ll << 40), 1ll << 40);
         }
         if (bounds[2] == 0) return error("range()'s step is 0");
-        const std::int64_t count =
-            std::max<std::int64_t>(0, (bounds[1] - bounds[0] + bounds[2] - (bounds[2] > 0 ? 1 : -1)) / bounds[2]);
+        const std::int64_t count = std::max<std::int64_t>(
+            0, (bounds[1] - bounds[0] + bounds[2] - (bounds[2] > 0 ? 1 : -1)) / bounds[2]);
         RETORT_TRY(spend(8 * static_cast<std::uint64_t>(count)));
         List out;
         for (std::int64_t i = 0; i < count; ++i) out.push_back(Value::of(bounds[0] + i * bounds[2]));
@@ -588,7 +594,8 @@ class Interpreter {
       case Value::Function::kNamespace:
       case Value::Function::kDict: {
         Dict dict;
-        if (const Value* from = given.get(0); from != nullptr && from->dict() != nullptr) dict = *from->dict();
+        if (const Value* from = given.get(0); from != nullptr && from->dict() != nullptr)
+          dict = *from->dict();
         for (const auto& [name, value] : given.named) put(dict, name, value);
         dict.is_namespace = which == Value::Function::kNamespace;
         return placed(Value::of(std::move(dict)));
@@ -646,7 +653,8 @@ class Interpreter {
         if (part == nullptr) return error("find() takes a text");
         const std::size_t at = s->find(*part);
         if (at == std::string::npos) return Value::of(std::int64_t{-1});
-        return Value::of(static_cast<std::int64_t>(characters(std::string_view(*s).substr(0, at)).size() - 1));
+        return Value::of(
+            static_cast<std::int64_t>(characters(std::string_view(*s).substr(0, at)).size() - 1));
       }
       if (name == "join") {
         const Value* items = given.get(0);
@@ -688,8 +696,8 @@ class Interpreter {
       }
     }
     if (base.undefined()) return error("'{}' is undefined", std::get<Value::Undefined>(base.is).name);
-    return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_), "a value of type {} has no method '{}'",
-                base.type(), name);
+    return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_),
+                "a value of type {} has no method '{}'", base.type(), name);
   }
 
   Result<Value> split(const std::string& s, const Arguments& given) {
@@ -719,13 +727,15 @@ class Interpreter {
     return list(std::move(out));
   }
 
-  Result<Value> replace(const std::string& s, const std::string& from, const std::string& to, const Value* limit) {
+  Result<Value> replace(const std::string& s, const std::string& from, const std::string& to,
+                        const Value* limit) {
     if (from.empty()) return error("replace() of an empty text");
     std::int64_t left = limit != nullptr && limit->integer() != nullptr ? *limit->integer() : INT64_MAX;
     if (left < 0) left = INT64_MAX;
     std::string out;
     std::size_t at = 0;
-    for (std::size_t hit; left-- > 0 && (hit = s.find(from, at)) != std::string::npos; at = hit + from.size()) {
+    for (std::size_t hit; left-- > 0 && (hit = s.find(from, at)) != std::string::npos;
+         at = hit + from.size()) {
       RETORT_TRY(spend(to.size() + 1));
       out.append(s, at, hit - at).append(to);
     }
@@ -763,10 +773,10 @@ class Interpreter {
     if (name == "tojson") {
       const Value* indent = given.get(0, "indent");
       RETORT_TRY(weigh(base));
-      return text(to_json_text(
-          base, indent != nullptr && indent->integer() != nullptr
-                    ? static_cast<int>(std::clamp<std::int64_t>(*indent->integer(), 0, 16))
-                    : -1));
+      return text(
+          to_json_text(base, indent != nullptr && indent->integer() != nullptr
+                                 ? static_cast<int>(std::clamp<std::int64_t>(*indent->integer(), 0, 16))
+                                 : -1));
     }
     if (name == "length" || name == "count") {
       if (base.text() != nullptr) {
@@ -848,7 +858,8 @@ class Interpreter {
     if (name == "abs") {
       double number = 0;
       if (!base.number(number)) return error("'abs' of a value of type {}", base.type());
-      if (base.integer() != nullptr && *base.integer() != INT64_MIN) return Value::of(std::abs(*base.integer()));
+      if (base.integer() != nullptr && *base.integer() != INT64_MIN)
+        return Value::of(std::abs(*base.integer()));
       return Value::of(std::abs(number));
     }
     if (name == "escape" || name == "e") {
@@ -866,22 +877,26 @@ class Interpreter {
     if (name == "map") return map(base, given);
     if (name == "select" || name == "reject" || name == "selectattr" || name == "rejectattr")
       return select(name, base, given);
-    return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_), "the filter '{}' is not supported", name);
+    return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_),
+                "the filter '{}' is not supported", name);
   }
 
   Result<Value> indent(const std::string& whole, const Arguments& given) {
-    const Value *width = given.get(0, "width"), *first = given.get(1, "first"), *blank = given.get(2, "blank");
+    const Value *width = given.get(0, "width"), *first = given.get(1, "first"),
+                *blank = given.get(2, "blank");
     const std::int64_t spaces = width != nullptr && width->integer() != nullptr ? *width->integer() : 4;
-    const std::string margin = width != nullptr && width->text() != nullptr
-                                   ? *width->text()
-                                   : std::string(static_cast<std::size_t>(std::clamp<std::int64_t>(spaces, 0, 256)), ' ');
+    const std::string margin =
+        width != nullptr && width->text() != nullptr
+            ? *width->text()
+            : std::string(static_cast<std::size_t>(std::clamp<std::int64_t>(spaces, 0, 256)), ' ');
     std::string out;
     bool at_first = true;
     for (std::size_t at = 0; at <= whole.size();) {
       const std::size_t end = std::min(whole.find('\n', at), whole.size());
       const bool empty = end == at;
       RETORT_TRY(spend(margin.size() + 1));
-      if (at_first ? first != nullptr && first->truth() : !empty || (blank != nullptr && blank->truth())) out += margin;
+      if (at_first ? first != nullptr && first->truth() : !empty || (blank != nullptr && blank->truth()))
+        out += margin;
       out.append(whole, at, end - at);
       if (end < whole.size()) out += '\n';
       at_first = false;
@@ -894,7 +909,8 @@ class Interpreter {
     List out;
     const Value *member = given.get(SIZE_MAX, "attribute"), *other = given.get(SIZE_MAX, "default");
     const Value* by = given.get(0);
-    if (member == nullptr && (by == nullptr || by->text() == nullptr)) return error("map takes an attribute or a filter");
+    if (member == nullptr && (by == nullptr || by->text() == nullptr))
+      return error("map takes an attribute or a filter");
     for (const Value& part : RETORT_TRY(sequence(base))) {
       if (member != nullptr) {
         Value found = RETORT_TRY(item(part, *member));
@@ -958,7 +974,8 @@ class Interpreter {
     if (name == "float") return std::holds_alternative<double>(value.is);
     if (double number = 0; name == "number") return value.number(number);
     if (name == "callable")
-      return std::holds_alternative<Value::Macro>(value.is) || std::holds_alternative<Value::Function>(value.is);
+      return std::holds_alternative<Value::Macro>(value.is) ||
+             std::holds_alternative<Value::Function>(value.is);
     if (name == "odd" || name == "even") {
       if (value.integer() == nullptr) return error("'{}' of a value of type {}", name, value.type());
       return (*value.integer() % 2 != 0) == (name == "odd");
@@ -968,11 +985,12 @@ class Interpreter {
       return std::any_of(text.begin(), text.end(), [](char c) { return is_lower(c) || is_upper(c); }) &&
              std::none_of(text.begin(), text.end(), name == "lower" ? is_upper : is_lower);
     }
-    const bool compares = name == "equalto" || name == "eq" || name == "==" || name == "sameas" || name == "ne" ||
-                          name == "in" || name == "divisibleby" || name == "gt" || name == "lt" || name == "ge" ||
-                          name == "le";
+    const bool compares = name == "equalto" || name == "eq" || name == "==" || name == "sameas" ||
+                          name == "ne" || name == "in" || name == "divisibleby" || name == "gt" ||
+                          name == "lt" || name == "ge" || name == "le";
     if (!compares)
-      return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_), "the test '{}' is not supported", name);
+      return fail(ErrorCode::kUnsupported, fmt::format("{}:{}", where_, line_),
+                  "the test '{}' is not supported", name);
     if (arguments.empty()) return error("the test '{}' takes an argument", name);
     const Value& other = arguments[0];
     if (name == "in") return contains(other, value);

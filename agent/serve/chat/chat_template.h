@@ -9,12 +9,12 @@
 
 namespace retort {
 
-/// A chat template, as Hugging Face's tokenizers and GGUF's tokenizer.chat_template hold it: Jinja, with blocks
-/// trimmed (trim_blocks, lstrip_blocks) and nothing escaped. Done are the parts of the language that templates
-/// of published models use: output, if, for (with else, filter, loop variables, break, continue), set (also of a
-/// namespace's members and of blocks), macros, comments; Python's operators, slices, ternaries and string
-/// methods; the usual filters and tests. Tuples are lists. Templates come from outside: steps, nesting and output are bounded,
-/// and none reaches anything but the variables that it is given. Thread: any.
+/// A chat template, as Hugging Face's tokenizers and GGUF's tokenizer.chat_template hold it: Jinja, with
+/// blocks trimmed (trim_blocks, lstrip_blocks) and nothing escaped. Done are the parts of the language that
+/// templates of published models use: output, if, for (with else, filter, loop variables, break, continue),
+/// set (also of a namespace's members and of blocks), macros, comments; Python's operators, slices, ternaries
+/// and string methods; the usual filters and tests. Tuples are lists. Templates come from outside: steps,
+/// nesting and output are bounded, and none reaches anything but the variables that it is given. Thread: any.
 class ChatTemplate {
  public:
   /// kInvalid names the line; kUnsupported the statement that we do not do.

@@ -10,7 +10,18 @@ constexpr std::uint32_t kMaxNesting = 120;
 constexpr std::size_t kMaxSource = 1 << 20, kMaxTokens = 1 << 18;
 
 struct Token {
-  enum Kind { kText, kOpenOutput, kCloseOutput, kOpenBlock, kCloseBlock, kName, kString, kNumber, kSymbol, kEnd };
+  enum Kind {
+    kText,
+    kOpenOutput,
+    kCloseOutput,
+    kOpenBlock,
+    kCloseBlock,
+    kName,
+    kString,
+    kNumber,
+    kSymbol,
+    kEnd
+  };
   Kind kind = kEnd;
   std::string text;
   std::uint32_t line = 1;
@@ -19,7 +30,8 @@ struct Token {
 bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\f' || c == '\v'; }
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool begins_name(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || static_cast<unsigned char>(c) >= 0x80;
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
+         static_cast<unsigned char>(c) >= 0x80;
 }
 
 /// Cuts a template into text, tags and what stands in them, with Jinja's rules for white space around tags.
@@ -64,7 +76,8 @@ class Lexer {
  private:
   template <typename... Args>
   tl::unexpected<Error> error(fmt::format_string<Args...> format, Args&&... args) const {
-    return fail(ErrorCode::kInvalid, fmt::format("{}:{}", where_, line_), format, std::forward<Args>(args)...);
+    return fail(ErrorCode::kInvalid, fmt::format("{}:{}", where_, line_), format,
+                std::forward<Args>(args)...);
   }
   void push(Token::Kind kind, std::string text) { out_.push_back({kind, std::move(text), line_}); }
   void advance(std::size_t to) {
@@ -80,8 +93,8 @@ class Lexer {
     } else if (block && mark != '+') {
       const std::size_t newline = piece.rfind('\n');
       const std::size_t line = newline == std::string_view::npos ? 0 : newline + 1;
-      if ((line > 0 || starts_line) && std::all_of(piece.begin() + static_cast<std::ptrdiff_t>(line), piece.end(),
-                                                   [](char c) { return is_blank(c); }))
+      if ((line > 0 || starts_line) && std::all_of(piece.begin() + static_cast<std::ptrdiff_t>(line),
+                                                   piece.end(), [](char c) { return is_blank(c); }))
         piece = piece.substr(0, line);
     }
     std::string out;
@@ -182,18 +195,37 @@ class Lexer {
       }
       if (++i >= source_.size()) break;
       switch (source_[i]) {
-        case 'n': value += '\n'; break;
-        case 't': value += '\t'; break;
-        case 'r': value += '\r'; break;
-        case 'b': value += '\b'; break;
-        case 'f': value += '\f'; break;
-        case '0': value += '\0'; break;
-        case '\\': case '\'': case '"': value += source_[i]; break;
-        case '\n': break;
-        case 'x': case 'u': {
+        case 'n':
+          value += '\n';
+          break;
+        case 't':
+          value += '\t';
+          break;
+        case 'r':
+          value += '\r';
+          break;
+        case 'b':
+          value += '\b';
+          break;
+        case 'f':
+          value += '\f';
+          break;
+        case '0':
+          value += '\0';
+          break;
+        case '\\':
+        case '\'':
+        case '"':
+          value += source_[i];
+          break;
+        case '\n':
+          break;
+        case 'x':
+        case 'u': {
           const std::size_t digits = source_[i] == 'x' ? 2 : 4;
           std::uint32_t point = 0;
-          const char *first = source_.data() + i + 1, *last = source_.data() + std::min(source_.size(), i + 1 + digits);
+          const char *first = source_.data() + i + 1,
+                     *last = source_.data() + std::min(source_.size(), i + 1 + digits);
           const auto [end, bad] = std::from_chars(first, last, point, 16);
           if (bad != std::errc() || end != first + digits || (point >= 0xd800 && point < 0xe000))
             return error("a text holds a wrong escape");
@@ -210,7 +242,8 @@ class Lexer {
           i += digits;
           break;
         }
-        default: (value += '\\') += source_[i];
+        default:
+          (value += '\\') += source_[i];
       }
     }
     if (i >= source_.size()) return error("a text is not closed");
@@ -243,10 +276,12 @@ class Parser {
   bool take_name(std::string_view text) { return name(text) && (++at_, true); }
   template <typename... Args>
   tl::unexpected<Error> error(fmt::format_string<Args...> format, Args&&... args) const {
-    return fail(ErrorCode::kInvalid, fmt::format("{}:{}", where_, now().line), format, std::forward<Args>(args)...);
+    return fail(ErrorCode::kInvalid, fmt::format("{}:{}", where_, now().line), format,
+                std::forward<Args>(args)...);
   }
   tl::unexpected<Error> unexpected() const {
-    if (now().kind == Token::kCloseOutput || now().kind == Token::kCloseBlock) return error("the tag ends too early");
+    if (now().kind == Token::kCloseOutput || now().kind == Token::kCloseBlock)
+      return error("the tag ends too early");
     return error("unexpected '{}'", now().text);
   }
   Result<void> expect(std::string_view text) {
@@ -311,7 +346,8 @@ class Parser {
         RETORT_TRY(close_block());
         const bool last = condition == nullptr;
         Statement::Branch branch{std::move(condition), {}};
-        branch.body = last ? RETORT_TRY(statements({"endif"})) : RETORT_TRY(statements({"endif", "elif", "else"}));
+        branch.body =
+            last ? RETORT_TRY(statements({"endif"})) : RETORT_TRY(statements({"endif", "elif", "else"}));
         s.branches.push_back(std::move(branch));
         ++at_;  // the block's opening
         const std::string next = RETORT_TRY(identifier());
@@ -436,7 +472,8 @@ class Parser {
     while (with_condition && take_name("if")) {
       ExpressionPtr condition = RETORT_TRY(disjunction());
       ExpressionPtr other = take_name("else") ? RETORT_TRY(ternary(true)) : nullptr;
-      value = RETORT_TRY(node(Expression::kTernary, "", std::move(value), std::move(condition), std::move(other)));
+      value = RETORT_TRY(
+          node(Expression::kTernary, "", std::move(value), std::move(condition), std::move(other)));
     }
     return value;
   }
@@ -465,7 +502,8 @@ class Parser {
       for (const std::string_view candidate : {"==", "!=", "<", "<=", ">", ">="})
         if (symbol(candidate)) op = candidate;
       if (name("in")) op = "in";
-      if (name("not") && tokens_[at_ + 1].kind == Token::kName && tokens_[at_ + 1].text == "in") op = "not in", ++at_;
+      if (name("not") && tokens_[at_ + 1].kind == Token::kName && tokens_[at_ + 1].text == "in")
+        op = "not in", ++at_;
       if (op.empty()) return left;
       ++at_;
       left = RETORT_TRY(node(Expression::kBinary, op, std::move(left), RETORT_TRY(sum())));
@@ -581,7 +619,8 @@ class Parser {
   /// What stands between the parentheses of a call, the opening one taken.
   Result<void> arguments(Expression& call) {
     while (!symbol(")")) {
-      if (now().kind == Token::kName && tokens_[at_ + 1].kind == Token::kSymbol && tokens_[at_ + 1].text == "=") {
+      if (now().kind == Token::kName && tokens_[at_ + 1].kind == Token::kSymbol &&
+          tokens_[at_ + 1].text == "=") {
         std::string key = now().text;
         at_ += 2;
         call.named.emplace_back(std::move(key), RETORT_TRY(expression()));
@@ -620,8 +659,8 @@ class Parser {
         ++at_;
         if (slice) {
           parts.resize(3);
-          value = RETORT_TRY(node(Expression::kSlice, "", std::move(value), std::move(parts[0]), std::move(parts[1]),
-                                  std::move(parts[2])));
+          value = RETORT_TRY(node(Expression::kSlice, "", std::move(value), std::move(parts[0]),
+                                  std::move(parts[1]), std::move(parts[2])));
         } else {
           if (parts[0] == nullptr) return error("an index is missing");
           value = RETORT_TRY(node(Expression::kItem, "", std::move(value), std::move(parts[0])));
@@ -644,9 +683,10 @@ class Parser {
         value = RETORT_TRY(node(Expression::kTest, RETORT_TRY(identifier()), std::move(value)));
         if (take_symbol("(")) {
           RETORT_TRY(arguments(*value));
-        } else if (now().kind == Token::kString || now().kind == Token::kNumber || symbol("[") || symbol("{") ||
-                   (now().kind == Token::kName && !name("else") && !name("or") && !name("and") && !name("is") &&
-                    !name("if") && !name("not") && !name("in"))) {
+        } else if (now().kind == Token::kString || now().kind == Token::kNumber || symbol("[") ||
+                   symbol("{") ||
+                   (now().kind == Token::kName && !name("else") && !name("or") && !name("and") &&
+                    !name("is") && !name("if") && !name("not") && !name("in"))) {
           ExpressionPtr argument = RETORT_TRY(postfix(RETORT_TRY(primary())));
           value->arguments.push_back(std::move(argument));
           RETORT_TRY(deepen(*value));
@@ -671,8 +711,8 @@ class Parser {
 
 Result<std::vector<Statement>> parse_template(std::string_view source, std::string_view where) {
   if (source.size() > kMaxSource)
-    return fail(ErrorCode::kInvalid, std::string(where), "the template has {} bytes, the limit is {}", source.size(),
-                kMaxSource);
+    return fail(ErrorCode::kInvalid, std::string(where), "the template has {} bytes, the limit is {}",
+                source.size(), kMaxSource);
   return Parser(RETORT_TRY(Lexer(source, where).run()), where).run();
 }
 

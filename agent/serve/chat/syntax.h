@@ -39,12 +39,12 @@ struct Expression {
 
 struct Statement {
   enum Kind {
-    kText,      ///< text
-    kOutput,    ///< expression
-    kIf,        ///< branches: condition (null: else) and body
-    kFor,       ///< names in expression [if condition]: branches[0] the body, branches[1] the else
-    kSet,       ///< names = expression, or (null) the text of branches[0]; with `attribute`: names[0].attribute
-    kMacro,     ///< names[0](parameters): branches[0]
+    kText,    ///< text
+    kOutput,  ///< expression
+    kIf,      ///< branches: condition (null: else) and body
+    kFor,     ///< names in expression [if condition]: branches[0] the body, branches[1] the else
+    kSet,     ///< names = expression, or (null) the text of branches[0]; with `attribute`: names[0].attribute
+    kMacro,   ///< names[0](parameters): branches[0]
     kBreak,
     kContinue,
   } kind = kText;

@@ -185,7 +185,7 @@ bool Value::truth() const {
 }
 
 std::string_view Value::type() const {
-  constexpr std::string_view kNames[] = {"undefined", "None", "bool", "int",      "float",
+  constexpr std::string_view kNames[] = {"undefined", "None", "bool", "int",     "float",
                                          "str",       "list", "dict", "a macro", "a function"};
   return kNames[is.index()];
 }

@@ -19,24 +19,15 @@ std::uint64_t resident_bytes() {
   return space == std::string::npos ? 0 : std::strtoull(text.c_str() + space, nullptr, 10) * 4096;
 }
 
-}  // namespace
-
-Result<CompletionCall> parse_completion(std::string_view text, const Tokenizer& tokenizer,
-                                        std::uint32_t n_ctx, RandomSource& random) {
+/// The members that both kinds of request have.
+Result<void> read_options(const json::object& body, CompletionCall& call, RandomSource& random) {
   const std::string where = "request";
-  const json::value document = RETORT_TRY(parse_json(text, where));
-  const json::object& body = *RETORT_TRY(as_object(document, where));
-  CompletionCall call;
   const auto number = [&](const char* key, double fallback, double low, double high) -> Result<double> {
     if (!json_has(body, key)) return fallback;
     const double value = RETORT_TRY(json_number(body, key, where));
     if (!(value >= low && value <= high))
       return fail(ErrorCode::kInvalid, where, "'{}' is {}, outside {}…{}", key, value, low, high);
     return value;
-  };
-  const auto flag = [&](const char* key) -> Result<bool> {
-    if (!json_has(body, key)) return false;
-    return json_bool(body, key, where);
   };
   if (json_has(body, "n")) {
     call.choices = static_cast<std::uint32_t>(RETORT_TRY(json_uint(body, "n", where, 1u << 30)));
@@ -45,35 +36,13 @@ Result<CompletionCall> parse_completion(std::string_view text, const Tokenizer& 
   }
   if (RETORT_TRY(number("best_of", 1, 0, 1e9)) > call.choices)
     return fail(ErrorCode::kUnsupported, where, "'best_of' above 'n' is not supported");
-  if (json_has(body, "logprobs")) {
-    const std::uint64_t top = RETORT_TRY(json_uint(body, "logprobs", where, 1u << 30));
-    if (top > kMaxLogprobs)
-      return fail(ErrorCode::kInvalid, where, "'logprobs' is {}, outside 0…{}", top, kMaxLogprobs);
-    call.generation.logprobs = static_cast<std::uint32_t>(top);
+  if (json_has(body, "logit_bias"))
+    return fail(ErrorCode::kUnsupported, where, "'logit_bias' is not supported yet");
+  if (json_has(body, "response_format")) {
+    const json::object& format = *RETORT_TRY(json_object(body, "response_format", where));
+    if (RETORT_TRY(json_string(format, "type", where)) != "text")
+      return fail(ErrorCode::kUnsupported, where, "'response_format': only type 'text' is supported yet");
   }
-  for (const char* key : {"suffix", "logit_bias"})
-    if (json_has(body, key)) return fail(ErrorCode::kUnsupported, where, "'{}' is not supported yet", key);
-  if (RETORT_TRY(flag("echo"))) return fail(ErrorCode::kUnsupported, where, "'echo' is not supported yet");
-
-  const json::value* prompt = body.if_contains("prompt");
-  if (prompt != nullptr && prompt->is_string()) {
-    call.generation.prompt = tokenizer.encode(std::string_view(prompt->get_string()), true);
-  } else if (prompt != nullptr && prompt->is_array()) {
-    for (const json::value& id : prompt->get_array()) {
-      if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() >= tokenizer.vocabulary_size())
-        return fail(ErrorCode::kInvalid, where,
-                    "'prompt' must be a text or token ids of the vocabulary of {}",
-                    tokenizer.vocabulary_size());
-      call.generation.prompt.push_back(static_cast<TokenId>(id.get_int64()));
-    }
-  } else {
-    return fail(ErrorCode::kInvalid, where, "'prompt' must be a text or an array of token ids");
-  }
-  if (call.generation.prompt.empty()) return fail(ErrorCode::kInvalid, where, "'prompt' is empty");
-  if (call.generation.prompt.size() >= n_ctx)
-    return fail(ErrorCode::kInvalid, where,
-                "the prompt has {} tokens; the context holds {}, and at least one must be left to generate",
-                call.generation.prompt.size(), n_ctx);
   if (json_has(body, "max_tokens"))
     call.generation.max_tokens =
         static_cast<std::uint32_t>(RETORT_TRY(json_uint(body, "max_tokens", where, 1u << 30)));
@@ -104,12 +73,117 @@ Result<CompletionCall> parse_completion(std::string_view text, const Tokenizer& 
       call.generation.stop.emplace_back(word.get_string());
     }
   }
-  call.stream = RETORT_TRY(flag("stream"));
+  call.stream = json_has(body, "stream") && RETORT_TRY(json_bool(body, "stream", where));
   if (json_has(body, "stream_options")) {
     const json::object& options = *RETORT_TRY(json_object(body, "stream_options", where));
     call.include_usage =
         json_has(options, "include_usage") && RETORT_TRY(json_bool(options, "include_usage", where));
   }
+  return {};
+}
+
+Result<std::uint32_t> read_logprobs(const json::object& body, const char* key) {
+  const std::uint64_t top = RETORT_TRY(json_uint(body, key, "request", 1u << 30));
+  if (top > kMaxLogprobs)
+    return fail(ErrorCode::kInvalid, "request", "'{}' is {}, outside 0…{}", key, top, kMaxLogprobs);
+  return static_cast<std::uint32_t>(top);
+}
+
+Result<void> check_length(const CompletionCall& call, std::uint32_t n_ctx) {
+  if (call.generation.prompt.size() < n_ctx) return {};
+  return fail(ErrorCode::kInvalid, "request",
+              "the prompt has {} tokens; the context holds {}, and at least one must be left to generate",
+              call.generation.prompt.size(), n_ctx);
+}
+
+/// A message as templates expect it: content in parts becomes one text.
+Result<json::object> read_message(const json::value& value, std::size_t index) {
+  const std::string where = fmt::format("message {}", index);
+  json::object message = *RETORT_TRY(as_object(value, where));
+  RETORT_TRY(json_string(message, "role", where));
+  json::value& content = message["content"];  // null where there is none
+  if (content.is_string() || content.is_null()) return message;
+  if (!content.is_array())
+    return fail(ErrorCode::kInvalid, where, "'content' must be a text, or parts of type 'text'");
+  json::string text;
+  for (const json::value& entry : content.get_array()) {
+    const json::object& part = *RETORT_TRY(as_object(entry, where));
+    const std::string type = RETORT_TRY(json_string(part, "type", where));
+    if (type != "text")
+      return fail(ErrorCode::kUnsupported, where, "content of type '{}' is not supported; 'text' is", type);
+    text += RETORT_TRY(json_string(part, "text", where));
+  }
+  content = std::move(text);
+  return message;
+}
+
+}  // namespace
+
+Result<CompletionCall> parse_completion(std::string_view text, const Tokenizer& tokenizer,
+                                        std::uint32_t n_ctx, RandomSource& random) {
+  const std::string where = "request";
+  const json::value document = RETORT_TRY(parse_json(text, where));
+  const json::object& body = *RETORT_TRY(as_object(document, where));
+  CompletionCall call;
+  RETORT_TRY(read_options(body, call, random));
+  if (json_has(body, "logprobs")) call.generation.logprobs = RETORT_TRY(read_logprobs(body, "logprobs"));
+  if (json_has(body, "suffix")) return fail(ErrorCode::kUnsupported, where, "'suffix' is not supported yet");
+  if (json_has(body, "echo") && RETORT_TRY(json_bool(body, "echo", where)))
+    return fail(ErrorCode::kUnsupported, where, "'echo' is not supported yet");
+  const json::value* prompt = body.if_contains("prompt");
+  if (prompt != nullptr && prompt->is_string()) {
+    call.generation.prompt = tokenizer.encode(std::string_view(prompt->get_string()), true);
+  } else if (prompt != nullptr && prompt->is_array()) {
+    for (const json::value& id : prompt->get_array()) {
+      if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() >= tokenizer.vocabulary_size())
+        return fail(ErrorCode::kInvalid, where,
+                    "'prompt' must be a text or token ids of the vocabulary of {}",
+                    tokenizer.vocabulary_size());
+      call.generation.prompt.push_back(static_cast<TokenId>(id.get_int64()));
+    }
+  } else {
+    return fail(ErrorCode::kInvalid, where, "'prompt' must be a text or an array of token ids");
+  }
+  if (call.generation.prompt.empty()) return fail(ErrorCode::kInvalid, where, "'prompt' is empty");
+  RETORT_TRY(check_length(call, n_ctx));
+  return call;
+}
+
+Result<CompletionCall> parse_chat(std::string_view text, const ChatTemplate& chat, const Tokenizer& tokenizer,
+                                  std::uint32_t n_ctx, RandomSource& random) {
+  const std::string where = "request";
+  const json::value document = RETORT_TRY(parse_json(text, where));
+  const json::object& body = *RETORT_TRY(as_object(document, where));
+  CompletionCall call;
+  call.chat = true;
+  call.generation.max_tokens = n_ctx;  // until it ends, or the context does
+  RETORT_TRY(read_options(body, call, random));
+  if (json_has(body, "max_completion_tokens")) {
+    call.generation.max_tokens =
+        static_cast<std::uint32_t>(RETORT_TRY(json_uint(body, "max_completion_tokens", where, 1u << 30)));
+    if (call.generation.max_tokens == 0)
+      return fail(ErrorCode::kInvalid, where, "'max_completion_tokens' must be at least 1");
+  }
+  if (json_has(body, "logprobs") && RETORT_TRY(json_bool(body, "logprobs", where)))
+    call.generation.logprobs =
+        json_has(body, "top_logprobs") ? RETORT_TRY(read_logprobs(body, "top_logprobs")) : 0;
+  json::object variables{{"add_generation_prompt", true},
+                         {"bos_token", tokenizer.text(tokenizer.bos())},
+                         {"eos_token", tokenizer.text(tokenizer.eos())}};
+  if (json_has(body, "chat_template_kwargs"))
+    for (const auto& member : *RETORT_TRY(json_object(body, "chat_template_kwargs", where)))
+      variables[member.key()] = member.value();
+  if (json_has(body, "tools")) variables["tools"] = *RETORT_TRY(json_array(body, "tools", where));
+  json::array messages;
+  for (const json::value& message : *RETORT_TRY(json_array(body, "messages", where)))
+    messages.emplace_back(RETORT_TRY(read_message(message, messages.size())));
+  if (messages.empty()) return fail(ErrorCode::kInvalid, where, "'messages' is empty");
+  variables["messages"] = std::move(messages);
+  // The template writes its special tokens itself, the first one included.
+  call.generation.prompt = tokenizer.encode(RETORT_TRY(chat.render(variables)), false, true);
+  if (call.generation.prompt.empty())
+    return fail(ErrorCode::kInvalid, where, "the chat template makes nothing of these messages");
+  RETORT_TRY(check_length(call, n_ctx));
   return call;
 }
 
@@ -143,7 +217,14 @@ ServeApi::ServeApi(ServedModel served, Engine& engine, ServeMetrics& metrics, Ra
                                                {"bits_per_weight", served_.model->bits_per_weight()}}}}}}});
   });
   router_.add("POST", "/v1/completions", [this](HttpRequest request, auto responder) {
-    completions(std::move(request), std::move(responder));
+    generate(parse_completion(request.body, served_.model->tokenizer(), served_.n_ctx, random_),
+             std::move(responder));
+  });
+  router_.add("POST", "/v1/chat/completions", [this](HttpRequest request, auto responder) {
+    if (!served_.chat)
+      return refuse(*responder, 400, "invalid_request_error", served_.chat.error().describe());
+    generate(parse_chat(request.body, *served_.chat, served_.model->tokenizer(), served_.n_ctx, random_),
+             std::move(responder));
   });
 }
 
@@ -167,7 +248,8 @@ void ServeApi::handle(HttpRequest request, std::shared_ptr<HttpResponder> respon
       std::move(request), std::move(responder),
       [this](HttpRequest r, auto out) {
         refuse(*out, 404, "invalid_request_error",
-               "there is no " + r.path + "; see /v1/models, /v1/completions, /health, /metrics");
+               "there is no " + r.path +
+                   "; see /v1/models, /v1/completions, /v1/chat/completions, /health, /metrics");
       },
       [this](std::string allow, auto out) {
         refuse(*out, 405, "invalid_request_error", "the method is not allowed here; use " + allow,
@@ -182,11 +264,12 @@ namespace {
 struct Answer {
   std::string id, model;
   std::int64_t created = 0;
-  bool stream = false, include_usage = false, logprobs = false, started = false;
+  bool chat = false, stream = false, include_usage = false, logprobs = false, started = false;
   struct Choice {
     std::string text;
     std::vector<TokenLogprob> tokens;
     std::size_t offset = 0;  ///< of the tokens told so far, in characters
+    bool started = false;
     GenerationEnd end;
   };
   std::vector<Choice> choices;
@@ -194,38 +277,64 @@ struct Answer {
 
   json::object frame(json::array list) const {
     return {{"id", id},
-            {"object", "text_completion"},
+            {"object", !chat    ? "text_completion"
+                       : stream ? "chat.completion.chunk"
+                                : "chat.completion"},
             {"created", created},
             {"model", model},
             {"choices", std::move(list)}};
   }
   json::object choice(std::size_t index, std::string text, const std::vector<TokenLogprob>& tokens,
                       json::value reason) {
-    json::value told = nullptr;
-    if (logprobs) {
-      json::array texts, values, tops, offsets;
-      for (const TokenLogprob& token : tokens) {
-        texts.emplace_back(token.token);
-        values.emplace_back(token.logprob);
-        json::object top;
-        for (const auto& [other, logprob] : token.top)
-          top.emplace(other, logprob);  // of equal texts the likeliest
-        tops.emplace_back(std::move(top));
-        offsets.emplace_back(choices[index].offset);
-        choices[index].offset +=
-            static_cast<std::size_t>(std::count_if(token.token.begin(), token.token.end(), [](char c) {
-              return (static_cast<unsigned char>(c) & 0xc0) != 0x80;
-            }));
-      }
-      told = json::object{{"tokens", std::move(texts)},
-                          {"token_logprobs", std::move(values)},
-                          {"top_logprobs", std::move(tops)},
-                          {"text_offset", std::move(offsets)}};
+    json::object out{{"index", index}};
+    if (!chat) {
+      out["text"] = std::move(text);
+    } else if (!stream) {
+      out["message"] = json::object{{"role", "assistant"}, {"content", std::move(text)}};
+    } else {
+      json::object delta;
+      if (!std::exchange(choices[index].started, true)) delta["role"] = "assistant";
+      if (reason.is_null() || !text.empty()) delta["content"] = std::move(text);
+      out["delta"] = std::move(delta);
     }
-    return {{"index", index},
-            {"text", std::move(text)},
-            {"logprobs", std::move(told)},
-            {"finish_reason", std::move(reason)}};
+    out["logprobs"] = !logprobs ? json::value(nullptr) : chat ? told_of_chat(tokens) : told(index, tokens);
+    out["finish_reason"] = std::move(reason);
+    return out;
+  }
+  json::object told(std::size_t index, const std::vector<TokenLogprob>& tokens) {
+    json::array texts, values, tops, offsets;
+    for (const TokenLogprob& token : tokens) {
+      const std::string text = valid_utf8(token.token);
+      values.emplace_back(token.logprob);
+      json::object top;
+      for (const auto& [other, logprob] : token.top)
+        top.emplace(valid_utf8(other), logprob);  // of equal texts the likeliest
+      tops.emplace_back(std::move(top));
+      offsets.emplace_back(choices[index].offset);
+      choices[index].offset += static_cast<std::size_t>(std::count_if(
+          text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
+      texts.emplace_back(text);
+    }
+    return {{"tokens", std::move(texts)},
+            {"token_logprobs", std::move(values)},
+            {"top_logprobs", std::move(tops)},
+            {"text_offset", std::move(offsets)}};
+  }
+  static json::object told_of_chat(const std::vector<TokenLogprob>& tokens) {
+    const auto entry = [](const std::string& token, double logprob) {
+      json::array bytes;
+      for (const char c : token) bytes.emplace_back(static_cast<unsigned char>(c));
+      return json::object{{"token", valid_utf8(token)}, {"logprob", logprob}, {"bytes", std::move(bytes)}};
+    };
+    json::array content;
+    for (const TokenLogprob& token : tokens) {
+      json::object out = entry(token.token, token.logprob);
+      json::array top;
+      for (const auto& [other, logprob] : token.top) top.emplace_back(entry(other, logprob));
+      out["top_logprobs"] = std::move(top);
+      content.emplace_back(std::move(out));
+    }
+    return {{"content", std::move(content)}};
   }
   json::object usage() const {
     std::uint64_t completion = 0;
@@ -240,12 +349,13 @@ std::string event(const json::value& value) { return "data: " + json::serialize(
 
 }  // namespace
 
-void ServeApi::completions(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
-  Result<CompletionCall> call =
-      parse_completion(request.body, served_.model->tokenizer(), served_.n_ctx, random_);
-  if (!call) return refuse(*responder, 400, "invalid_request_error", call.error().message);
+void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpResponder> responder) {
+  if (!call)
+    return refuse(*responder, 400, "invalid_request_error",
+                  call.error().where == "request" ? call.error().message : call.error().describe());
   const auto answer = std::make_shared<Answer>();
-  answer->id = "cmpl-" + random_.hex(12);
+  answer->id = (call->chat ? "chatcmpl-" : "cmpl-") + random_.hex(12);
+  answer->chat = call->chat;
   answer->model = served_.name;
   answer->created = SystemClock().unix_millis() / 1000;
   answer->stream = call->stream;

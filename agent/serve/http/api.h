@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "agent/serve/chat/chat_template.h"
 #include "agent/serve/http/engine.h"
 #include "agent/serve/http/metrics.h"
 #include "common/core/clock.h"
@@ -19,7 +20,20 @@ struct ServedModel {
   std::string artifact_sha256;  ///< "" until it is known
   std::uint32_t n_ctx = 0;
   UnixMillis created = 0;
+  Result<ChatTemplate> chat;  ///< or why there is none
 };
+
+/// A request to generate, validated.
+struct CompletionCall {
+  GenerationRequest generation;
+  bool chat = false, stream = false, include_usage = false;
+  std::uint32_t choices = 1;  ///< generations of it, each with a seed of its own
+};
+/// From a body of /v1/completions, or of /v1/chat/completions; the error is for the client.
+Result<CompletionCall> parse_completion(std::string_view body, const Tokenizer& tokenizer,
+                                        std::uint32_t n_ctx, RandomSource& random);
+Result<CompletionCall> parse_chat(std::string_view body, const ChatTemplate& chat, const Tokenizer& tokenizer,
+                                  std::uint32_t n_ctx, RandomSource& random);
 
 /// The OpenAI-style HTTP interface. Thread: reactor; answers come from the inference thread through the
 /// responder.
@@ -30,7 +44,7 @@ class ServeApi {
   void set_artifact(std::string sha256) { served_.artifact_sha256 = std::move(sha256); }
 
  private:
-  void completions(HttpRequest request, std::shared_ptr<HttpResponder> responder);
+  void generate(Result<CompletionCall> call, std::shared_ptr<HttpResponder> responder);
   void refuse(HttpResponder& responder, int status, const std::string& type, const std::string& message,
               HttpHeaders headers = {});
   void answer(HttpResponder& responder, const json::value& body);
@@ -41,14 +55,5 @@ class ServeApi {
   RandomSource& random_;
   HttpRouter router_;
 };
-
-/// Validates a /v1/completions body; the error is for the client.
-struct CompletionCall {
-  GenerationRequest generation;
-  bool stream = false, include_usage = false;
-  std::uint32_t choices = 1;  ///< generations of it, each with a seed of its own
-};
-Result<CompletionCall> parse_completion(std::string_view body, const Tokenizer& tokenizer,
-                                        std::uint32_t n_ctx, RandomSource& random);
 
 }  // namespace retort

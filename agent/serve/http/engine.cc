@@ -20,7 +20,8 @@ std::size_t unfinished_bytes(std::string_view text) {
   return 0;
 }
 
-/// Replaces what is not UTF-8, so that an answer is always valid JSON text.
+}  // namespace
+
 std::string valid_utf8(std::string_view text) {
   std::string out;
   for (std::size_t i = 0; i < text.size();) {
@@ -48,13 +49,15 @@ std::string valid_utf8(std::string_view text) {
   return out;
 }
 
+namespace {
+
 TokenLogprob logprob_of(TokenId chosen, std::span<const float> logits, std::uint32_t top,
                         const Tokenizer& tokenizer) {
   const double normalizer = kernels::log_sum_exp(logits.data(), logits.size());
   const auto logprob = [&](TokenId id) {
     return static_cast<double>(logits[static_cast<std::size_t>(id)]) - normalizer;
   };
-  TokenLogprob out{valid_utf8(tokenizer.piece(chosen)), logprob(chosen), {}};
+  TokenLogprob out{tokenizer.piece(chosen), logprob(chosen), {}};
   std::vector<TokenId> ids(logits.size());
   std::iota(ids.begin(), ids.end(), 0);
   const std::size_t count = std::min<std::size_t>(top, ids.size());
@@ -63,8 +66,7 @@ TokenLogprob logprob_of(TokenId chosen, std::span<const float> logits, std::uint
         const float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
         return x != y ? x > y : a < b;
       });
-  for (std::size_t i = 0; i < count; ++i)
-    out.top.emplace_back(valid_utf8(tokenizer.piece(ids[i])), logprob(ids[i]));
+  for (std::size_t i = 0; i < count; ++i) out.top.emplace_back(tokenizer.piece(ids[i]), logprob(ids[i]));
   return out;
 }
 
@@ -274,7 +276,7 @@ void Engine::advance(Stream& stream, std::span<const float> logits) {
   const std::size_t window = std::min<std::size_t>(stream.cached.size(), 64);
   stream.next = stream.sampler->sample(logits, std::span<const TokenId>(stream.cached).last(window));
   const Tokenizer& tokenizer = session_->model().tokenizer();
-  if (stream.next == tokenizer.eos()) return end(stream, "stop");
+  if (tokenizer.ends_generation(stream.next)) return end(stream, "stop");
   if (request.logprobs)
     stream.tokens.push_back(logprob_of(stream.next, logits, *request.logprobs, tokenizer));
   const auto now = std::chrono::steady_clock::now();

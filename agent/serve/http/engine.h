@@ -25,8 +25,8 @@ struct GenerationRequest {
   std::optional<std::uint32_t> logprobs;  ///< tell each token's log probability, and so many of the likeliest
 };
 
-/// What a token was chosen from: log probabilities under the model, before temperature and cuts. Token texts
-/// are valid UTF-8.
+/// What a token was chosen from: log probabilities under the model, before temperature and cuts. Tokens are
+/// bytes, not always whole characters.
 struct TokenLogprob {
   std::string token;
   double logprob = 0;
@@ -89,6 +89,9 @@ class Engine {
   std::uint64_t turn_ = 0;
   std::thread thread_;
 };
+
+/// With U+FFFD for what is not UTF-8, so that an answer is always valid JSON text.
+std::string valid_utf8(std::string_view bytes);
 
 /// Text that may be given out: complete UTF-8 characters, cut before a stop string, holding back what may yet
 /// become one. Pure; for the engine and its tests.

@@ -187,6 +187,89 @@ TEST_F(Serve, AnswersAsTheRuntimeComputesAndTellsWhatItServes) {
   EXPECT_NE(metrics.find("retort_serve_first_token_seconds_count 2"), std::string::npos) << metrics;
 }
 
+constexpr const char* kTurns =
+    "{%- for m in messages -%}{{ '<' ~ m.role ~ '>' ~ m.content ~ eos_token }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<assistant>' }}{%- endif -%}";
+
+TEST_F(Serve, AChatIsTheCompletionOfWhatItsTemplateMakes) {
+  const auto chat = [&](const json::object& body) {
+    return http_call({.method = "POST", .url = url_ + "/v1/chat/completions", .body = json::serialize(body)});
+  };
+  json::object body{{"messages", json::array{json::object{{"role", "user"}, {"content", "a small server"}}}},
+                    {"max_tokens", 20},
+                    {"temperature", 0},
+                    {"logprobs", true},
+                    {"top_logprobs", 2}};
+  start();  // the model has no template
+  const auto without = chat(body);
+  EXPECT_EQ(without->status, 400);
+  EXPECT_NE(without->body.find("--chat-template"), std::string::npos) << without->body;
+
+  const auto hf = open_hf_model(folder_ / "m.gguf.hf");
+  ASSERT_OK(hf);
+  ASSERT_OK(write_gguf_model(model_, hf->config, hf->tokenizer, weight_sources(*hf), TensorType::kF32,
+                             {{"tokenizer.chat_template", std::string(kTurns)}}));
+  start();
+  // The ids that the template's text stands for, its special tokens taken as such.
+  const auto tokenizer = Model::open(model_).value()->tokenizer();
+  const std::string end(tokenizer.text(tokenizer.eos()));
+  json::array ids;
+  for (const TokenId id : tokenizer.encode("<user>a small server" + end + "<assistant>", false, true))
+    ids.emplace_back(id);
+  const json::value plain = answer({{"prompt", ids}, {"max_tokens", 20}, {"temperature", 0}});
+  const auto response = chat(body);
+  ASSERT_EQ(response->status, 200) << response->body;
+  const json::value whole = json::parse(response->body);
+  const json::object& choice = whole.at("choices").at(0).as_object();
+  EXPECT_EQ(whole.at("object").as_string(), "chat.completion");
+  EXPECT_EQ(choice.at("message").at("role").as_string(), "assistant");
+  EXPECT_EQ(std::string(choice.at("message").at("content").as_string()), text_of(plain));
+  EXPECT_EQ(whole.at("usage"), plain.at("usage"));
+  const json::array& told = choice.at("logprobs").at("content").as_array();
+  EXPECT_EQ(told.size(), whole.at("usage").at("completion_tokens").to_number<std::size_t>());
+  EXPECT_EQ(told.at(0).at("top_logprobs").as_array().size(), 2u);
+  EXPECT_EQ(told.at(0).at("top_logprobs").at(0).at("bytes"), told.at(0).at("bytes"));
+
+  body["stream"] = true;
+  body["messages"].as_array()[0].as_object()["content"] =
+      json::array{json::object{{"type", "text"}, {"text", "a small"}},
+                  json::object{{"type", "text"}, {"text", " server"}}};
+  const auto stream = chat(body);
+  std::string content;
+  const std::vector<std::string> parts = events(stream->body);
+  ASSERT_GE(parts.size(), 2u);
+  EXPECT_EQ(parts.back(), "[DONE]");
+  for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
+    const json::value part = json::parse(parts[i]);
+    EXPECT_EQ(part.at("object").as_string(), "chat.completion.chunk");
+    const json::object& delta = part.at("choices").at(0).at("delta").as_object();
+    EXPECT_EQ(delta.contains("role"), i == 0) << parts[i];
+    if (delta.contains("content")) content += delta.at("content").as_string();
+  }
+  EXPECT_EQ(content, text_of(plain));
+
+  const auto refused = [&](const char* messages) {
+    const auto bad = chat({{"messages", json::parse(messages)}});
+    EXPECT_EQ(bad->status, 400) << bad->body;
+    return std::string(json::parse(bad->body).at("error").at("message").as_string());
+  };
+  EXPECT_EQ(refused("[]"), "'messages' is empty");
+  EXPECT_NE(refused(R"([{"content": "x"}])").find("message 0: "), std::string::npos);
+  EXPECT_EQ(refused(R"([{"role": "user", "content": [{"type": "image_url"}]}])"),
+            "message 0: content of type 'image_url' is not supported; 'text' is");
+  EXPECT_NE(refused(R"([{"role": "user", "content": 1}])").find("message 0: 'content'"), std::string::npos);
+
+  ASSERT_OK(write_file_atomic(folder_ / "strict.jinja", "{{ raise_exception('not today') }}", 0644));
+  start({"--chat-template", folder_ / "strict.jinja"});
+  EXPECT_NE(refused(R"([{"role": "user", "content": "x"}])").find("strict.jinja:1: not today"),
+            std::string::npos);
+  ASSERT_OK(write_file_atomic(folder_ / "wrong.jinja", "{% if %}", 0644));
+  Program wrong(folder_.path(), {model_, "--port", "0", "--chat-template", folder_ / "wrong.jinja"});
+  const Ended ended = wrong.wait();
+  EXPECT_EQ(ended.status, 3);
+  EXPECT_NE(ended.err.find("wrong.jinja:1: "), std::string::npos) << ended.err;
+}
+
 TEST_F(Serve, StreamsTheSameTextAndEndsInDone) {
   start();
   for (int seed = 0; seed < 5; ++seed) {

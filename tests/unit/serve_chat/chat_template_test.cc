@@ -40,8 +40,9 @@ TEST(ChatTemplate, ErrorsSayWhere) {
   const auto at = [](std::string_view source) { return render(source).error().describe(); };
   EXPECT_EQ(at("a\nb\n{{ missing.x }}"), "template:3: 'missing' is undefined");
   EXPECT_EQ(at("{% if true %}\n"), "template:1: 'endif' is missing");
-  EXPECT_EQ(at("\n{% include 'x' %}"),
-            "template:2: the statement 'include' is not supported; if, for, set, macro, break and continue are");
+  EXPECT_EQ(
+      at("\n{% include 'x' %}"),
+      "template:2: the statement 'include' is not supported; if, for, set, macro, break and continue are");
   EXPECT_EQ(at("{{ raise_exception('turns!') }}"), "template:1: turns!");
   EXPECT_EQ(at("{{ 'x' | frobnicate }}"), "template:1: the filter 'frobnicate' is not supported");
 }

@@ -176,6 +176,37 @@ TEST(Tokenizer, OptionsThatWouldChangeTheIdsAreRefused) {
   EXPECT_EQ(sequence->encode("ab", true), (std::vector<TokenId>{3, 2}));
 }
 
+TEST(Tokenizer, ChatTemplateAndEndsOfTurnsComeFromTheFilesAndGoIntoGguf) {
+  std::string tokenizer = testing::tiny_tokenizer_json();
+  tokenizer.insert(tokenizer.find('[', tokenizer.find("\"added_tokens\"")) + 1,
+                   R"({"id":300,"content":"<|im_end|>","special":true},)");
+  const auto t = Tokenizer::from_huggingface_text(
+      tokenizer, R"({"eos_token": "<|endoftext|>", "chat_template": [{"name": "tools", "template": "x"},
+                     {"name": "default", "template": "{{ messages }}"}]})",
+      "t");
+  ASSERT_OK(t);
+  EXPECT_EQ(t->chat_template(), "{{ messages }}");
+  EXPECT_TRUE(t->ends_generation(t->eos()));
+  EXPECT_TRUE(t->ends_generation(300));
+  EXPECT_FALSE(t->ends_generation(5));
+  EXPECT_EQ(t->text(300), "<|im_end|>");
+  EXPECT_EQ(t->text(-1), "");
+  TemporaryFolder folder;
+  GgufWriter writer;
+  t->write_gguf(writer);
+  writer.set("tokenizer.ggml.eot_token_id", std::uint64_t{7});
+  ASSERT_OK(writer.write(folder / "t.gguf"));
+  const auto copy = Tokenizer::from_gguf(*GgufFile::open(folder / "t.gguf"));
+  ASSERT_OK(copy);
+  EXPECT_EQ(copy->chat_template(), t->chat_template());
+  EXPECT_TRUE(copy->ends_generation(300));
+  EXPECT_TRUE(copy->ends_generation(7));
+
+  ASSERT_OK(write_file_atomic(folder / "tokenizer.json", tokenizer, 0644));
+  ASSERT_OK(write_file_atomic(folder / "chat_template.jinja", "{{ 'apart' }}", 0644));
+  EXPECT_EQ(Tokenizer::from_huggingface(folder / "tokenizer.json")->chat_template(), "{{ 'apart' }}");
+}
+
 TEST(Tokenizer, AddedTokensThatAreNotSpecialAreFoundInAnyText) {
   std::string json = testing::tiny_tokenizer_json();
   const std::string list = "\"added_tokens\":[";
