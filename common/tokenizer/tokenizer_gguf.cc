@@ -1,0 +1,164 @@
+#include <algorithm>
+#include <numeric>
+
+#include "common/tokenizer/tokenizer_impl.h"
+#include "common/tokenizer/unicode_text.h"
+
+namespace retort {
+
+Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
+  const std::string& where = file.where();
+  auto impl = std::make_shared<Impl>();
+  Impl& t = *impl;
+  const std::string model = RETORT_TRY(file.text("tokenizer.ggml.model"));
+  if (model == "llama")
+    t.kind = Kind::kSentencePiece;
+  else if (model == "gpt2")
+    t.kind = Kind::kByteLevel;
+  else
+    return fail(ErrorCode::kUnsupported, where, "tokenizer model '{}'; 'llama' and 'gpt2' are supported",
+                model);
+  if (t.kind == Kind::kByteLevel && file.find("tokenizer.ggml.pre") != nullptr) {
+    const std::string pre = RETORT_TRY(file.text("tokenizer.ggml.pre"));
+    if (pre != "gpt-2")
+      return fail(ErrorCode::kUnsupported, where, "pre-tokenizer '{}'; 'gpt-2' is supported", pre);
+  }
+  const auto array = [&]<typename T>(const char* key, std::type_identity<T>,
+                                     bool required) -> Result<const std::vector<T>*> {
+    const GgufValue* value = file.find(key);
+    if (value == nullptr && !required) return static_cast<const std::vector<T>*>(nullptr);
+    if (value != nullptr)
+      if (const auto* list = std::get_if<std::vector<T>>(value)) return list;
+    return fail(ErrorCode::kInvalid, where, "metadata '{}' is {}", key,
+                value == nullptr ? "missing" : "of another type");
+  };
+  const auto& tokens = *RETORT_TRY(array("tokenizer.ggml.tokens", std::type_identity<std::string>(), true));
+  const auto* types =
+      RETORT_TRY(array("tokenizer.ggml.token_type", std::type_identity<std::int64_t>(), false));
+  const auto* scores = RETORT_TRY(array("tokenizer.ggml.scores", std::type_identity<double>(), false));
+  const auto* merges = RETORT_TRY(array("tokenizer.ggml.merges", std::type_identity<std::string>(), false));
+  if ((types != nullptr && types->size() != tokens.size()) ||
+      (scores != nullptr && scores->size() != tokens.size()))
+    return fail(ErrorCode::kInvalid, where, "the tokenizer's lists differ in length");
+  t.types.reserve(tokens.size());
+  t.tokens.reserve(tokens.size(),
+                   std::transform_reduce(tokens.begin(), tokens.end(), std::size_t{0}, std::plus<>(),
+                                         [](const std::string& token) { return token.size(); }));
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const std::int64_t type = types == nullptr ? 1 : (*types)[i];
+    if (type < 0 || type > 6) return fail(ErrorCode::kInvalid, where, "token {} has type {}", i, type);
+    t.types.push_back(static_cast<TokenType>(type == 0 ? 1 : type));
+    t.tokens.add(tokens[i]);
+  }
+  const auto special = [&](const char* key, TokenId& id) -> Result<void> {
+    if (file.find(key) == nullptr) return {};
+    const std::uint64_t value = RETORT_TRY(file.uint(key));
+    if (value >= t.tokens.size())
+      return fail(ErrorCode::kInvalid, where, "metadata '{}' is {}, outside the vocabulary of {}", key, value,
+                  t.tokens.size());
+    id = static_cast<TokenId>(value);
+    return {};
+  };
+  RETORT_TRY(special("tokenizer.ggml.bos_token_id", t.bos));
+  RETORT_TRY(special("tokenizer.ggml.eos_token_id", t.eos));
+  RETORT_TRY(special("tokenizer.ggml.eot_token_id", t.end_of_turn));
+  RETORT_TRY(special("tokenizer.ggml.unknown_token_id", t.unknown));
+  if (file.find("tokenizer.chat_template") != nullptr)
+    t.chat_template = RETORT_TRY(file.text("tokenizer.chat_template"));
+  const auto flag = [&](const char* key, bool fallback) {
+    const GgufValue* value = file.find(key);
+    const bool* set = value == nullptr ? nullptr : std::get_if<bool>(value);
+    return set == nullptr ? fallback : *set;
+  };
+  const bool pieces = t.kind == Kind::kSentencePiece;
+  t.add_bos = flag("tokenizer.ggml.add_bos_token", pieces);
+  t.add_eos = flag("tokenizer.ggml.add_eos_token", false);
+  t.space_prefix = pieces && flag("tokenizer.ggml.add_space_prefix", true);
+  t.escape_spaces = pieces && flag("retort.tokenizer.escape_spaces", true);
+  t.fuse_unknown = pieces && flag("retort.tokenizer.fuse_unknown", false);
+  if (t.kind == Kind::kByteLevel || merges != nullptr) {
+    if (merges == nullptr)
+      return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.merges' is missing");
+    std::uint32_t rank = 0;
+    std::string joined;
+    t.merges.reserve(merges->size());
+    for (const std::string_view both : *merges) {
+      const std::size_t space = both.find(' ', 1);
+      Merges::Merge merge{-1, -1, -1, rank};
+      if (space != std::string_view::npos) {
+        const std::string_view left = both.substr(0, space), right = both.substr(space + 1);
+        joined.assign(left).append(right);
+        merge = {t.tokens.find(left), t.tokens.find(right), t.tokens.find(joined), rank};
+      }
+      if (merge.left < 0 || merge.right < 0 || merge.merged < 0)
+        return fail(ErrorCode::kInvalid, where, "merge {} '{}' does not join tokens of the vocabulary", rank,
+                    both);
+      t.merges.add(merge);
+      ++rank;
+    }
+  } else {
+    // SentencePiece: two neighbours merge when their concatenation is a token, best score first. Equal scores
+    // share a rank, so that the leftmost wins, as in llama.cpp.
+    if (scores == nullptr)
+      return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.scores' is missing");
+    std::vector<double> order(*scores);
+    std::sort(order.begin(), order.end(), std::greater<>());
+    order.erase(std::unique(order.begin(), order.end()), order.end());
+    for (std::size_t i = 0; i < t.tokens.size(); ++i) {
+      const std::string_view token = t.tokens[static_cast<TokenId>(i)];
+      if (t.types[i] != TokenType::kNormal || token.size() > 1024) continue;
+      const auto rank = static_cast<std::uint32_t>(
+          std::lower_bound(order.begin(), order.end(), (*scores)[i], std::greater<>()) - order.begin());
+      for (std::size_t cut = code_point(token, 0).second; cut < token.size();
+           cut += code_point(token, cut).second) {
+        const TokenId a = t.tokens.find(token.substr(0, cut)), b = t.tokens.find(token.substr(cut));
+        if (a < 0 || b < 0 || t.types[static_cast<std::size_t>(a)] != TokenType::kNormal ||
+            t.types[static_cast<std::size_t>(b)] != TokenType::kNormal)
+          continue;
+        t.merges.add({a, b, static_cast<TokenId>(i), rank});
+      }
+    }
+  }
+  RETORT_TRY(t.finish(where));
+  return Tokenizer(std::move(impl));
+}
+
+void Tokenizer::write_gguf(GgufWriter& writer) const {
+  const Impl& t = *impl_;
+  const bool pieces = t.kind == Kind::kSentencePiece;
+  writer.set("tokenizer.ggml.model", std::string(pieces ? "llama" : "gpt2"));
+  writer.set("tokenizer.ggml.pre", std::string(pieces ? "default" : "gpt-2"));
+  std::vector<std::string> tokens;
+  for (TokenId id = 0; id < static_cast<TokenId>(t.tokens.size()); ++id) tokens.emplace_back(t.tokens[id]);
+  writer.set("tokenizer.ggml.tokens", tokens);
+  std::vector<std::int64_t> types;
+  for (const TokenType type : t.types) types.push_back(static_cast<std::int64_t>(type));
+  writer.set("tokenizer.ggml.token_type", types);
+  if (pieces) {
+    // A merged token's score is minus the best rank that makes it; tokens that no merge makes must never win.
+    std::vector<double> scores(t.tokens.size(), -1e6);
+    for (const Merges::Merge& merge : t.merges.all()) {
+      double& score = scores[static_cast<std::size_t>(merge.merged)];
+      score = std::max(score, -static_cast<double>(merge.rank));
+    }
+    writer.set("tokenizer.ggml.scores", scores);
+    writer.set("tokenizer.ggml.add_space_prefix", t.space_prefix);
+    if (!t.escape_spaces) writer.set("retort.tokenizer.escape_spaces", false);
+    if (t.fuse_unknown) writer.set("retort.tokenizer.fuse_unknown", true);
+  } else {
+    std::vector<std::string> merges;
+    for (const Merges::Merge& merge : t.merges.all())
+      merges.push_back(std::string(t.tokens[merge.left]) + " " + std::string(t.tokens[merge.right]));
+    writer.set("tokenizer.ggml.merges", merges);
+  }
+  if (t.bos >= 0) writer.set("tokenizer.ggml.bos_token_id", static_cast<std::uint64_t>(t.bos));
+  if (t.eos >= 0) writer.set("tokenizer.ggml.eos_token_id", static_cast<std::uint64_t>(t.eos));
+  if (t.end_of_turn >= 0)
+    writer.set("tokenizer.ggml.eot_token_id", static_cast<std::uint64_t>(t.end_of_turn));
+  if (!t.chat_template.empty()) writer.set("tokenizer.chat_template", t.chat_template);
+  if (t.unknown >= 0) writer.set("tokenizer.ggml.unknown_token_id", static_cast<std::uint64_t>(t.unknown));
+  writer.set("tokenizer.ggml.add_bos_token", t.add_bos);
+  writer.set("tokenizer.ggml.add_eos_token", t.add_eos);
+}
+
+}  // namespace retort

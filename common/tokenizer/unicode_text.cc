@@ -1,0 +1,40 @@
+#include "common/tokenizer/unicode_text.h"
+
+#include <utf8proc.h>
+
+#include <algorithm>
+
+namespace retort {
+
+std::pair<std::int32_t, std::size_t> code_point(std::string_view text, std::size_t at) {
+  utf8proc_int32_t point = -1;
+  const auto length =
+      utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data() + at),
+                       static_cast<utf8proc_ssize_t>(std::min<std::size_t>(4, text.size() - at)), &point);
+  if (length <= 0) return {-1 - static_cast<unsigned char>(text[at]), 1};
+  return {point, static_cast<std::size_t>(length)};
+}
+
+std::string utf8(std::int32_t point) {
+  utf8proc_uint8_t bytes[4];
+  const auto length = utf8proc_encode_char(point, bytes);
+  return std::string(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(length));
+}
+
+bool is_letter(std::int32_t c) {
+  if (c < 0) return false;
+  const auto category = utf8proc_category(c);
+  return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
+}
+bool is_number(std::int32_t c) {
+  if (c < 0) return false;
+  const auto category = utf8proc_category(c);
+  return category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO;
+}
+bool is_space(std::int32_t c) {
+  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+         c == 0x3000;
+}
+
+}  // namespace retort
