@@ -1,0 +1,180 @@
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+
+#include "agent/serve/commands/commands.h"
+#include "agent/serve/kernels/roofline.h"
+#include "common/core/file.h"
+#include "common/core/json.h"
+#include "common/core/random.h"
+#include "common/core/units.h"
+
+namespace retort {
+namespace {
+
+std::uint64_t status_bytes(const char* file, const std::string& key) {
+  const std::string text = read_file(file, 1 << 20).value_or("");
+  const std::size_t at = text.find(key);
+  return at == std::string::npos ? 0 : std::strtoull(text.c_str() + at + key.size(), nullptr, 10) * 1024;
+}
+
+/// Bytes of weights that one generated token reads, and multiply-adds of a prompt token's matrix products
+/// (those of the output, which the last alone has, apart).
+struct Work {
+  std::uint64_t bytes = 0, multiplications = 0, output_multiplications = 0;
+  bool quantized = false;
+};
+Work work_of(const Model& model) {
+  Work work;
+  const auto add = [&](const Model::Projection& p, std::uint64_t& multiplications) {
+    for (const Model::Projection::Part& part : p.parts) {
+      const auto& m = part.matrix;
+      work.bytes += m.packed ? kernels::packed_bytes(m.type, m.rows, m.columns)
+                             : m.rows * *row_bytes(m.type, m.columns);
+      multiplications += std::uint64_t{m.rows} * m.columns;
+    }
+    work.quantized |= p.quantized;
+  };
+  for (const Model::Layer& layer : model.layers())
+    for (const auto* p : {&layer.qkv, &layer.attn_output, &layer.ffn_gate, &layer.ffn_up, &layer.ffn_down})
+      add(*p, work.multiplications);
+  add(model.output(), work.output_multiplications);
+  return work;
+}
+
+/// Runs work(member) on all threads at once again and again for a tenth of a second, and returns the shortest
+/// time.
+template <typename Work>
+double shortest_seconds(ThreadTeam& team, const Work& work) {
+  using clock = std::chrono::steady_clock;
+  double best = 1e9;
+  for (const auto end = clock::now() + std::chrono::milliseconds(100); clock::now() < end;) {
+    const auto begin = clock::now();
+    team.run(team.size(), [&](std::uint32_t, std::uint32_t part) { work(part); });
+    best = std::min(best, std::chrono::duration<double>(clock::now() - begin).count());
+  }
+  return best;
+}
+
+/// What the machine could do with these threads: bytes a second from a working set of `bytes`, and operations
+/// a second.
+struct Roofline {
+  double bandwidth = 0, peak = 0;
+};
+Roofline measure_roofline(ThreadTeam& team, std::uint64_t bytes, bool quantized) {
+  Roofline roof;
+  const std::uint64_t part = std::max<std::uint64_t>(bytes / team.size() / 1024, 1) * 1024;
+  constexpr std::size_t kHuge = 2 << 20;
+  const std::unique_ptr<std::byte, void (*)(void*)> memory(
+      static_cast<std::byte*>(std::aligned_alloc(kHuge, (part * team.size() + kHuge - 1) / kHuge * kHuge)),
+      std::free);
+  if (memory == nullptr) std::abort();
+  ::madvise(memory.get(), part * team.size(), MADV_HUGEPAGE);
+  std::memset(memory.get(), 1, part * team.size());
+  // Small sets are read several times in a row, so that starting the team does not count.
+  const std::uint64_t times = std::max<std::uint64_t>(1, (8 << 20) / part);
+  roof.bandwidth =
+      static_cast<double>(part * team.size() * times) / shortest_seconds(team, [&](std::uint32_t i) {
+        for (std::uint64_t n = 0; n < times; ++n) kernels::read_once(memory.get() + i * part, part);
+      });
+  double operations = 0;
+  const double seconds = shortest_seconds(team, [&](std::uint32_t i) {
+    const double done = kernels::multiply_in_registers(quantized, 20'000);
+    if (i == 0) operations = done;
+  });
+  roof.peak = operations * team.size() / seconds;
+  return roof;
+}
+
+}  // namespace
+
+Result<void> bench(const ServeArguments& options) {
+  const auto model = RETORT_TRY(open_model(options));
+  ThreadTeam team(thread_count(options));
+  const auto session = RETORT_TRY(Session::create(model, team,
+                                                  {.n_ctx = options.ctx,
+                                                   .cache = cache_type(options),
+                                                   .memory_limit = RETORT_TRY(memory_limit(options))}));
+  if (options.prompt < 1 || options.generate < 1 || options.repeat < 1 ||
+      std::max(options.prompt, options.depth + options.generate) > session->n_ctx())
+    return fail(ErrorCode::kInvalid, options.model,
+                "prompt {}, or depth {} and generate {}, do not fit the context of {}", options.prompt,
+                options.depth, options.generate, session->n_ctx());
+  SeededRandom random(1);
+  std::vector<TokenId> prompt;
+  for (std::uint32_t i = 0; i < options.prompt; ++i)
+    prompt.push_back(static_cast<TokenId>(random.next_u64() % model->config().n_vocab));
+  std::vector<double> prompt_seconds, token_seconds;
+  using clock = std::chrono::steady_clock;
+  for (std::uint32_t round = 0; round <= options.repeat; ++round) {  // the first warms up
+    session->rewind(0);
+    const auto begin = clock::now();
+    RETORT_TRY(session->evaluate(prompt));
+    const auto middle = clock::now();
+    session->rewind(0);  // generation is measured from an empty context, or `depth`, as llama-bench does
+    for (std::uint32_t at = 0; at < options.depth; at += options.prompt)
+      RETORT_TRY(session->evaluate(std::span(prompt).first(std::min(options.prompt, options.depth - at))));
+    const auto generating = clock::now();
+    for (std::uint32_t i = 0; i < options.generate; ++i) {
+      const TokenId next = prompt[i % prompt.size()];  // any will do: sampling is not what is measured
+      RETORT_TRY(session->evaluate(std::span(&next, 1)));
+    }
+    if (round == 0) continue;
+    prompt_seconds.push_back(std::chrono::duration<double>(middle - begin).count());
+    token_seconds.push_back(std::chrono::duration<double>(clock::now() - generating).count() /
+                            options.generate);
+  }
+  const auto median = [](std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                     values.end());
+    return values[values.size() / 2];
+  };
+  const double first = median(prompt_seconds), token = median(token_seconds);
+  const Work work = work_of(*model);
+  const Roofline roof = measure_roofline(team, work.bytes, work.quantized);
+  const double bandwidth_used = static_cast<double>(work.bytes) / token / roof.bandwidth;
+  const double prompt_operations = 2.0 * (static_cast<double>(work.multiplications) * options.prompt +
+                                          static_cast<double>(work.output_multiplications));
+  const double peak_used = prompt_operations / first / roof.peak;
+  const json::object out{{"model", options.model},
+                         {"parameters", model->parameters()},
+                         {"file_bytes", model->file().file_length()},
+                         {"bits_per_weight", model->bits_per_weight()},
+                         {"kernels", kernels::instruction_set()},
+                         {"threads", team.size()},
+                         {"prompt_tokens_per_second", options.prompt / first},
+                         {"generate_tokens_per_second", 1 / token},
+                         {"first_token_ms", first * 1e3},
+                         {"per_token_ms", token * 1e3},
+                         {"roofline", json::object{{"weight_bytes_per_token", work.bytes},
+                                                   {"bandwidth_bytes_per_second", roof.bandwidth},
+                                                   {"bandwidth_used", bandwidth_used},
+                                                   {"peak_operations_per_second", roof.peak},
+                                                   {"peak_is_of", work.quantized ? "INT8" : "F32"},
+                                                   {"peak_used", peak_used}}},
+                         {"resident_bytes", status_bytes("/proc/self/smaps_rollup", "Rss:")},
+                         {"private_dirty_bytes", status_bytes("/proc/self/smaps_rollup", "Private_Dirty:")}};
+  if (options.as_json) {
+    std::cout << json::serialize(out) << "\n";
+  } else {
+    std::cout << fmt::format("{}: {} parameters, {}, {:.2f} bits per weight, {} kernels, {} threads\n",
+                             options.model, format_count(model->parameters()),
+                             format_bytes(model->file().file_length()), model->bits_per_weight(),
+                             kernels::instruction_set(), team.size())
+              << fmt::format("prompt   {:>10.1f} tokens/s  ({} tokens, median of {})\n",
+                             options.prompt / first, options.prompt, options.repeat)
+              << fmt::format("generate {:>10.1f} tokens/s  ({} tokens, median of {})\n", 1 / token,
+                             options.generate, options.repeat)
+              << fmt::format(
+                     "roofline {:.0f} % of {:.1f} GB/s ({} of weights a token), {:.0f} % of {:.0f} {} ({})\n",
+                     100 * bandwidth_used, roof.bandwidth / 1e9, format_bytes(work.bytes), 100 * peak_used,
+                     roof.peak / 1e9, work.quantized ? "GOP/s" : "GFLOP/s", work.quantized ? "INT8" : "F32");
+  }
+  return {};
+}
+
+}  // namespace retort

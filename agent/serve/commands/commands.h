@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "agent/serve/runtime/model.h"
+#include "agent/serve/runtime/session.h"
+#include "common/core/result.h"
+
+namespace retort {
+
+/// The command line of retort-serve; each command reads what concerns it.
+struct ServeArguments {
+  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, chat_template,
+                     pack_cache = "auto", kv_cache = "auto";
+  std::uint16_t port = 8080;
+  std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
+  std::size_t queue = 64;
+  std::uint64_t max_tokens = 0;
+  bool as_json = false;
+};
+
+/// `retort-serve serve`, `eval`, `bench`, `info`: they print to standard output, and return when they are
+/// done (serve: after SIGTERM). Thread: main.
+Result<void> serve(const ServeArguments& options);
+Result<void> eval(const ServeArguments& options);
+Result<void> bench(const ServeArguments& options);
+Result<void> describe(const ServeArguments& options);
+
+/// What the arguments come down to, for more than one command.
+std::uint32_t thread_count(const ServeArguments& options);
+Result<std::uint64_t> memory_limit(const ServeArguments& options);  ///< bytes; 0: none
+kernels::CacheType cache_type(const ServeArguments& options);
+/// The model with its packed weights from the cache, where there is memory for them.
+Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options);
+
+}  // namespace retort

@@ -1,0 +1,21 @@
+#include <iostream>
+
+#include "agent/serve/commands/commands.h"
+#include "agent/serve/runtime/evaluate.h"
+#include "common/core/documents.h"
+
+namespace retort {
+
+Result<void> eval(const ServeArguments& options) {
+  const auto student = RETORT_TRY(Model::open(options.model));
+  std::shared_ptr<const Model> teacher;
+  if (!options.teacher.empty()) teacher = RETORT_TRY(Model::open(options.teacher));
+  const auto documents = RETORT_TRY(read_documents(options.data));
+  ThreadTeam team(thread_count(options));
+  const Evaluation result =
+      RETORT_TRY(evaluate(student, teacher, documents, options.max_tokens, options.ctx, team));
+  std::cout << json::serialize(result.to_json()) << "\n";
+  return {};
+}
+
+}  // namespace retort

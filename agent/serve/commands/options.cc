@@ -1,0 +1,52 @@
+#include <cstdlib>
+#include <filesystem>
+
+#include "agent/serve/commands/commands.h"
+#include "common/core/log.h"
+#include "common/core/units.h"
+#include "common/process/process.h"
+
+namespace retort {
+
+std::uint32_t thread_count(const ServeArguments& options) {
+  if (options.threads != 0) return options.threads;
+  return std::max(1u, static_cast<std::uint32_t>(cpu_allowance()));
+}
+
+Result<std::uint64_t> memory_limit(const ServeArguments& options) {
+  if (options.memory_limit.empty()) return std::uint64_t{0};
+  return parse_bytes(options.memory_limit);
+}
+
+kernels::CacheType cache_type(const ServeArguments& options) {
+  return options.kv_cache == "f16" ? kernels::CacheType::kF16 : kernels::CacheType::kF32;
+}
+
+Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options) {
+  ModelOptions how;
+  if (options.pack_cache == "auto") {
+    const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+    if (cache != nullptr && cache[0] == '/')
+      how.pack_cache = std::filesystem::path(cache) / "retort";
+    else if (home != nullptr && home[0] == '/')
+      how.pack_cache = std::filesystem::path(home) / ".cache/retort";
+  } else if (options.pack_cache == "off") {
+    how.pack = false;
+  } else if (options.pack_cache != "none") {
+    how.pack_cache = options.pack_cache;
+  }
+  if (const std::uint64_t limit = RETORT_TRY(memory_limit(options)); limit != 0)
+    how.pack_if = [&options, limit](const Model& unpacked, std::uint64_t packed_bytes) {
+      const std::uint64_t needed =
+          plan_memory(unpacked, {.n_ctx = options.ctx}, thread_count(options)).total() + packed_bytes;
+      if (needed > limit)
+        log_warn(
+            "{} with packed weights is more than the limit of {}: they are used as the file has them, which "
+            "is slower",
+            format_bytes(needed), format_bytes(limit));
+      return needed <= limit;
+    };
+  return Model::open(options.model, how);
+}
+
+}  // namespace retort
