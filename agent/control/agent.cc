@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <boost/asio/post.hpp>
 
+#include "common/core/fail_point.h"
 #include "common/core/file.h"
 #include "common/core/hex.h"
 #include "common/core/log.h"
@@ -209,6 +210,7 @@ void Agent::post_event(Event event) {
 
 void Agent::persist(AgentRecord next, std::function<void()> then, std::function<void()> again) {
   persisting_ = true;
+  if (next.state != record_.state) fail_point(fmt::format("agent.{}.saving", to_string(next.state)));
   on_pool(
       disk_,
       [this, text = record_to_json(next)] {
@@ -233,6 +235,7 @@ void Agent::persist(AgentRecord next, std::function<void()> then, std::function<
         // What failed in the meantime is newer than what was just written.
         if (record_.error != base.error) next.error = record_.error, next.error_code = record_.error_code;
         if (record_.attempts != base.attempts) next.attempts = record_.attempts;
+        if (next.state != record_.state) fail_point(fmt::format("agent.{}.saved", to_string(next.state)));
         record_ = std::move(next);
         then();
         changed();
@@ -341,6 +344,7 @@ void Agent::act(Action action) {
       break;
     case Action::kAccept:
       drop_pull();
+      if (!serve_answers_) keep_serving();  // restarted in commit: nobody has looked after it yet
       log_info("generation {} reached: serving {}", record_.reached,
                record_.active.artifact.empty() ? "nothing" : record_.active.artifact.substr(0, 12));
       consider_desired();

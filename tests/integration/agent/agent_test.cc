@@ -486,6 +486,35 @@ TEST_F(AgentTest, WithoutMemoryForTwoTheOldOneRestsMeanwhile) {
   EXPECT_TRUE(eventually([&] { return text("artifact").empty() && text("state") == "idle"; }));
 }
 
+TEST_F(AgentTest, KilledAtEveryStepOfTheMachineItGoesOn) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  std::string before = first;
+  for (const std::string point :
+       {"fetch.saving", "fetch.saved", "verify.saving", "verify.saved", "stage.saving", "stage.saved",
+        "probe.saving", "probe.saved", "serve.saving", "serve.saved", "probation.saving", "probation.saved",
+        "commit.saving", "commit.saved", "idle.saving", "idle.saved"}) {
+    kill_agent(SIGTERM);
+    const std::string next = artifact("after-" + point);
+    ::setenv("RETORT_FAIL_POINT", ("agent." + point).c_str(), 1);
+    start_agent();
+    ::unsetenv("RETORT_FAIL_POINT");
+    coordinator_->desire(next);
+    int ended = 0;
+    ASSERT_TRUE(eventually([&] { return ::waitpid(agent_, &ended, WNOHANG) == agent_; })) << point;
+    agent_ = 0;
+    ASSERT_TRUE(WIFSIGNALED(ended)) << point;
+    // The student that was served before, or the next one, serves on without an agent (none while they swap).
+    std::error_code ignored;
+    fs::remove(folder_ / "status.json", ignored);
+    start_agent();
+    ASSERT_TRUE(serving(next)) << point;
+    EXPECT_EQ(text("last_error"), "") << point;
+  }
+}
+
 class LargerAgentTest : public AgentTest {
  protected:
   LargerAgentTest() {

@@ -1,7 +1,9 @@
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/core/documents.h"
+#include "common/core/fail_point.h"
 #include "common/core/file.h"
 #include "common/core/hex.h"
 #include "common/core/json.h"
@@ -26,6 +28,28 @@ TEST(Sha256, FileRange) {
   EXPECT_EQ(*sha256_file_hex(folder / "f", 2, 3), sha256_hex("abc"));
   EXPECT_EQ(sha256_file_hex(folder / "f", 2, 9).error().code, ErrorCode::kCorrupt);
   EXPECT_EQ(sha256_file_hex(folder / "f", 8).error().code, ErrorCode::kCorrupt);
+}
+
+TEST(FailPoint, EndsTheProcessAtTheNamedPassing) {
+  // In a child that has not asked yet: the variable is read once.
+  const auto passings = [](const char* armed) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::setenv("RETORT_FAIL_POINT", armed, 1);
+      fail_point("other");
+      fail_point("test.here");
+      fail_point("test.here");
+      ::_exit(7);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+  };
+  EXPECT_EQ(passings("test.here"), -SIGKILL);
+  EXPECT_EQ(passings("test.here:2"), -SIGKILL);
+  EXPECT_EQ(passings("test.here:3"), 7);
+  EXPECT_EQ(passings("test.elsewhere"), 7);
+  EXPECT_EQ(passings(""), 7);
 }
 
 TEST(Hex, RoundTripAndRefusal) {
