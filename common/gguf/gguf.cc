@@ -302,7 +302,7 @@ void put_text(std::string& out, std::string_view text) {
   out.append(text);
 }
 
-void put_value(std::string& out, const GgufValue& value) {
+void put_value(std::string& out, std::string_view key, const GgufValue& value) {
   if (const auto* u = std::get_if<std::uint64_t>(&value)) {
     const bool wide = *u > std::numeric_limits<std::uint32_t>::max();
     put<std::uint32_t>(out, wide ? kU64 : kU32);
@@ -328,9 +328,14 @@ void put_value(std::string& out, const GgufValue& value) {
     put_text(out, *text);
   } else if (const auto* ints = std::get_if<std::vector<std::int64_t>>(&value)) {
     put<std::uint32_t>(out, kArray);
-    put<std::uint32_t>(out, kI32);
+    const bool bytes = key == "tokenizer.ggml.precompiled_charsmap";
+    put<std::uint32_t>(out, bytes ? kU8 : kI32);
     put<std::uint64_t>(out, ints->size());
-    for (const std::int64_t x : *ints) put(out, static_cast<std::int32_t>(x));
+    for (const std::int64_t x : *ints)
+      if (bytes)
+        put(out, static_cast<std::uint8_t>(x));
+      else
+        put(out, static_cast<std::int32_t>(x));
   } else if (const auto* numbers = std::get_if<std::vector<double>>(&value)) {
     put<std::uint32_t>(out, kArray);
     put<std::uint32_t>(out, kF32);
@@ -365,7 +370,7 @@ Result<void> GgufWriter::write(const std::filesystem::path& path) const {
   put<std::uint64_t>(header, metadata_.size());
   for (const auto& [key, value] : metadata_) {
     put_text(header, key);
-    put_value(header, value);
+    put_value(header, key, value);
   }
   std::uint64_t offset = 0;
   for (const Pending& tensor : tensors_) {

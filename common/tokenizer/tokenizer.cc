@@ -13,23 +13,32 @@ Result<void> Tokenizer::Impl::finish(std::string_view where) {
     return fail(ErrorCode::kInvalid, std::string(where), "a vocabulary of {} tokens, outside 1…{}",
                 tokens.size(), kMaxVocabulary);
   byte_tokens.fill(-1);
+  std::vector<Unigram::Piece> pieces;
+  float least_score = 0;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const auto id = static_cast<TokenId>(i);
-    if (types[i] == TokenType::kByte)
+    const TokenType type = types[i];
+    if (type == TokenType::kByte)
       if (const std::string byte = piece(id); !byte.empty())
         byte_tokens[static_cast<unsigned char>(byte[0])] = id;
-    if (types[i] == TokenType::kControl || types[i] == TokenType::kUserDefined)
-      if (!tokens[id].empty()) {
-        special.emplace_back(tokens[id], id);
-        special_first[static_cast<unsigned char>(tokens[id][0])] = true;
-        has_user_defined = has_user_defined || types[i] == TokenType::kUserDefined;
-      }
+    if ((type == TokenType::kControl || type == TokenType::kUserDefined || type == TokenType::kUnknown) &&
+        !tokens[id].empty()) {
+      const auto known = added.find(id);
+      AddedToken token = known == added.end() ? AddedToken{} : known->second;
+      token.content = tokens[id];
+      token.id = id;
+      token.special = type != TokenType::kUserDefined;
+      if (token.normalized) token.content = normalize(token.content);
+      (token.normalized ? normalized_added : raw_added).add(std::move(token));
+    }
+    if (kind != Kind::kUnigram) continue;
+    if (type == TokenType::kNormal) least_score = std::min(least_score, scores[i]);
+    if (type == TokenType::kNormal || type == TokenType::kUnused) pieces.push_back({id, scores[i]});
   }
+  if (kind == Kind::kUnigram) unigram = Unigram(tokens, std::move(pieces), least_score);
   if (kind == Kind::kByteLevel)
     for (std::size_t b = 0; b < 256; ++b)
       if (const TokenId id = tokens.find(byte_characters()[b]); id >= 0) byte_tokens[b] = id;
-  std::stable_sort(special.begin(), special.end(),
-                   [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
   for (const TokenId id : {eos, end_of_turn})
     if (id >= 0) ends.push_back(id);
   for (const std::string_view text : {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>",
@@ -71,22 +80,50 @@ std::string Tokenizer::Impl::piece(TokenId id) const {
   }
 }
 
+std::string Tokenizer::Impl::normalize(std::string_view text) const {
+  if (kind == Kind::kByteLevel && pre.nfc) return normalize_nfc(text);
+  if (kind == Kind::kUnigram) return charsmap.normalize(text, by_grapheme);
+  return std::string(text);
+}
+
 void Tokenizer::Impl::encode_plain(std::string_view text, bool at_start, std::vector<TokenId>& out) const {
-  if (text.empty()) return;
+  switch (kind) {
+    case Kind::kByteLevel:
+      return encode_bytes(text, out);
+    case Kind::kSentencePiece:
+      return encode_pieces(text, at_start, out);
+    case Kind::kUnigram:
+      return encode_unigram(text, at_start, out);
+  }
+}
+
+void Tokenizer::Impl::encode_bytes(std::string_view text, std::vector<TokenId>& out) const {
   std::vector<TokenId> symbols;
   std::vector<std::uint32_t> starts;
-  if (kind == Kind::kByteLevel) {
-    split_gpt2(text, [&](std::string_view word) {
-      symbols.clear();
-      starts.clear();
-      for (std::size_t i = 0; i < word.size(); ++i) {
-        symbols.push_back(byte_tokens[static_cast<unsigned char>(word[i])]);
-        starts.push_back(static_cast<std::uint32_t>(i));
+  std::string written;
+  split_words(pre.splitter, text, [&](std::string_view word) {
+    if (pre.ignore_merges) {
+      written.clear();
+      for (const char c : word) written += byte_characters()[static_cast<unsigned char>(c)];
+      const TokenId whole = tokens.find(written);
+      if (whole >= 0 && types[static_cast<std::size_t>(whole)] == TokenType::kNormal) {
+        out.push_back(whole);
+        return;
       }
-      merge(word, symbols, starts, out);
-    });
-    return;
-  }
+    }
+    symbols.clear();
+    starts.clear();
+    for (std::size_t i = 0; i < word.size(); ++i) {
+      symbols.push_back(byte_tokens[static_cast<unsigned char>(word[i])]);
+      starts.push_back(static_cast<std::uint32_t>(i));
+    }
+    merge(word, symbols, starts, out);
+  });
+}
+
+void Tokenizer::Impl::encode_pieces(std::string_view text, bool at_start, std::vector<TokenId>& out) const {
+  std::vector<TokenId> symbols;
+  std::vector<std::uint32_t> starts;
   std::string normal;
   if (at_start && space_prefix) normal += escape_spaces ? kSpace : " ";
   for (const char c : text)
@@ -115,28 +152,19 @@ Tokenizer::~Tokenizer() = default;
 std::vector<TokenId> Tokenizer::encode(std::string_view text, bool add_special, bool parse_special) const {
   std::vector<TokenId> out;
   if (add_special && impl_->add_bos && impl_->bos >= 0) out.push_back(impl_->bos);
-  std::size_t from = 0;
-  // Added tokens that are not special are found in any text, as Hugging Face and llama.cpp do.
-  if (impl_->has_user_defined || (parse_special && !impl_->special.empty())) {
-    for (std::size_t at = 0; at < text.size();) {
-      const std::pair<std::string, TokenId>* hit = nullptr;
-      if (impl_->special_first[static_cast<unsigned char>(text[at])])
-        for (const auto& candidate : impl_->special)
-          if ((parse_special || !is_special(candidate.second)) &&
-              text.compare(at, candidate.first.size(), candidate.first) == 0) {
-            hit = &candidate;
-            break;
-          }
-      if (hit == nullptr) {
-        ++at;
-        continue;
-      }
-      impl_->encode_plain(text.substr(from, at - from), from == 0, out);
-      out.push_back(hit->second);
-      from = at = at + hit->first.size();
-    }
-  }
-  impl_->encode_plain(text.substr(from), from == 0, out);
+  const auto token = [&](TokenId id) { out.push_back(id); };
+  impl_->raw_added.split(
+      text, parse_special,
+      [&](std::string_view raw, std::size_t raw_at) {
+        const std::string normal = impl_->normalize(raw);
+        impl_->normalized_added.split(
+            normal, parse_special,
+            [&](std::string_view plain, std::size_t at) {
+              impl_->encode_plain(plain, raw_at == 0 && at == 0, out);
+            },
+            token);
+      },
+      token);
   if (add_special && impl_->add_eos && impl_->eos >= 0) out.push_back(impl_->eos);
   return out;
 }
@@ -149,7 +177,7 @@ std::string Tokenizer::piece(TokenId id) const {
 std::string Tokenizer::decode(std::span<const TokenId> ids) const {
   std::string out;
   for (const TokenId id : ids) out += piece(id);
-  if (impl_->kind == Kind::kSentencePiece && impl_->space_prefix && out.starts_with(' ')) out.erase(0, 1);
+  if (impl_->kind != Kind::kByteLevel && impl_->space_prefix && out.starts_with(' ')) out.erase(0, 1);
   return out;
 }
 

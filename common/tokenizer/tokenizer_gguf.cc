@@ -1,10 +1,18 @@
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "common/tokenizer/tokenizer_impl.h"
 #include "common/tokenizer/unicode_text.h"
 
 namespace retort {
+namespace {
+
+// How retort.tokenizer.added_tokens, a list of ids each followed by the sum of these, says AddedToken's
+// switches.
+constexpr std::int64_t kLstrip = 1, kRstrip = 2, kSingleWord = 4, kNormalized = 8;
+
+}  // namespace
 
 Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
   const std::string& where = file.where();
@@ -15,13 +23,18 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     t.kind = Kind::kSentencePiece;
   else if (model == "gpt2")
     t.kind = Kind::kByteLevel;
+  else if (model == "t5")
+    t.kind = Kind::kUnigram;
   else
-    return fail(ErrorCode::kUnsupported, where, "tokenizer model '{}'; 'llama' and 'gpt2' are supported",
-                model);
+    return fail(ErrorCode::kUnsupported, where,
+                "tokenizer model '{}'; 'llama', 'gpt2' and 't5' are supported", model);
   if (t.kind == Kind::kByteLevel && file.find("tokenizer.ggml.pre") != nullptr) {
-    const std::string pre = RETORT_TRY(file.text("tokenizer.ggml.pre"));
-    if (pre != "gpt-2")
-      return fail(ErrorCode::kUnsupported, where, "pre-tokenizer '{}'; 'gpt-2' is supported", pre);
+    const std::string name = RETORT_TRY(file.text("tokenizer.ggml.pre"));
+    const std::optional<PreTokenizer> pre = pre_tokenizer_of(name);
+    if (!pre)
+      return fail(ErrorCode::kUnsupported, where, "unsupported pre-tokenizer '{}'; supported: {}", name,
+                  pre_tokenizer_names());
+    t.pre = *pre;
   }
   const auto array = [&]<typename T>(const char* key, std::type_identity<T>,
                                      bool required) -> Result<const std::vector<T>*> {
@@ -72,11 +85,51 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
   };
   const bool pieces = t.kind == Kind::kSentencePiece;
   t.add_bos = flag("tokenizer.ggml.add_bos_token", pieces);
-  t.add_eos = flag("tokenizer.ggml.add_eos_token", false);
-  t.space_prefix = pieces && flag("tokenizer.ggml.add_space_prefix", true);
-  t.escape_spaces = pieces && flag("retort.tokenizer.escape_spaces", true);
+  const bool unigram = t.kind == Kind::kUnigram;
+  t.add_eos = flag("tokenizer.ggml.add_eos_token", unigram);
+  t.space_prefix = (pieces && flag("tokenizer.ggml.add_space_prefix", true)) ||
+                   (unigram && flag("tokenizer.ggml.add_space_prefix", false));
+  t.escape_spaces = (pieces || unigram) && flag("retort.tokenizer.escape_spaces", true);
   t.fuse_unknown = pieces && flag("retort.tokenizer.fuse_unknown", false);
-  if (t.kind == Kind::kByteLevel || merges != nullptr) {
+  if (t.kind == Kind::kByteLevel) {
+    t.pre.ignore_merges = flag("retort.tokenizer.ignore_merges", t.pre.ignore_merges);
+    t.pre.nfc = flag("retort.tokenizer.nfc", t.pre.nfc);
+  }
+  if (const auto* list =
+          RETORT_TRY(array("retort.tokenizer.added_tokens", std::type_identity<std::int64_t>(), false))) {
+    for (std::size_t i = 0; i + 1 < list->size(); i += 2) {
+      const std::int64_t id = (*list)[i], how = (*list)[i + 1];
+      if (id < 0 || id >= static_cast<std::int64_t>(t.tokens.size()))
+        return fail(ErrorCode::kInvalid, where, "added token {} is outside the vocabulary", id);
+      t.added[static_cast<TokenId>(id)] = {.lstrip = (how & kLstrip) != 0,
+                                           .rstrip = (how & kRstrip) != 0,
+                                           .single_word = (how & kSingleWord) != 0,
+                                           .normalized = (how & kNormalized) != 0};
+    }
+  }
+  if (unigram) {
+    if (scores == nullptr)
+      return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.scores' is missing");
+    for (const double score : *scores) {
+      if (!std::isfinite(score)) return fail(ErrorCode::kInvalid, where, "a token has no finite score");
+      t.scores.push_back(static_cast<float>(score));
+    }
+    if (const auto* map = RETORT_TRY(
+            array("tokenizer.ggml.precompiled_charsmap", std::type_identity<std::int64_t>(), false))) {
+      std::string bytes;
+      for (const std::int64_t byte : *map) bytes += static_cast<char>(byte);
+      t.charsmap = RETORT_TRY(CharsMap::parse(bytes, where));
+    }
+    t.merge_spaces = flag("tokenizer.ggml.remove_extra_whitespaces", false);
+    if (t.merge_spaces && file.find("retort.tokenizer.prefix_always") == nullptr)
+      t.space_prefix = true;  // as llama.cpp does
+    t.prefix_always = flag("retort.tokenizer.prefix_always", true);
+    t.byte_fallback = flag("retort.tokenizer.byte_fallback", false);
+    t.by_grapheme = flag("retort.tokenizer.by_grapheme", false);
+    t.split_all_space = flag("retort.tokenizer.split_all_space", false);
+    t.strip_right = flag("retort.tokenizer.strip_right", false);
+    t.split_pieces = flag("retort.tokenizer.split_pieces", false);
+  } else if (t.kind == Kind::kByteLevel || merges != nullptr) {
     if (merges == nullptr)
       return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.merges' is missing");
     std::uint32_t rank = 0;
@@ -126,15 +179,41 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
 void Tokenizer::write_gguf(GgufWriter& writer) const {
   const Impl& t = *impl_;
   const bool pieces = t.kind == Kind::kSentencePiece;
-  writer.set("tokenizer.ggml.model", std::string(pieces ? "llama" : "gpt2"));
-  writer.set("tokenizer.ggml.pre", std::string(pieces ? "default" : "gpt-2"));
+  const bool unigram = t.kind == Kind::kUnigram, bytes = t.kind == Kind::kByteLevel;
+  writer.set("tokenizer.ggml.model", std::string(pieces ? "llama" : unigram ? "t5" : "gpt2"));
+  const std::string pre(bytes ? name_of(t.pre.splitter, t.pre.ignore_merges) : "default");
+  writer.set("tokenizer.ggml.pre", pre);
   std::vector<std::string> tokens;
   for (TokenId id = 0; id < static_cast<TokenId>(t.tokens.size()); ++id) tokens.emplace_back(t.tokens[id]);
   writer.set("tokenizer.ggml.tokens", tokens);
   std::vector<std::int64_t> types;
   for (const TokenType type : t.types) types.push_back(static_cast<std::int64_t>(type));
   writer.set("tokenizer.ggml.token_type", types);
-  if (pieces) {
+  if (!t.added.empty()) {
+    std::vector<std::int64_t> added;
+    for (const auto& [id, how] : t.added) {
+      added.push_back(id);
+      added.push_back((how.lstrip ? kLstrip : 0) | (how.rstrip ? kRstrip : 0) |
+                      (how.single_word ? kSingleWord : 0) | (how.normalized ? kNormalized : 0));
+    }
+    writer.set("retort.tokenizer.added_tokens", added);
+  }
+  if (unigram) {
+    writer.set("tokenizer.ggml.scores", std::vector<double>(t.scores.begin(), t.scores.end()));
+    writer.set("tokenizer.ggml.add_space_prefix", t.space_prefix);
+    writer.set("tokenizer.ggml.remove_extra_whitespaces", t.merge_spaces);
+    if (!t.charsmap.empty()) {
+      std::vector<std::int64_t> map;
+      for (const char c : t.charsmap.bytes()) map.push_back(static_cast<unsigned char>(c));
+      writer.set("tokenizer.ggml.precompiled_charsmap", map);
+    }
+    writer.set("retort.tokenizer.prefix_always", t.prefix_always);
+    for (const auto& [key, value] :
+         {std::pair{"byte_fallback", t.byte_fallback}, std::pair{"by_grapheme", t.by_grapheme},
+          std::pair{"split_all_space", t.split_all_space}, std::pair{"strip_right", t.strip_right},
+          std::pair{"split_pieces", t.split_pieces}})
+      if (value) writer.set(std::string("retort.tokenizer.") + key, true);
+  } else if (pieces) {
     // A merged token's score is minus the best rank that makes it; tokens that no merge makes must never win.
     std::vector<double> scores(t.tokens.size(), -1e6);
     for (const Merges::Merge& merge : t.merges.all()) {
@@ -150,6 +229,10 @@ void Tokenizer::write_gguf(GgufWriter& writer) const {
     for (const Merges::Merge& merge : t.merges.all())
       merges.push_back(std::string(t.tokens[merge.left]) + " " + std::string(t.tokens[merge.right]));
     writer.set("tokenizer.ggml.merges", merges);
+    const PreTokenizer usual = pre_tokenizer_of(pre).value_or(PreTokenizer());
+    if (usual.ignore_merges != t.pre.ignore_merges)
+      writer.set("retort.tokenizer.ignore_merges", t.pre.ignore_merges);
+    if (usual.nfc != t.pre.nfc) writer.set("retort.tokenizer.nfc", t.pre.nfc);
   }
   if (t.bos >= 0) writer.set("tokenizer.ggml.bos_token_id", static_cast<std::uint64_t>(t.bos));
   if (t.eos >= 0) writer.set("tokenizer.ggml.eos_token_id", static_cast<std::uint64_t>(t.eos));

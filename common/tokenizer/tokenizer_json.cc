@@ -1,3 +1,4 @@
+#include <cmath>
 #include <map>
 
 #include "common/core/file.h"
@@ -27,8 +28,11 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   const json::object& root = *RETORT_TRY(as_object(document, where));
   const json::object& model = *RETORT_TRY(json_object(root, "model", where));
   const auto unsupported = [&](std::string_view what, std::string_view name) {
-    return fail(ErrorCode::kUnsupported, where,
-                "{} '{}' is not supported (BPE with SentencePiece or GPT-2 splitting is)", what, name);
+    return fail(
+        ErrorCode::kUnsupported, where,
+        "{} '{}' is not supported (BPE with SentencePiece's, GPT-2's, Llama 3's, Qwen 2's or SmolLM's "
+        "splitting is, and unigram)",
+        what, name);
   };
   const auto type_of = [](const json::object& object) -> std::string {
     const json::value* type = object.if_contains("type");
@@ -44,41 +48,113 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   };
   std::string model_type = type_of(model);
   if (model_type.empty() && json_has(model, "merges")) model_type = "BPE";  // older files leave it out
-  if (model_type != "BPE") return unsupported("tokenizer model", model_type);
+  const bool unigram = model_type == "Unigram";
+  if (model_type != "BPE" && !unigram) return unsupported("tokenizer model", model_type);
 
   auto impl = std::make_shared<Impl>();
   Impl& t = *impl;
-  t.kind = Kind::kSentencePiece;
-  if (const json::object* normalizer = part("normalizer")) {
-    const json::array single{*normalizer};
-    const json::array* steps = &single;
-    if (type_of(*normalizer) == "Sequence") steps = RETORT_TRY(json_array(*normalizer, "normalizers", where));
-    for (const json::value& step : *steps) {
-      const json::object& object = *RETORT_TRY(as_object(step, where));
-      const std::string type = type_of(object);
-      if (type == "Prepend" && RETORT_TRY(json_string(object, "prepend", where)) == kSpace)
-        t.space_prefix = true;
-      else if (type == "Replace" && RETORT_TRY(json_string(object, "content", where)) == kSpace)
-        t.escape_spaces = true;
-      else
-        return unsupported("normalizer", type);
+  t.kind = unigram ? Kind::kUnigram : Kind::kSentencePiece;
+  // A Sequence's parts, or the one there is.
+  const auto parts = [&](const char* name, const char* list) -> Result<json::array> {
+    const json::object* whole = part(name);
+    if (whole == nullptr) return json::array();
+    if (type_of(*whole) != "Sequence") return json::array{*whole};
+    return *RETORT_TRY(json_array(*whole, list, where));
+  };
+  const auto pattern_of = [](const json::object& object) -> std::string {
+    const json::value* pattern = object.if_contains("pattern");
+    if (pattern != nullptr && pattern->is_object())
+      for (const char* kind : {"Regex", "String"})
+        if (const json::value* expression = pattern->get_object().if_contains(kind);
+            expression != nullptr && expression->is_string())
+          return std::string(expression->get_string());
+    return "";
+  };
+  bool one_space = false, nfc = false;
+  for (const json::value& step : RETORT_TRY(parts("normalizer", "normalizers"))) {
+    const json::object& object = *RETORT_TRY(as_object(step, where));
+    const std::string type = type_of(object);
+    const auto content = [&](const char* key) -> std::string {
+      const json::value* value = object.if_contains(key);
+      return value != nullptr && value->is_string() ? std::string(value->get_string()) : "";
+    };
+    if (!unigram && type == "NFC") {
+      nfc = true;
+    } else if (!unigram && type == "Prepend" && content("prepend") == kSpace) {
+      t.space_prefix = true;
+    } else if (!unigram && type == "Replace" && content("content") == kSpace) {
+      t.escape_spaces = true;
+    } else if (unigram && type == "Precompiled" && t.charsmap.empty() && !t.strip_right && !one_space) {
+      const json::value* map = object.if_contains("precompiled_charsmap");
+      if (map != nullptr && map->is_string()) {
+        const std::string bytes = RETORT_TRY(decode_base64(map->get_string(), where));
+        t.charsmap = RETORT_TRY(CharsMap::parse(bytes, where));
+      }
+    } else if (unigram && type == "Strip" && flag(object, "strip_right") && !flag(object, "strip_left") &&
+               !one_space) {
+      t.strip_right = true;
+    } else if (unigram && type == "Replace" && pattern_of(object) == " {2,}" &&
+               (content("content") == kSpace || content("content") == " ") && t.strip_right) {
+      one_space = true;
+    } else {
+      return unsupported("normalizer", type + (unigram ? " (with the options it has, at its place)" : ""));
     }
   }
-  if (const json::object* splitter = part("pre_tokenizer")) {
-    const std::string type = type_of(*splitter);
-    if (type == "ByteLevel") {
-      if (flag(*splitter, "add_prefix_space")) return unsupported("pre-tokenizer option", "add_prefix_space");
-      if (json_has(*splitter, "use_regex") && !flag(*splitter, "use_regex"))
-        return unsupported("pre-tokenizer option", "use_regex: false");
+  if (t.strip_right != one_space)
+    return unsupported("normalizer", "Strip without Replace of ' {2,}' after it");
+  t.merge_spaces = one_space;
+  t.by_grapheme = true;
+  bool metaspace = false, digits = false;
+  std::optional<Splitter> splitter;
+  for (const json::value& step : RETORT_TRY(parts("pre_tokenizer", "pretokenizers"))) {
+    const json::object& object = *RETORT_TRY(as_object(step, where));
+    const std::string type = type_of(object);
+    if (t.kind == Kind::kByteLevel || metaspace) return unsupported("pre-tokenizer after the last", type);
+    if (!unigram && type == "Split" && !splitter && !digits) {
+      const std::string pattern = pattern_of(object);
+      splitter = splitter_of_pattern(pattern);
+      const json::value* behavior = object.if_contains("behavior");
+      if (!splitter) return unsupported("pre-tokenizer Split at", pattern);
+      if (flag(object, "invert") || behavior == nullptr || *behavior != "Isolated")
+        return unsupported("pre-tokenizer option", "behavior or invert of Split");
+    } else if (!unigram && type == "Digits" && flag(object, "individual_digits") && !splitter) {
+      digits = true;
+    } else if (!unigram && type == "ByteLevel") {
+      const bool by_regex = !json_has(object, "use_regex") || flag(object, "use_regex");
+      if (flag(object, "add_prefix_space")) return unsupported("pre-tokenizer option", "add_prefix_space");
+      if (by_regex && splitter) return unsupported("pre-tokenizer option", "use_regex after Split");
+      if (!by_regex && !splitter) return unsupported("pre-tokenizer option", "use_regex: false");
       t.kind = Kind::kByteLevel;
-    } else if (type == "Metaspace" && json_has(*splitter, "split") && !flag(*splitter, "split")) {
-      const json::value* scheme = splitter->if_contains("prepend_scheme");
+      t.pre.splitter = splitter.value_or(digits ? Splitter::kDigits : Splitter::kGpt2);
+    } else if (unigram && type == "WhitespaceSplit" && !one_space) {
+      t.merge_spaces = t.split_all_space = true;
+    } else if (type == "Metaspace") {
+      metaspace = true;
+      const json::value* scheme = object.if_contains("prepend_scheme");
+      const std::string when =
+          scheme == nullptr || !scheme->is_string()
+              ? (json_has(object, "add_prefix_space") && !flag(object, "add_prefix_space") ? "never"
+                                                                                           : "always")
+              : std::string(scheme->get_string());
+      const json::value* replacement = object.if_contains("replacement");
+      const bool splits = !json_has(object, "split") || flag(object, "split");
+      if (replacement != nullptr && *replacement != json::string_view(kSpace))
+        return unsupported("pre-tokenizer option", "replacement");
+      if (!unigram && splits) return unsupported("pre-tokenizer option", "split of Metaspace");
+      if (t.split_all_space && when != "always")
+        return unsupported("prepend_scheme after WhitespaceSplit", when);
       t.escape_spaces = true;
-      t.space_prefix = scheme == nullptr || !scheme->is_string() || scheme->get_string() != "never";
+      t.split_pieces = splits;
+      t.space_prefix = when != "never";
+      t.prefix_always = when == "always";
     } else {
       return unsupported("pre-tokenizer", type);
     }
   }
+  if ((splitter || digits || nfc) && t.kind != Kind::kByteLevel)
+    return unsupported("pre-tokenizer or normalizer", "Split, Digits or NFC without ByteLevel");
+  if (unigram && !metaspace) return unsupported("pre-tokenizer", "other than Metaspace for unigram");
+  t.pre.nfc = nfc;
   for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"})
     if (const json::value* value = model.if_contains(option);
         value != nullptr && value->is_string() && !value->get_string().empty())
@@ -86,8 +162,10 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   if (json_has(model, "dropout") &&
       !(model.at("dropout").is_number() && model.at("dropout").to_number<double>() == 0))
     return unsupported("model option", "dropout");
-  if (flag(model, "ignore_merges")) return unsupported("model option", "ignore_merges");
-  const bool byte_fallback = flag(model, "byte_fallback");
+  t.pre.ignore_merges = flag(model, "ignore_merges");
+  if (t.pre.ignore_merges && t.kind != Kind::kByteLevel)
+    return unsupported("model option", "ignore_merges without ByteLevel");
+  const bool byte_fallback = t.byte_fallback = flag(model, "byte_fallback");
   t.fuse_unknown = flag(model, "fuse_unk");
 
   // The vocabulary: ids must be 0…n-1 over model.vocab and added_tokens together.
@@ -103,21 +181,46 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     at->second.second = type;
     return {};
   };
-  for (const auto& member : *RETORT_TRY(json_object(model, "vocab", where))) {
-    if (!member.value().is_int64())
-      return fail(ErrorCode::kInvalid, where, "token '{}' has no integer id", std::string_view(member.key()));
-    std::string content(member.key());
+  const auto type_in_model = [&](std::string_view content) {
     const bool is_byte =
         byte_fallback && content.size() == 6 && content.starts_with("<0x") && content.ends_with(">");
-    RETORT_TRY(enter(member.value().get_int64(), std::move(content),
-                     is_byte ? TokenType::kByte : TokenType::kNormal));
+    return is_byte ? TokenType::kByte : TokenType::kNormal;
+  };
+  if (unigram) {
+    for (const json::value& value : *RETORT_TRY(json_array(model, "vocab", where))) {
+      if (!value.is_array() || value.get_array().size() != 2 || !value.get_array()[0].is_string() ||
+          !value.get_array()[1].is_number())
+        return fail(ErrorCode::kInvalid, where, "token {} is not a pair of a text and a score",
+                    t.scores.size());
+      std::string content(value.get_array()[0].get_string());
+      const auto score = static_cast<float>(value.get_array()[1].to_number<double>());
+      if (!std::isfinite(score))
+        return fail(ErrorCode::kInvalid, where, "token '{}' has no finite score", content);
+      const TokenType type = type_in_model(content);
+      RETORT_TRY(enter(static_cast<std::int64_t>(t.scores.size()), std::move(content), type));
+      t.scores.push_back(score);
+    }
+  } else {
+    for (const auto& member : *RETORT_TRY(json_object(model, "vocab", where))) {
+      if (!member.value().is_int64())
+        return fail(ErrorCode::kInvalid, where, "token '{}' has no integer id",
+                    std::string_view(member.key()));
+      const TokenType type = type_in_model(member.key());
+      RETORT_TRY(enter(member.value().get_int64(), std::string(member.key()), type));
+    }
   }
   if (json_has(root, "added_tokens"))
     for (const json::value& value : *RETORT_TRY(json_array(root, "added_tokens", where))) {
       const json::object& token = *RETORT_TRY(as_object(value, where));
-      RETORT_TRY(enter(RETORT_TRY(json_int(token, "id", where)),
-                       RETORT_TRY(json_string(token, "content", where)),
+      const std::int64_t id = RETORT_TRY(json_int(token, "id", where));
+      RETORT_TRY(enter(id, RETORT_TRY(json_string(token, "content", where)),
                        flag(token, "special") ? TokenType::kControl : TokenType::kUserDefined));
+      const AddedToken how{.lstrip = flag(token, "lstrip"),
+                           .rstrip = flag(token, "rstrip"),
+                           .single_word = flag(token, "single_word"),
+                           .normalized = flag(token, "normalized") && t.kind != Kind::kSentencePiece};
+      if (how.lstrip || how.rstrip || how.single_word || how.normalized)
+        t.added[static_cast<TokenId>(id)] = how;
     }
   for (auto& [id, entry] : entries) {
     if (id != static_cast<std::int64_t>(t.tokens.size()))
@@ -128,6 +231,12 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     t.types.push_back(entry.second);
   }
   const auto id_of = [&](std::string_view content) { return t.tokens.find(content); };
+  if (unigram) {
+    t.scores.resize(t.tokens.size());
+    if (json_has(model, "unk_id"))
+      t.unknown = static_cast<TokenId>(RETORT_TRY(json_uint(model, "unk_id", where, t.tokens.size() - 1)));
+    if (t.unknown >= 0) t.types[static_cast<std::size_t>(t.unknown)] = TokenType::kUnknown;
+  }
   if (const json::value* unknown = model.if_contains("unk_token");
       unknown != nullptr && unknown->is_string()) {
     t.unknown = id_of(unknown->get_string());
@@ -137,7 +246,8 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     t.types[static_cast<std::size_t>(t.unknown)] = TokenType::kUnknown;
   }
   std::uint32_t rank = 0;
-  for (const json::value& value : *RETORT_TRY(json_array(model, "merges", where))) {
+  const json::array none;
+  for (const json::value& value : unigram ? none : *RETORT_TRY(json_array(model, "merges", where))) {
     std::string left, right;
     if (value.is_string()) {
       const std::string_view both = value.get_string();

@@ -1,4 +1,6 @@
 // Any bytes as text, through a byte-level tokenizer (which must give them back) and SentencePiece-type ones.
+#include "common/core/file.h"
+#include "common/core/json.h"
 #include "common/tokenizer/tokenizer.h"
 #include "tests/fuzz/fuzz_seeds.h"
 #include "tests/support/support.h"
@@ -25,6 +27,12 @@ std::vector<Tokenizer> tokenizers() {
   for (int b = 0; b < 256; ++b) json += fmt::format(",\"<0x{:02X}>\":{}", b, b);
   json += R"(},"merges":["t h","th e","▁ the"]}})";
   out.push_back(*Tokenizer::from_huggingface_text(json, "", "pieces"));
+  // What expect.py made: each way of splitting, and unigram, straight and through GGUF.
+  const auto text = read_file(retort::testing::source("tests/unit/tokenizer/cases.json"));
+  fuzz::require(text.has_value());
+  const json::value cases = *parse_json(*text, "cases.json");
+  for (const auto& entry : cases.at("tokenizers").as_object())
+    out.push_back(*Tokenizer::from_huggingface_text(json::serialize(entry.value()), "", "made"));
   for (const char* name : {"teachers/stories-260k", "teachers/babyllama-936k"}) {
     const auto folder = retort::testing::asset(name);
     if (!folder.empty()) out.push_back(*Tokenizer::from_huggingface(folder / "tokenizer.json"));

@@ -1,6 +1,8 @@
 #include "common/tokenizer/tokenizer.h"
 
 #include <chrono>
+#include <functional>
+#include <map>
 
 #include "common/core/file.h"
 #include "common/core/json.h"
@@ -71,7 +73,9 @@ TEST(Tokenizer, BadFilesAreRefusedByName) {
     return Tokenizer::from_huggingface_text(text, "", "t").error().message;
   };
   EXPECT_NE(message("{").find("JSON"), std::string::npos);
-  EXPECT_NE(message(R"({"model":{"type":"Unigram","vocab":[]}})").find("Unigram"), std::string::npos);
+  EXPECT_NE(message(R"({"model":{"type":"WordLevel","vocab":[]}})").find("WordLevel"), std::string::npos);
+  EXPECT_NE(message(R"({"model":{"type":"Unigram","vocab":[["a",0]]}})").find("Metaspace"),
+            std::string::npos);
   EXPECT_NE(
       message(R"({"model":{"type":"BPE","vocab":{"a":0,"b":2},"merges":[]}})").find("no token has id 1"),
       std::string::npos);
@@ -95,6 +99,112 @@ TEST(Tokenizer, GgufCopyGivesTheSameIds) {
   ASSERT_OK(copy);
   const std::string text = "the server and the client, in 12 ways; it's \xff here\n\n  end";
   EXPECT_EQ(copy->encode(text, true), t.encode(text, true));
+}
+
+Result<Tokenizer> through_gguf(
+    const Tokenizer& tokenizer, const std::function<void(GgufWriter&)>& change = [](GgufWriter&) {}) {
+  TemporaryFolder folder;
+  GgufWriter writer;
+  tokenizer.write_gguf(writer);
+  change(writer);
+  RETORT_TRY(writer.write(folder / "t.gguf"));
+  const GgufFile file = RETORT_TRY(GgufFile::open(folder / "t.gguf"));
+  return Tokenizer::from_gguf(file);
+}
+
+TEST(Tokenizer, GivesTheIdsThatFollowFromTheDefinitions) {  // cases.json is made by expect.py
+  const auto text = read_file(testing::source("tests/unit/tokenizer/cases.json"));
+  ASSERT_OK(text);
+  const json::value all = *parse_json(*text, "cases.json");
+  std::map<std::string, std::pair<Tokenizer, Tokenizer>> tokenizers;
+  for (const auto& entry : all.at("tokenizers").as_object()) {
+    const auto t =
+        Tokenizer::from_huggingface_text(json::serialize(entry.value()), "", std::string(entry.key()));
+    ASSERT_OK(t);
+    const auto copy = through_gguf(*t);
+    ASSERT_OK(copy);
+    tokenizers.emplace(std::string(entry.key()), std::pair(*t, *copy));
+  }
+  std::size_t count = 0;
+  for (const json::value& entry : all.at("cases").as_array()) {
+    std::string bytes;  // written as Latin-1
+    const std::string written(entry.at("bytes").as_string());
+    for (std::size_t i = 0; i < written.size(); ++i) {
+      const bool two = (written[i] & 0x80) != 0;
+      bytes += two ? static_cast<char>((written[i] & 3) << 6 | (written[i + 1] & 0x3f)) : written[i];
+      i += two;
+    }
+    std::vector<TokenId> expected;
+    for (const json::value& id : entry.at("ids").as_array())
+      expected.push_back(static_cast<TokenId>(id.as_int64()));
+    const std::string name(entry.at("tokenizer").as_string());
+    const auto& [t, copy] = tokenizers.at(name);
+    EXPECT_EQ(t.encode(bytes, true, true), expected) << name << ": " << json::serialize(entry.at("bytes"));
+    EXPECT_EQ(copy.encode(bytes, true, true), expected) << name << ": " << json::serialize(entry.at("bytes"));
+    ++count;
+  }
+  EXPECT_GT(count, 200u);
+}
+
+TEST(Tokenizer, PreTokenizersOfGgufAreKnownByNameOrRefused) {
+  const auto with = [](const char* name) {
+    return through_gguf(tiny(),
+                        [&](GgufWriter& writer) { writer.set("tokenizer.ggml.pre", std::string(name)); });
+  };
+  EXPECT_EQ(with("gpt-2")->encode("it'S 12345", false).size(),
+            with("phi-2")->encode("it'S 12345", false).size());
+  for (const char* name : {"llama-bpe", "qwen2", "smollm", "default", "stablelm2"}) {
+    const auto t = with(name);
+    ASSERT_OK(t);
+    EXPECT_EQ(t->decode(t->encode("a1234 b's\r\n \xff e\xcc\x81!", false)),
+              std::string("a1234 b's\r\n \xff ") + (name == std::string("qwen2") ? "é" : "e\xcc\x81") + "!")
+        << name;
+  }
+  const auto unknown = with("tekken");
+  ASSERT_FALSE(unknown);
+  EXPECT_EQ(unknown.error().code, ErrorCode::kUnsupported);
+  EXPECT_NE(unknown.error().message.find("unsupported pre-tokenizer 'tekken'"), std::string::npos);
+  EXPECT_NE(unknown.error().message.find("llama-bpe"), std::string::npos);
+}
+
+TEST(Unigram, AForeignCharsmapIsFollowedLongestFirstAndADamagedOneRefused) {
+  // A table by hand, in Darts' packing: "A" -> "x", "AB" -> "yz".
+  std::vector<std::uint32_t> units(256);
+  const auto node = [](std::uint32_t offset, bool value, unsigned label) {
+    return offset << 10 | (value ? 1u << 8 : 0) | label;
+  };
+  units[0] = node(1, false, 0);         // children at 1 ^ label
+  units[1 ^ 'A'] = node(3, true, 'A');  // at 64; children at 67 ^ label, the value at 67
+  units[64 ^ 3] = 1u << 31 | 0;
+  units[67 ^ 'B'] = node(5, true, 'B');  // at 1; the value at 4
+  units[1 ^ 5] = 1u << 31 | 2;
+  std::vector<std::int64_t> table;
+  const auto put = [&](std::uint32_t value) {
+    for (int i = 0; i < 4; ++i) table.push_back(value >> (8 * i) & 0xff);
+  };
+  put(static_cast<std::uint32_t>(4 * units.size()));
+  for (const std::uint32_t unit : units) put(unit);
+  for (const char c : std::string_view("x\0yz\0", 5)) table.push_back(c);
+  const auto base = Tokenizer::from_huggingface_text(
+      R"({"pre_tokenizer":{"type":"Metaspace","split":false},"model":{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0],
+          ["x",-1],["y",-2],["z",-3],["A",-1],["B",-4],["▁",-1],["C",-5],["xB",-0.5]]}})",
+      "", "t");
+  ASSERT_OK(base);
+  EXPECT_EQ(base->encode("ABC", false), (std::vector<TokenId>{6, 4, 5, 7}));
+  EXPECT_EQ(base->encode("A??B", false), (std::vector<TokenId>{6, 4, 0, 5}));
+  const auto with = [&](const std::vector<std::int64_t>& map) {
+    return through_gguf(*base, [&](GgufWriter& writer) {
+      writer.set("tokenizer.ggml.precompiled_charsmap", map);
+      writer.set("retort.tokenizer.by_grapheme", false);
+    });
+  };
+  const auto mapped = with(table);
+  ASSERT_OK(mapped);
+  EXPECT_EQ(mapped->encode("ABCA", false), (std::vector<TokenId>{6, 2, 3, 7, 1}));
+  EXPECT_EQ(mapped->decode(mapped->encode("C ABCA", false)), "C yzCx");
+  EXPECT_EQ(with({1, 2, 3}).error().code, ErrorCode::kInvalid);
+  table[0] = table[1] = 0xff;
+  EXPECT_EQ(with(table).error().code, ErrorCode::kInvalid);
 }
 
 void check_golden(const std::filesystem::path& folder, std::size_t sample_bytes) {
@@ -164,8 +274,8 @@ TEST(Tokenizer, OptionsThatWouldChangeTheIdsAreRefused) {
         "", "t");
   };
   EXPECT_OK(with(R"(,"dropout":null,"continuing_subword_prefix":"","end_of_word_suffix":null)", ""));
-  for (const char* option :
-       {R"(,"ignore_merges":true)", R"(,"dropout":0.1)", R"(,"end_of_word_suffix":"</w>")"})
+  for (const char* option : {R"(,"ignore_merges":true)" /* without ByteLevel */, R"(,"dropout":0.1)",
+                             R"(,"end_of_word_suffix":"</w>")"})
     EXPECT_EQ(with(option, "").error().code, ErrorCode::kUnsupported) << option;
   EXPECT_EQ(with("", R"(,"post_processor":{"type":"BertProcessing"})").error().code, ErrorCode::kUnsupported);
   const auto sequence = with(
