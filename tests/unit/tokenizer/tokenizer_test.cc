@@ -1,6 +1,6 @@
 #include "common/tokenizer/tokenizer.h"
 
-#include <chrono>
+#include <ctime>
 #include <functional>
 #include <map>
 
@@ -62,10 +62,10 @@ TEST(ByteLevel, SpecialTokensAreTextUnlessAskedFor) {
 
 TEST(ByteLevel, AMegabyteOfOneWordIsNotQuadratic) {
   const Tokenizer t = tiny();
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of this process: the machine may be busy
   const auto ids = t.encode(std::string(1 << 20, 'a') + std::string(1 << 20, 'n'), false);
   EXPECT_GT(ids.size(), 1u << 20);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+  EXPECT_LT(std::clock() - start, 10 * CLOCKS_PER_SEC);
 }
 
 TEST(Tokenizer, BadFilesAreRefusedByName) {
