@@ -1,12 +1,15 @@
 #include "coordinator/catalog/catalog.h"
 
 #include <algorithm>
+#include <functional>
+#include <memory>
 
 #include "common/core/documents.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 
 namespace retort {
@@ -31,6 +34,35 @@ Result<Record> pick(const std::vector<Record>& records, const std::string& id, s
   return *found;
 }
 
+/// A teacher's folder, opened and checked: what its record tells, and how it becomes GGUF.
+struct Opened {
+  TeacherRecord record;
+  std::function<Result<void>(const std::filesystem::path& gguf, const GgufMetadata& extra)> write_gguf;
+};
+
+Result<Opened> open_teacher(const std::filesystem::path& folder) {
+  Opened out;
+  if (is_classifier_type(RETORT_TRY(model_type_of(folder)))) {
+    const auto model = std::make_shared<ClassifierModel>(RETORT_TRY(open_classifier_model(folder)));
+    out.record.family = to_string(model->config.family);
+    out.record.parameters = parameter_count(model->config);
+    out.write_gguf = [model](const std::filesystem::path& gguf, const GgufMetadata& extra) {
+      return write_gguf_classifier(gguf, model->config, weight_sources(*model), TensorType::kF16, extra);
+    };
+    return out;
+  }
+  const auto model = std::make_shared<HfModel>(RETORT_TRY(open_hf_model(folder)));
+  out.record.family = to_string(model->config.family);
+  out.record.parameters = parameter_count(model->config);
+  out.record.vocabulary = model->config.n_vocab;
+  out.record.context = model->config.n_ctx;
+  out.write_gguf = [model](const std::filesystem::path& gguf, const GgufMetadata& extra) {
+    return write_gguf_model(gguf, model->config, model->tokenizer, weight_sources(*model), TensorType::kF16,
+                            extra);
+  };
+  return out;
+}
+
 }  // namespace
 
 Catalog::Catalog(std::filesystem::path data, Store& store, const Clock& clock)
@@ -52,7 +84,7 @@ Result<void> Catalog::clean() const {
 }
 
 Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folder, const std::string& name) {
-  const HfModel model = RETORT_TRY(open_hf_model(folder));
+  const Opened opened = RETORT_TRY(open_teacher(folder));
   std::vector<std::string> files;
   std::uint64_t bytes = 0;
   std::error_code error;
@@ -73,7 +105,7 @@ Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folde
   std::string list;
   for (const std::string& file : files)
     list += file + " " + RETORT_TRY(sha256_file_hex(folder / file)) + "\n";
-  TeacherRecord record;
+  TeacherRecord record = opened.record;
   record.id = sha256_hex(list);
   if (const auto known = RETORT_TRY(teachers_.get(record.id))) {
     record = *known;
@@ -90,10 +122,6 @@ Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folde
                     other.id.substr(0, 12));
   record.name = name;
   record.imported = clock_.unix_millis();
-  record.family = to_string(model.config.family);
-  record.parameters = parameter_count(model.config);
-  record.vocabulary = model.config.n_vocab;
-  record.context = model.config.n_ctx;
 
   const std::uint64_t needed = bytes + 2 * record.parameters + kDiskReserveBytes,
                       free = RETORT_TRY(free_disk_bytes(data_));
@@ -106,10 +134,9 @@ Result<TeacherRecord> Catalog::import_teacher(const std::filesystem::path& folde
   const auto fill = [&]() -> Result<void> {
     RETORT_TRY(make_folders(temporary));
     for (const std::string& file : files) RETORT_TRY(copy_file_atomic(folder / file, temporary / file));
-    RETORT_TRY(write_gguf_model(temporary / "model-f16.gguf", model.config, model.tokenizer,
-                                weight_sources(model), TensorType::kF16,
-                                {{"general.name", name.empty() ? record.id.substr(0, 12) : name},
-                                 {"retort.teacher.sha256", record.id}}));
+    RETORT_TRY(opened.write_gguf(temporary / "model-f16.gguf",
+                                 {{"general.name", name.empty() ? record.id.substr(0, 12) : name},
+                                  {"retort.teacher.sha256", record.id}}));
     record.bytes = std::filesystem::file_size(temporary / "model-f16.gguf", error);
     std::filesystem::remove_all(target, error);
     if (::rename(temporary.c_str(), target.c_str()) != 0)

@@ -1,9 +1,11 @@
 // GGUF: the container, the architecture that it claims, and its tokenizer.
 #include "common/core/file.h"
 #include "common/gguf/gguf.h"
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 #include "tests/fuzz/fuzz_seeds.h"
 #include "tests/support/support.h"
+#include "tests/support/tiny_classifier.h"
 #include "tests/support/tiny_model.h"
 
 using namespace retort;
@@ -21,6 +23,14 @@ std::vector<std::string> fuzz_seeds() {
     fuzz::require(model.has_value());
     fuzz::require(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
                                    TensorType::kQ8_0, {})
+                      .has_value());
+    seeds.push_back(*read_file(folder / "m.gguf"));
+  }
+  SeededRandom random(4);
+  for (const ClassifierFamily family : {ClassifierFamily::kMlp, ClassifierFamily::kCnn}) {
+    const ClassifierConfig config = retort::testing::random_classifier(family, random);
+    fuzz::require(write_gguf_classifier(folder / "m.gguf", config, retort::testing::random_weights(config, 1),
+                                        TensorType::kQ8_0, {})
                       .has_value());
     seeds.push_back(*read_file(folder / "m.gguf"));
   }
@@ -59,6 +69,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (const auto config = read_gguf_config(*file)) {
     fuzz::require(config->n_vocab > 0);
     (void)parameter_count(*config);
+  }
+  if (const auto config = read_gguf_classifier_config(*file)) {
+    fuzz::require(validate(*config, "fuzz").has_value());
+    fuzz::require(parameter_count(*config) > 0 && !operations(*config).empty());
   }
   if (const auto tokenizer = Tokenizer::from_gguf(*file)) {
     const auto ids = tokenizer->encode("the server's\n \xff client <|endoftext|>", true, true);

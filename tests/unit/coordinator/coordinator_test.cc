@@ -1,8 +1,10 @@
 #include "common/core/file.h"
+#include "common/hf/classifier_model.h"
 #include "coordinator/api/tokens.h"
 #include "coordinator/catalog/catalog.h"
 #include "coordinator/telemetry/telemetry_store.h"
 #include "tests/support/support.h"
+#include "tests/support/tiny_classifier.h"
 #include "tests/support/tiny_model.h"
 
 namespace retort {
@@ -86,6 +88,20 @@ TEST_F(CatalogTest, TeachersAreKeptByHashAndConverted) {
   EXPECT_EQ(catalog.import_teacher(folder / "n", "tiny").error().code, ErrorCode::kConflict);
   ASSERT_OK(catalog.remove_teacher("tiny"));
   EXPECT_EQ(kept("teachers"), 0u);
+}
+
+TEST_F(CatalogTest, SmallClassifiersAreTeachersToo) {
+  SeededRandom random(5);
+  const ClassifierConfig config = testing::random_classifier(ClassifierFamily::kCnn, random);
+  ASSERT_OK(write_classifier_folder(folder / "m", config, testing::random_weights(config, 1),
+                                    SafeTensor::DType::kF32));
+  const auto record = catalog.import_teacher(folder / "m", "eye");
+  ASSERT_OK(record);
+  EXPECT_EQ(record->family, "cnn");
+  EXPECT_EQ(record->parameters, parameter_count(config));
+  const auto gguf = GgufFile::open(catalog.teacher_gguf(record->id));
+  ASSERT_OK(gguf);
+  EXPECT_EQ(*read_gguf_classifier_config(*gguf), config);
 }
 
 TEST_F(CatalogTest, BadTeachersLeaveNothing) {
