@@ -1,0 +1,69 @@
+#include "coordinator/api/routes.h"
+
+namespace retort {
+namespace {
+
+using schema::Presence;
+
+json::object dataset_json(const DatasetRecord& d) {
+  return {{"id", d.id},
+          {"name", d.name},
+          {"documents", d.documents},
+          {"bytes", d.bytes},
+          {"created", d.imported}};
+}
+
+json::object dataset_schema() {
+  return schema::object({{"id", schema::text("SHA-256 of its file")},
+                         {"name", schema::text()},
+                         {"documents", schema::count()},
+                         {"bytes", schema::count()},
+                         {"created", schema::integer("milliseconds since 1970")}});
+}
+
+}  // namespace
+
+void add_dataset_routes(Api& api, const ApiParts& parts) {
+  const ApiParts& p = parts;
+  api.add_slow(
+      {.method = "POST",
+       .path = "/v1/datasets",
+       .id = "importDataset",
+       .noun = "datasets",
+       .summary = "Imports JSONL with a \"text\" in each line: a file on the coordinator's host, or the body "
+                  "itself when that is application/jsonl",
+       .query = {{"name", schema::text("to call it by, where the body is application/jsonl")}},
+       .request = schema::object({{"path", schema::text("of a .jsonl or .txt file")},
+                                  {"name", schema::text("to call it by"), Presence::kOptional}}),
+       .response = dataset_schema(),
+       .status = 201},
+      [&p](const Call& call) -> Result<json::value> {
+        if (call.request.header("content-type").starts_with("application/jsonl"))
+          return json::value(
+              dataset_json(RETORT_TRY(p.catalog.import_dataset_text(call.request.body, call.query("name")))));
+        const std::string path = RETORT_TRY(json_string(call.body, "path", kRequestBody));
+        const std::string name = RETORT_TRY(optional_text(call.body, "name"));
+        return json::value(dataset_json(RETORT_TRY(p.catalog.import_dataset(path, name))));
+      });
+  api.add({.method = "GET",
+           .path = "/v1/datasets",
+           .id = "listDatasets",
+           .noun = "datasets",
+           .summary = "Texts that were imported",
+           .response = schema::page(dataset_schema())},
+          [&p](const Call&) -> Result<json::value> {
+            return list_of(RETORT_TRY(p.catalog.datasets()),
+                           [](const DatasetRecord& d) { return dataset_json(d); });
+          });
+  api.add({.method = "GET",
+           .path = "/v1/datasets/{id}",
+           .id = "getDataset",
+           .noun = "datasets",
+           .summary = "One dataset",
+           .response = dataset_schema()},
+          [&p](const Call& call) -> Result<json::value> {
+            return json::value(dataset_json(RETORT_TRY(p.catalog.find_dataset(call.parameter("id")))));
+          });
+}
+
+}  // namespace retort

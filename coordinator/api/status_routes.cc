@@ -1,0 +1,95 @@
+#include "coordinator/api/routes.h"
+
+namespace retort {
+namespace {
+
+std::string metrics(const Api& api, const ApiParts& p) {
+  std::string out;
+  const auto single = [&](const char* name, const char* type, const char* help, double value) {
+    out += fmt::format("# HELP {0} {2}\n# TYPE {0} {1}\n{0} {3}\n", name, type, help, value);
+  };
+  const FleetCounters& c = p.fleet.counters();
+  single("retort_devices", "gauge", "Enrolled devices.", static_cast<double>(p.fleet.devices().size()));
+  single("retort_devices_online", "gauge", "Devices with a live session.",
+         static_cast<double>(p.fleet.online_count()));
+  single("retort_fleet_frames_total", "counter", "Frames received.", static_cast<double>(c.frames));
+  single("retort_fleet_garbage_frames_total", "counter", "Frames that could not be read.",
+         static_cast<double>(c.garbage));
+  single("retort_fleet_duplicates_total", "counter", "Messages seen before.",
+         static_cast<double>(c.duplicates));
+  single("retort_fleet_refused_total", "counter", "Enrolments and sessions refused.",
+         static_cast<double>(c.refused));
+  single("retort_fleet_chunk_bytes_total", "counter", "Artifact bytes sent.",
+         static_cast<double>(c.chunk_bytes));
+  single("retort_telemetry_points_total", "counter", "Telemetry points stored.",
+         static_cast<double>(c.telemetry_points));
+  std::map<std::string, int> states;
+  for (const auto& [id, job] : p.jobs.all()) ++states[job.state];
+  out += "# HELP retort_jobs Jobs by state.\n# TYPE retort_jobs gauge\n";
+  for (const auto& [state, count] : states)
+    out += fmt::format("retort_jobs{{state=\"{}\"}} {}\n", state, count);
+  out += "# HELP retort_http_answers_total Answers by status.\n# TYPE retort_http_answers_total counter\n";
+  for (const auto& [status, count] : api.answered())
+    out += fmt::format("retort_http_answers_total{{code=\"{}\"}} {}\n", status, count);
+  return out;
+}
+
+}  // namespace
+
+void add_status_routes(Api& api, const ApiParts& parts) {
+  const ApiParts& p = parts;
+  api.add({.method = "GET",
+           .path = "/health",
+           .id = "getHealth",
+           .noun = "status",
+           .summary = "Says that the coordinator answers; without a token",
+           .response = schema::object({{"status", schema::choice({"ok"})}}),
+           .open = true},
+          [](const Call&) -> Result<json::value> {
+            return json::object{{"status", "ok"}};
+          });
+  api.add_raw({.method = "GET",
+               .path = "/metrics",
+               .id = "getMetrics",
+               .noun = "status",
+               .summary = "Prometheus text"},
+              [&api, &p](const Call&, const Api::Reply& responder) {
+                responder->send(200, "text/plain; version=0.0.4", metrics(api, p));
+              });
+  api.add(
+      {.method = "GET",
+       .path = "/v1/status",
+       .id = "getStatus",
+       .noun = "status",
+       .summary = "The coordinator and its fleet in short",
+       .response = schema::object(
+           {{"version", schema::text()},
+            {"uptime_seconds", schema::count()},
+            {"devices", schema::object({{"total", schema::count()}, {"online", schema::count()}})},
+            {"jobs", schema::map(schema::count(), "how many in each state")},
+            {"teacher_serve", schema::nullable(schema::object({{"teacher", schema::text("id")},
+                                                               {"url", schema::nullable(schema::text())},
+                                                               {"state", schema::text()}}))},
+            {"fleet_endpoint", schema::text("for agents")},
+            {"server_key", schema::text("the coordinator's public key on the fleet link, Z85")}})},
+      [&p, started = p.clock.unix_millis()](const Call&) -> Result<json::value> {
+        json::object jobs{{"queued", 0}, {"running", 0}, {"succeeded", 0}, {"failed", 0}, {"cancelled", 0}};
+        for (const auto& [id, job] : p.jobs.all())
+          jobs[job.state] = jobs[job.state].to_number<std::int64_t>() + 1;
+        json::value serve = nullptr;
+        if (!p.teacher_serve.teacher().empty())
+          serve = json::object{{"teacher", p.teacher_serve.teacher()},
+                               {"url", or_null(p.teacher_serve.url())},
+                               {"state", p.teacher_serve.state()}};
+        return json::object{{"version", p.version},
+                            {"uptime_seconds", (p.clock.unix_millis() - started) / 1000},
+                            {"devices", json::object{{"total", p.fleet.devices().size()},
+                                                     {"online", p.fleet.online_count()}}},
+                            {"jobs", jobs},
+                            {"teacher_serve", serve},
+                            {"fleet_endpoint", p.fleet.endpoint()},
+                            {"server_key", p.server_key}};
+      });
+}
+
+}  // namespace retort

@@ -1,0 +1,110 @@
+#include <algorithm>
+#include <cctype>
+
+#include "common/hf/hf_model.h"
+#include "coordinator/api/routes.h"
+#include "coordinator/tailor/tailor.h"
+
+namespace retort {
+namespace {
+
+using schema::Presence;
+
+Result<json::value> tailor(const ApiParts& p, const json::object& body) {
+  const std::string& where = kRequestBody;
+  const TeacherRecord teacher =
+      RETORT_TRY(p.catalog.find_teacher(RETORT_TRY(json_string(body, "teacher", where))));
+  const DatasetRecord train =
+      RETORT_TRY(p.catalog.find_dataset(RETORT_TRY(json_string(body, "train", where))));
+  const DatasetRecord held_out =
+      RETORT_TRY(p.catalog.find_dataset(RETORT_TRY(json_string(body, "held_out", where))));
+  if (train.id == held_out.id)
+    return fail(
+        ErrorCode::kInvalid, where,
+        "'train' and 'held_out' are the same dataset: a student must not be judged on what it learnt from");
+  std::uint64_t tokens = 300000;
+  if (json_has(body, "tokens")) tokens = RETORT_TRY(json_uint(body, "tokens", where, 1ull << 40));
+  if (tokens == 0) return fail(ErrorCode::kInvalid, where, "'tokens' must be at least 1");
+  const bool dry_run = json_has(body, "dry_run") && RETORT_TRY(json_bool(body, "dry_run", where));
+  const bool assign = !json_has(body, "assign") || RETORT_TRY(json_bool(body, "assign", where));
+  const GgufFile gguf = RETORT_TRY(GgufFile::open(p.catalog.teacher_gguf(teacher.id)));
+  const ModelConfig config = RETORT_TRY(read_gguf_config(gguf));
+  // All plans before the first job: either every class gets one, or the request changes nothing.
+  struct Planned {
+    JobRecord job;
+    std::string recipe;
+    json::object shown;
+  };
+  std::vector<Planned> planned;
+  const json::array& classes = *RETORT_TRY(json_array(body, "classes", where));
+  if (classes.empty()) return fail(ErrorCode::kInvalid, where, "'classes' names no class");
+  for (const json::value& entry : classes) {
+    const std::string name(entry.as_string());
+    const auto found = p.fleet.classes().find(name);
+    if (found == p.fleet.classes().end())
+      return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
+    double bandwidth = 0;
+    for (const auto& [id, device] : p.fleet.devices())
+      if (device.desired.device_class == name && device.profile.memory_bandwidth_bytes_per_second > 0)
+        bandwidth = bandwidth == 0 ? device.profile.memory_bandwidth_bytes_per_second
+                                   : std::min(bandwidth, device.profile.memory_bandwidth_bytes_per_second);
+    const StudentPlan plan = RETORT_TRY(plan_student(config, gguf.header_length(), found->second, bandwidth));
+    RecipeInputs inputs;
+    inputs.teacher_folder = p.catalog.teacher_folder(teacher.id).string();
+    inputs.train_file = p.catalog.dataset_file(train.id).string();
+    inputs.held_out_file = p.catalog.dataset_file(held_out.id).string();
+    inputs.tokens = tokens;
+    std::string base = teacher.name.empty() ? teacher.id.substr(0, 8) : teacher.name;
+    for (char& c : base)
+      if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_') c = '-';
+    inputs.base_name =
+        fmt::format("{}-{:.1f}M-{}-v0.1", base, static_cast<double>(plan.parameters) / 1e6, name);
+    Planned one;
+    one.job.name = "tailor " + name;
+    one.job.device_class = name;
+    one.job.teacher = teacher.id;
+    one.job.assign = assign;
+    json::object shown = retort::to_json(plan);
+    shown["tokens"] = tokens;
+    one.job.plan_json = json::serialize(shown);
+    one.recipe = write_recipe(config, plan, inputs);
+    shown["class"] = name;
+    shown["recipe"] = one.recipe;
+    one.shown = std::move(shown);
+    planned.push_back(std::move(one));
+  }
+  json::array jobs;
+  for (Planned& one : planned) {
+    if (dry_run)
+      jobs.push_back(std::move(one.shown));
+    else
+      jobs.push_back(job_json(p, RETORT_TRY(p.jobs.submit(std::move(one.job), one.recipe)), false));
+  }
+  return json::object{{"jobs", std::move(jobs)}, {"dry_run", dry_run}};
+}
+
+}  // namespace
+
+void add_tailor_routes(Api& api, const ApiParts& parts) {
+  const ApiParts& p = parts;
+  api.add(
+      {.method = "POST",
+       .path = "/v1/tailor",
+       .id = "tailor",
+       .noun = "jobs",
+       .summary = "Starts one job a class that makes the best student for it: all classes or none",
+       .request = schema::object(
+           {{"teacher", schema::text("name or id")},
+            {"classes", schema::list(schema::text("name"))},
+            {"train", schema::text("dataset to distil on")},
+            {"held_out", schema::text("dataset to judge on")},
+            {"tokens", schema::count("to distil each student on", 1ull << 40), Presence::kOptional},
+            {"dry_run", schema::boolean("only plans and recipes"), Presence::kOptional},
+            {"assign", schema::boolean("roll the students out; true unless said"), Presence::kOptional}}),
+       .response = schema::object({{"jobs", schema::list(schema::any_object("jobs, or with dry_run plans"))},
+                                   {"dry_run", schema::boolean()}}),
+       .status = 201},
+      [&p](const Call& call) { return tailor(p, call.body); });
+}
+
+}  // namespace retort

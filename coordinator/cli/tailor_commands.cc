@@ -1,0 +1,65 @@
+#include "coordinator/cli/commands.h"
+#include "coordinator/cli/views.h"
+#include "coordinator/cli/watch.h"
+
+namespace retort::cli {
+namespace {
+
+struct Given {
+  std::string teacher;
+  std::string train;
+  std::string held_out;
+  std::vector<std::string> classes;
+  bool watch = false;
+  bool dry_run = false;
+  bool no_assign = false;
+  std::uint64_t number = 0;
+};
+
+}  // namespace
+
+void add_tailor_commands(Program& program) {
+  const auto given = std::make_shared<Given>();
+  CLI::App* app = program.verb(
+      &program.app(), "tailor", "make the best student for each class of devices: one job a class",
+      "  retort tailor --teacher demo --class small --class medium \\\n"
+      "    --train descriptions --held-out judged --tokens 300000 --watch\n"
+      "  retort tailor --teacher demo --class small --train descriptions --held-out judged --dry-run",
+      [&program, given]() -> Result<int> {
+        Rest rest = RETORT_TRY(program.connect());
+        json::object body{{"teacher", given->teacher},
+                          {"train", given->train},
+                          {"held_out", given->held_out},
+                          {"dry_run", given->dry_run}};
+        body["classes"] = json::array(given->classes.begin(), given->classes.end());
+        if (given->number > 0) body["tokens"] = given->number;
+        if (given->no_assign) body["assign"] = false;
+        const json::value answer = RETORT_TRY(rest.post("/v1/tailor", body));
+        const json::object* object = RETORT_TRY(as_object(answer, "answer"));
+        const json::array* jobs = RETORT_TRY(json_array(*object, "jobs", "answer"));
+        if (program.as_json() && !given->watch) return program.show(answer);
+        if (given->dry_run) {
+          for (const json::value& job : *jobs)
+            print((job.is_object() ? object_view(job.get_object(), now()) : json::serialize(job)) + "\n");
+          return 0;
+        }
+        if (!given->watch) {
+          print(jobs_table(*jobs, now()));
+          return 0;
+        }
+        std::vector<std::string> ids;
+        for (const json::value& job : *jobs) ids.push_back(RETORT_TRY(id_of(job)));
+        return watch_jobs(rest, ids);
+      });
+  app->add_option("--teacher", given->teacher, "name or id")->required();
+  app->add_option("--class", given->classes, "may be repeated")->required();
+  app->add_option("--train", given->train, "dataset to distil on")->required();
+  app->add_option("--held-out", given->held_out, "dataset to judge on; no text of it may be in --train")
+      ->required();
+  app->add_option("--tokens", given->number, "how many tokens each student is distilled on");
+  app->add_flag("--watch", given->watch, "show progress to the end");
+  app->add_flag("--dry-run", given->dry_run, "only say what would be done, and what it would cost");
+  app->add_flag("--no-assign", given->no_assign, "do not roll the students out to their classes");
+}
+
+}  // namespace retort::cli

@@ -1,0 +1,45 @@
+#include "coordinator/cli/commands.h"
+#include "coordinator/cli/views.h"
+
+namespace retort::cli {
+namespace {
+
+struct Given {
+  std::string name;
+  std::string duration;
+  std::uint64_t number = 0;
+  std::string kind = "enrolment";
+};
+
+}  // namespace
+
+void add_token_commands(Program& program) {
+  const auto given = std::make_shared<Given>();
+  CLI::App* app = program.noun("token", "what lets operators and devices in");
+  CLI::App* create = program.verb(app, "create", "make one; it is shown once",
+                                  "  retort token create --kind enrolment --uses 100 --expires 7d\n"
+                                  "  retort token create --kind operator --name ci",
+                                  [&program, given]() -> Result<int> {
+                                    json::object body{{"kind", given->kind}};
+                                    if (!given->name.empty()) body["name"] = given->name;
+                                    if (given->number > 0) body["uses"] = given->number;
+                                    if (!given->duration.empty())
+                                      body["expires_seconds"] = RETORT_TRY(parse_duration(given->duration));
+                                    Rest rest = RETORT_TRY(program.connect());
+                                    const json::value answer = RETORT_TRY(rest.post("/v1/tokens", body));
+                                    if (program.as_json()) return program.show(answer);
+                                    const json::object* object = RETORT_TRY(as_object(answer, "answer"));
+                                    print(RETORT_TRY(json_string(*object, "token", "answer")) + "\n");
+                                    return 0;
+                                  });
+  create->add_option("--kind", given->kind, "operator or enrolment (of devices)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"operator", "enrolment"}));
+  create->add_option("--name", given->name);
+  create->add_option("--uses", given->number, "how many devices may enrol with it");
+  create->add_option("--expires", given->duration, "after 90, 45s, 30m, 12h or 7d");
+  program.add_ls(app, "/v1/tokens", tokens_table);
+  program.add_remove(app, "revoke", "refuse it from now on", "/v1/tokens", "TOKEN-ID", "revoked");
+}
+
+}  // namespace retort::cli
