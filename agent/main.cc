@@ -127,6 +127,7 @@ Result<void> run(const Arguments& arguments) {
     const fs::path beside = options.own_binary.parent_path() / "retort-serve";
     serve.binary = fs::exists(beside) ? beside : fs::path("retort-serve");
   }
+  serve.agent_binary = options.own_binary;
   serve.host = options.serve_host;
   serve.threads = static_cast<std::uint32_t>(options.budgets.cpu_threads);
   if (options.budgets.cpu_threads > 0 && serve.threads == 0) serve.threads = 1;

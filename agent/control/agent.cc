@@ -410,23 +410,14 @@ void Agent::measure_profile() {
   const std::filesystem::path out = options_.state_folder / "run" / "profile.json";
   std::error_code ignored;
   std::filesystem::remove(out, ignored);
-  ProcessSpec spec;
-  spec.arguments = {options_.own_binary.string(), "profile", "--json", "--state",
-                    options_.state_folder.string()};
-  if (options_.budgets.memory_bytes > 0)
-    spec.arguments.insert(spec.arguments.end(),
-                          {"--memory-budget", std::to_string(options_.budgets.memory_bytes)});
-  if (options_.budgets.cpu_threads > 0)
-    spec.arguments.insert(spec.arguments.end(),
-                          {"--cpu-threads", fmt::format("{}", options_.budgets.cpu_threads)});
-  if (options_.budgets.disk_bytes > 0)
-    spec.arguments.insert(spec.arguments.end(),
-                          {"--disk-budget", std::to_string(options_.budgets.disk_bytes)});
-  for (const auto& [key, value] : options_.labels)
-    spec.arguments.insert(spec.arguments.end(), {"--label", key + "=" + value});
-  spec.stdout_file = out;
-  spec.die_with_parent = true;
-  const Result<pid_t> child = start_process(spec);
+  std::vector<std::string> arguments{"--json", "--state", options_.state_folder.string()};
+  const auto add = [&](const char* option, const std::string& value) {
+    arguments.insert(arguments.end(), {option, value});
+  };
+  if (options_.budgets.memory_bytes > 0) add("--memory-budget", std::to_string(options_.budgets.memory_bytes));
+  if (options_.budgets.cpu_threads > 0) add("--cpu-threads", fmt::format("{}", options_.budgets.cpu_threads));
+  if (options_.budgets.disk_bytes > 0) add("--disk-budget", std::to_string(options_.budgets.disk_bytes));
+  const Result<pid_t> child = supervisor_->start_profile(arguments);
   if (!child) {
     log_error("profile: {}", child.error().describe());
     return after(profile_timer_, seconds(30), [this] { measure_profile(); });
@@ -455,6 +446,7 @@ void Agent::profile_exited(int code) {
     return after(profile_timer_, seconds(30), [this] { measure_profile(); });
   }
   profile_ = std::move(*profile);
+  profile_->labels = options_.labels;
   log_info("profile: {}, {} of memory ({}), {:.1f} GB/s", profile_->cpu_model,
            format_bytes(profile_->memory_budget_bytes), profile_->budget_source,
            profile_->memory_bandwidth_bytes_per_second / 1e9);

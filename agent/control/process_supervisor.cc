@@ -109,6 +109,15 @@ class ProcessSupervisor final : public ServeSupervisor {
     if (const auto found = running_.find(slot); found != running_.end()) found->second.watch->signal(SIGKILL);
   }
 
+  Result<pid_t> start_profile(const std::vector<std::string>& arguments) override {
+    ProcessSpec spec;
+    spec.arguments = {options_.agent_binary.string(), "profile"};
+    spec.arguments.insert(spec.arguments.end(), arguments.begin(), arguments.end());
+    spec.stdout_file = options_.state_folder / "run" / "profile.json";
+    spec.die_with_parent = true;
+    return start_process(spec);
+  }
+
  private:
   struct Known {
     ProcessIdentity identity;

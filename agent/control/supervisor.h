@@ -9,13 +9,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "common/core/result.h"
 
 namespace retort {
 
 /// Keeps retort-serve of the slots "a" and "b" apart from the agent's own life: what runs goes on when the
-/// agent ends, and is found again when it comes back. Thread: reactor.
+/// agent ends, and is found again when it comes back. Also starts the process that measures the device, which
+/// needs more than the agent may. Thread: reactor.
 class ServeSupervisor {
  public:
   struct Serve {
@@ -36,11 +38,15 @@ class ServeSupervisor {
   virtual void stop(const std::string& slot, std::function<void()> stopped) = 0;
   /// For one that hangs. Its exit is told through on_exit.
   virtual void kill(const std::string& slot) = 0;
+  /// Starts `retort-agent profile ARGUMENTS`, which writes run/profile.json; returns a child process that ends
+  /// when it does, with its success.
+  virtual Result<pid_t> start_profile(const std::vector<std::string>& arguments) = 0;
 };
 
 struct ServeOptions {
   std::filesystem::path state_folder;  ///< slots/ and run/ are below it
   std::filesystem::path binary;
+  std::filesystem::path agent_binary;  ///< of this process; it can profile the device too
   std::string host = "127.0.0.1";
   std::uint64_t memory_limit_bytes = 0;  ///< 0: none stated
   std::uint32_t threads = 0;             ///< 0: serve's own choice

@@ -78,6 +78,15 @@ class SystemdSupervisor final : public ServeSupervisor {
       log_warn("{}", asked.error().describe());
   }
 
+  Result<pid_t> start_profile(const std::vector<std::string>& arguments) override {
+    RETORT_TRY(write_file_atomic(options_.state_folder / "run" / "profile.env",
+                                 fmt::format("RETORT_PROFILE_OPTIONS={}\n", fmt::join(arguments, " "))));
+    ProcessSpec spec;  // without --no-block: it ends with the unit
+    spec.arguments = {"systemctl", "start", "retort-agent-profile.service"};
+    spec.die_with_parent = true;
+    return start_process(spec);
+  }
+
  private:
   struct Running {
     std::unique_ptr<ProcessWatch> watch;

@@ -36,13 +36,18 @@ function(retort_library name)
   target_link_libraries(${name} PUBLIC ${arg_DEPS})
 endfunction()
 
-# retort_binary(NAME DEPS a b …): an installed executable from this folder's main.cc.
+# retort_binary(NAME DEPS a b …): an installed executable from this folder's main.cc, in the package of its name
+# (retort itself in retort-cli).
 function(retort_binary name)
   cmake_parse_arguments(arg "" "" "DEPS" ${ARGN})
   add_executable(${name} main.cc)
   target_compile_definitions(${name} PRIVATE RETORT_VERSION="${PROJECT_VERSION}")
   target_link_libraries(${name} PRIVATE ${arg_DEPS})
-  install(TARGETS ${name} RUNTIME DESTINATION bin)
+  string(REGEX REPLACE "^retort-?" "" component ${name})
+  if(NOT component)
+    set(component cli)
+  endif()
+  install(TARGETS ${name} RUNTIME DESTINATION bin COMPONENT ${component})
 endfunction()
 
 # retort_test(NAME LABEL unit DEPS a b …): one GoogleTest executable of every .cc file in this folder.
