@@ -414,7 +414,8 @@ void Agent::measure_profile() {
   const auto add = [&](const char* option, const std::string& value) {
     arguments.insert(arguments.end(), {option, value});
   };
-  if (options_.budgets.memory_bytes > 0) add("--memory-budget", std::to_string(options_.budgets.memory_bytes));
+  if (options_.budgets.memory_bytes > 0)
+    add("--memory-budget", std::to_string(options_.budgets.memory_bytes));
   if (options_.budgets.cpu_threads > 0) add("--cpu-threads", fmt::format("{}", options_.budgets.cpu_threads));
   if (options_.budgets.disk_bytes > 0) add("--disk-budget", std::to_string(options_.budgets.disk_bytes));
   const Result<pid_t> child = supervisor_->start_profile(arguments);
@@ -793,7 +794,7 @@ void Agent::keep_serving() {
     return;
   }
   if (!supervisor_->find(active.slot)) {
-    const Result<void> started = supervisor_->start(active.slot, active.artifact, options_.serve_port);
+    const Result<void> started = supervisor_->start(active.slot, active.artifact, start_port());
     if (!started) {
       log_error("slot {}: cannot start retort-serve: {}; again in 10 s", active.slot,
                 started.error().describe());
@@ -805,6 +806,7 @@ void Agent::keep_serving() {
   await_ready(active.slot, active.artifact, kReadyPatience, [this, active](Result<void> good) {
     if (record_.active != active) return;
     if (good) {
+      supervisor_->make_public(active.slot);
       serve_answers_ = true;
       serving_since_ = clock_.steady_now();
       log_info("slot {}: serving {} on port {}", active.slot, active.artifact.substr(0, 12),
@@ -933,6 +935,7 @@ void Agent::switch_over() {
   const auto finish = [this, work, candidate](Result<void> good) {
     if (work != work_) return;
     if (!good) return failed_for_good(good.error());
+    supervisor_->make_public(candidate.slot);
     serve_answers_ = true;
     serving_since_ = clock_.steady_now();
     post_event(Event::kDone);
@@ -940,19 +943,19 @@ void Agent::switch_over() {
   const auto on_public_port = [this, work, candidate, finish] {
     if (work != work_) return;
     const auto running = supervisor_->find(candidate.slot);
-    const bool there = running && (options_.serve_port == 0 || running->port == options_.serve_port);
+    const bool there = running && (options_.serve_port == 0 || running->port == start_port());
     if (there) return await_ready(candidate.slot, candidate.artifact, kReadyPatience, finish);
     supervisor_->stop(candidate.slot, [this, work, candidate, finish] {
       if (work != work_) return;
-      if (const Result<void> started =
-              supervisor_->start(candidate.slot, candidate.artifact, options_.serve_port);
+      if (const Result<void> started = supervisor_->start(candidate.slot, candidate.artifact, start_port());
           !started)
         return finish(fail(started.error()));
       await_ready(candidate.slot, candidate.artifact, kReadyPatience, finish);
     });
   };
-  if (options_.serve_port == 0) {
-    // The new address is told first, then the old one drains.
+  if (start_port() == 0) {
+    // The new address is told first, then the old one drains; what comes to a public socket meanwhile waits
+    // there.
     on_public_port();
     if (!record_.active.slot.empty()) supervisor_->stop(record_.active.slot, [] {});
   } else if (record_.active.slot.empty()) {
@@ -969,13 +972,13 @@ void Agent::watch_probation() {
   if (record_.candidate_starts > kCandidateStarts)
     return failed_for_good({ErrorCode::kUnavailable, "did not live through probation", candidate.artifact});
   if (!supervisor_->find(candidate.slot))  // after a restart of the machine
-    if (const Result<void> started =
-            supervisor_->start(candidate.slot, candidate.artifact, options_.serve_port);
+    if (const Result<void> started = supervisor_->start(candidate.slot, candidate.artifact, start_port());
         !started)
       return failed_for_good(started.error());
   await_ready(candidate.slot, candidate.artifact, kReadyPatience, [this, work, candidate](Result<void> good) {
     if (work != work_) return;
     if (!good) return failed_for_good(good.error());
+    supervisor_->make_public(candidate.slot);
     serve_answers_ = true;
     ready();
     changed();
@@ -1024,7 +1027,8 @@ DeviceStatus Agent::status() const {
   const auto serve = slot.empty() ? std::nullopt : supervisor_->find(slot);
   if (serve && serve->port != 0 && serve_answers_) {
     status.artifact = serve->artifact;
-    status.serve_url = fmt::format("http://{}:{}", options_.serve_host, serve->port);
+    const std::uint16_t shared = supervisor_->public_port();
+    status.serve_url = fmt::format("http://{}:{}", options_.serve_host, shared != 0 ? shared : serve->port);
   }
   status.error_code = record_.error_code;
   status.error = record_.error;

@@ -32,7 +32,7 @@ struct AgentOptions {
   std::string server_key;    ///< Z85; from the token, --server-key, or the state
   std::string token_secret;  ///< empty: none given
   std::string name, version, serve_host = "127.0.0.1";
-  std::uint16_t serve_port = 0;  ///< public port; 0: any, told in the status
+  std::uint16_t serve_port = 0;  ///< public port; 0: any, told in the status. A public socket comes before it
   std::map<std::string, std::string> labels;
   DeclaredBudgets budgets;
   std::chrono::milliseconds probation{5000};
@@ -118,6 +118,8 @@ class Agent {
 
   // Serving.
   std::string serving_slot() const;
+  /// What start() is given: any port where students are handed a public socket.
+  std::uint16_t start_port() const { return supervisor_->public_port() != 0 ? 0 : options_.serve_port; }
   void await_ready(const std::string& slot, const std::string& artifact, std::chrono::seconds patience,
                    std::function<void(Result<void>)> then);
   void keep_serving();

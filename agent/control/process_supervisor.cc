@@ -109,6 +109,9 @@ class ProcessSupervisor final : public ServeSupervisor {
     if (const auto found = running_.find(slot); found != running_.end()) found->second.watch->signal(SIGKILL);
   }
 
+  std::uint16_t public_port() const override { return 0; }
+  void make_public(const std::string&) override {}
+
   Result<pid_t> start_profile(const std::vector<std::string>& arguments) override {
     ProcessSpec spec;
     spec.arguments = {options_.agent_binary.string(), "profile"};

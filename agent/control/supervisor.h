@@ -38,8 +38,14 @@ class ServeSupervisor {
   virtual void stop(const std::string& slot, std::function<void()> stopped) = 0;
   /// For one that hangs. Its exit is told through on_exit.
   virtual void kill(const std::string& slot) = 0;
-  /// Starts `retort-agent profile ARGUMENTS`, which writes run/profile.json; returns a child process that ends
-  /// when it does, with its success.
+  /// The port of a listening socket that every serve is handed and holds back until it is told; 0: there is
+  /// none, and the port given to start() is the one that applications ask.
+  virtual std::uint16_t public_port() const = 0;
+  /// The slot's serve answers on the public socket from now on; again is no harm. What waits on the socket is
+  /// not lost while none does.
+  virtual void make_public(const std::string& slot) = 0;
+  /// Starts `retort-agent profile ARGUMENTS`, which writes run/profile.json; returns a child process that
+  /// ends when it does, with its success.
   virtual Result<pid_t> start_profile(const std::vector<std::string>& arguments) = 0;
 };
 

@@ -1,8 +1,12 @@
+#include <arpa/inet.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <charconv>
+#include <cstdlib>
 #include <map>
 #include <set>
 
@@ -24,6 +28,7 @@ class SystemdSupervisor final : public ServeSupervisor {
       : reactor_(reactor), options_(std::move(options)) {}
 
   Result<void> adopt() {
+    public_port_ = activated_port();
     RETORT_TRY(make_folders(options_.state_folder / "run"));
     RETORT_TRY(make_folders(options_.state_folder / "packed"));  // its unit may write there, not make it
     for (const std::string slot : {"a", "b"}) {
@@ -42,6 +47,7 @@ class SystemdSupervisor final : public ServeSupervisor {
     std::string line =
         fmt::format("RETORT_SERVE_OPTIONS=--host {} --port {} --port-file {} --pack-cache {}", options_.host,
                     port, file(slot, ".port").string(), (options_.state_folder / "packed").string());
+    if (public_port_ != 0) line += " --hold-socket";
     if (options_.threads > 0) line += fmt::format(" --threads {}", options_.threads);
     if (options_.memory_limit_bytes > 0)
       line += fmt::format(" --memory-limit {}", options_.memory_limit_bytes);
@@ -78,6 +84,14 @@ class SystemdSupervisor final : public ServeSupervisor {
       log_warn("{}", asked.error().describe());
   }
 
+  std::uint16_t public_port() const override { return public_port_; }
+
+  void make_public(const std::string& slot) override {
+    const auto found = running_.find(slot);
+    if (public_port_ != 0 && found != running_.end() && found->second.watch)
+      found->second.watch->signal(SIGUSR1);
+  }
+
   Result<pid_t> start_profile(const std::vector<std::string>& arguments) override {
     RETORT_TRY(write_file_atomic(options_.state_folder / "run" / "profile.env",
                                  fmt::format("RETORT_PROFILE_OPTIONS={}\n", fmt::join(arguments, " "))));
@@ -95,6 +109,20 @@ class SystemdSupervisor final : public ServeSupervisor {
     std::uint16_t port = 0;
     std::vector<std::function<void()>> stopped;
   };
+
+  /// retort-serve.socket is handed to the agent too, which never accepts on it: that it is there tells that
+  /// the students get it.
+  static std::uint16_t activated_port() {
+    const char *fds = std::getenv("LISTEN_FDS"), *owner = std::getenv("LISTEN_PID");
+    if (fds == nullptr || std::atoi(fds) < 1 || owner == nullptr || std::atoi(owner) != ::getpid()) return 0;
+    sockaddr_storage address{};
+    socklen_t length = sizeof address;
+    constexpr int kFirst = 3;  // SD_LISTEN_FDS_START
+    if (::getsockname(kFirst, reinterpret_cast<sockaddr*>(&address), &length) != 0) return 0;
+    if (address.ss_family == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
+    if (address.ss_family == AF_INET6) return ntohs(reinterpret_cast<const sockaddr_in6&>(address).sin6_port);
+    return 0;
+  }
 
   static std::string unit(const std::string& slot) { return "retort-serve@" + slot + ".service"; }
   fs::path file(const std::string& slot, const char* suffix) const {
@@ -163,6 +191,7 @@ class SystemdSupervisor final : public ServeSupervisor {
   boost::asio::io_context& reactor_;
   ServeOptions options_;
   OnExit on_exit_;
+  std::uint16_t public_port_ = 0;
   std::map<std::string, Running> running_;
 };
 

@@ -63,6 +63,9 @@ int run(int argc, char** argv) {
       "file with the Jinja template of /v1/chat/completions (default: the model's own)");
   serve_command->add_option("--queue", options.queue, "requests that may wait; beyond, 429")
       ->capture_default_str();
+  serve_command->add_flag(
+      "--hold-socket", options.hold_socket,
+      "listen on --host and --port, and on the socket handed over by systemd from SIGUSR1 on");
   serve_command->add_option("--memory-limit", options.memory_limit,
                             "refuse to start when more is needed (64M, 1G)");
   CLI::App* eval_command =

@@ -68,7 +68,8 @@ class HttpServer {
   Result<std::uint16_t> listen(const std::string& host, std::uint16_t port);
   /// Takes over a listening TCP socket (systemd's socket activation).
   Result<std::uint16_t> adopt(int listening_fd);
-  /// Stops accepting and closes idle connections; requests under way finish.
+  /// Stops accepting and closes connections that rest between requests; requests under way finish, also those
+  /// of connections that were accepted and have not sent their first one yet.
   void stop();
   std::size_t connections() const;
 

@@ -102,7 +102,7 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
 
   void read() {
     busy = false;
-    if (server->stopped) return close();
+    if (server->stopped && !first) return close();
     parser.emplace();
     parser->header_limit(static_cast<std::uint32_t>(server->limits.header_bytes));
     parser->body_limit(server->limits.body_bytes);
@@ -306,7 +306,7 @@ std::shared_ptr<HttpResponder> HttpServer::Impl::Session::make_responder() {
 
 void HttpServer::Impl::accept() {
   acceptor.async_accept([self = shared_from_this()](error_code error, tcp::socket socket) {
-    if (self->stopped || error == asio::error::operation_aborted) return;
+    if (error == asio::error::operation_aborted || (error && self->stopped)) return;
     if (error) {
       log_warn("accept: {}", error.message());
     } else if (self->sessions.size() < self->limits.connections) {
@@ -316,7 +316,7 @@ void HttpServer::Impl::accept() {
       self->sessions[session.get()] = session;
       session->read();
     }  // beyond the limit the connection is closed at once
-    self->accept();
+    if (!self->stopped) self->accept();
   });
 }
 
@@ -368,7 +368,7 @@ void HttpServer::stop() {
   impl_->acceptor.close(ignored);
   const auto sessions = impl_->sessions;
   for (const auto& [raw, weak] : sessions)
-    if (const auto session = weak.lock(); session && !session->busy) session->close();
+    if (const auto session = weak.lock(); session && !session->busy && !session->first) session->close();
 }
 
 std::size_t HttpServer::connections() const { return impl_->sessions.size(); }

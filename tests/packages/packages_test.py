@@ -219,6 +219,21 @@ def check(root):
             print(f'    {unit}: {level}')
             assert level <= most, f'{unit}: {level} is more than {most}'
 
+        say('another student takes over: no request is lost')
+        machine.run('sed', '-i', 's/layers: 2/layers: 1/', '/srv/recipe.yaml')
+        machine.run('retort', 'job', 'submit', '/srv/recipe.yaml', '--class', 'all', '--watch')
+        listed = re.findall(r'\b[0-9a-f]{8,64}\b', machine.run('retort', 'artifact', 'ls'))
+        other = next(name for name in listed if not machine.status()['artifact'].startswith(name))
+        machine.run('retort', 'class', 'assign', 'all', other)
+        asked = 0
+        end = time.monotonic() + 60
+        while not (machine.status()['artifact'].startswith(other) and machine.status()['state'] == 'idle'):
+            assert machine.answers(), f'request {asked} was lost at the switch'
+            asked += 1
+            assert time.monotonic() < end, 'the second student is not committed'
+        print(f'    {asked} requests, all answered')
+        slot = served_slot(machine)
+
         say('the agent is killed: its student serves on, it comes back and adopts it')
         serve = machine.main_pid(slot)
         agent = machine.main_pid('retort-agent')

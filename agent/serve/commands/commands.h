@@ -18,7 +18,7 @@ struct ServeArguments {
   std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
   std::size_t queue = 64;
   std::uint64_t max_tokens = 0;
-  bool as_json = false;
+  bool as_json = false, hold_socket = false;
 };
 
 /// `retort-serve serve`, `eval`, `bench`, `info`: they print to standard output, and return when they are

@@ -6,6 +6,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include "agent/serve/commands/commands.h"
 #include "agent/serve/http/api.h"
@@ -66,15 +67,32 @@ Result<void> serve(const ServeArguments& options) {
       options.name.empty() ? std::filesystem::path(options.model).stem().string() : options.name;
   ServeApi api({model, name, "", n_ctx, SystemClock().unix_millis(), std::move(chat)}, engine, metrics,
                random);
-  HttpServer server(reactor, {}, [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+  const auto handle = [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
     api.handle(std::move(request), std::move(responder));
-  });
+  };
+  HttpServer server(reactor, {}, handle), held(reactor, {}, handle);
 
   const char *fds = std::getenv("LISTEN_FDS"), *owner = std::getenv("LISTEN_PID");
   const bool activated =
       fds != nullptr && std::atoi(fds) >= 1 && owner != nullptr && std::atoi(owner) == ::getpid();
-  const std::uint16_t port =
-      activated ? RETORT_TRY(server.adopt(3)) : RETORT_TRY(server.listen(options.host, options.port));
+  const std::uint16_t port = activated && !options.hold_socket
+                                 ? RETORT_TRY(server.adopt(3))
+                                 : RETORT_TRY(server.listen(options.host, options.port));
+  // Two slots share a public socket: only the one that is told answers there.
+  boost::asio::signal_set told(reactor, SIGUSR1);
+  bool holding = activated && options.hold_socket;
+  std::function<void()> await_told = [&] {
+    told.async_wait([&](const boost::system::error_code& error, int) {
+      if (error) return;
+      if (std::exchange(holding, false))
+        if (const Result<std::uint16_t> adopted = held.adopt(3); !adopted)
+          log_error("the public socket: {}", adopted.error().describe());
+        else
+          log_info("answering on the public port {}", *adopted);
+      await_told();
+    });
+  };
+  await_told();
   if (!options.port_file.empty())
     RETORT_TRY(write_file_atomic(options.port_file, std::to_string(port) + "\n", 0644));
   log_info(
@@ -96,7 +114,7 @@ Result<void> serve(const ServeArguments& options) {
   });
   boost::asio::steady_timer drain(reactor), watchdog(reactor);
   std::function<void()> wait_idle = [&] {
-    if (engine.idle() && server.connections() == 0) return reactor.stop();
+    if (engine.idle() && server.connections() + held.connections() == 0) return reactor.stop();
     drain.expires_after(std::chrono::milliseconds(20));
     drain.async_wait([&](const boost::system::error_code& error) {
       if (!error) wait_idle();
@@ -107,6 +125,7 @@ Result<void> serve(const ServeArguments& options) {
     if (error) return;
     notify_service_manager("STOPPING=1");
     server.stop();
+    held.stop();
     deadline.expires_after(std::chrono::seconds(5));
     deadline.async_wait(
         [&](const boost::system::error_code&) { ::_exit(0); });  // a generation that will not end in time

@@ -1,6 +1,7 @@
 #include "common/http/http.h"
 
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/write.hpp>
 #include <future>
@@ -138,6 +139,27 @@ TEST_F(Http, BadRequestsGetClearAnswers) {
   EXPECT_NE(raw("GET / HTTP/1.1\r\nX: " + std::string(5000, 'x') + "\r\n\r\n").find(" 431 "),
             std::string::npos);
   EXPECT_EQ(raw("GET / HT"), "");  // a client that never finishes its request is cut
+}
+
+TEST_F(Http, ARequestOnItsWayWhenTheServerStopsIsAnswered) {
+  asio::io_context io;
+  asio::ip::tcp::socket socket(io);
+  socket.connect({asio::ip::make_address("127.0.0.1"), port_});
+  // The server has the connection once it has answered somebody who came later.
+  ASSERT_OK(http_call({.url = url("/short-stream")}));
+  std::promise<void> stopped;
+  asio::post(io_, [&] {
+    server_->stop();
+    stopped.set_value();
+  });
+  stopped.get_future().wait();
+  asio::write(socket,
+              asio::buffer(std::string("POST /echo/late HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")));
+  std::string answer;
+  boost::system::error_code end;
+  asio::read(socket, asio::dynamic_buffer(answer), end);
+  EXPECT_NE(answer.find("200 OK"), std::string::npos) << answer << end.message();
+  EXPECT_NE(answer.find("late||x"), std::string::npos) << answer;
 }
 
 TEST_F(Http, PipelinedRequestsAreAnsweredInOrder) {
