@@ -31,8 +31,49 @@ struct Mapping {
   std::uint32_t heads = 0;  // for kPermute
 };
 
+std::vector<Mapping> bert_mappings(const ModelConfig& c) {
+  std::vector<Mapping> out;
+  const std::uint64_t embd = c.n_embd;
+  const auto both = [&](const std::string& hf, const std::string& gguf, std::vector<std::uint64_t> shape) {
+    const std::uint64_t rows = shape[0];
+    out.push_back({hf + ".weight", gguf + ".weight", std::move(shape)});
+    out.push_back({hf + ".bias", gguf + ".bias", {rows}});
+  };
+  const std::string embeddings = "bert.embeddings.";
+  out.push_back({embeddings + "word_embeddings.weight", "token_embd.weight", {c.n_vocab, embd}});
+  out.push_back({embeddings + "position_embeddings.weight", "position_embd.weight", {c.n_ctx, embd}});
+  if (c.encoder.n_token_types > 0)
+    out.push_back(
+        {embeddings + "token_type_embeddings.weight", "token_types.weight", {c.encoder.n_token_types, embd}});
+  both(embeddings + "LayerNorm", "token_embd_norm", {embd});
+  for (std::uint32_t i = 0; i < c.n_layer(); ++i) {
+    const LayerShape& layer = c.layers[i];
+    const std::string hf = fmt::format("bert.encoder.layer.{}.", i), gguf = fmt::format("blk.{}.", i);
+    const std::uint64_t q = std::uint64_t{layer.n_head} * c.head_dim;
+    both(hf + "attention.self.query", gguf + "attn_q", {q, embd});
+    both(hf + "attention.self.key", gguf + "attn_k", {q, embd});
+    both(hf + "attention.self.value", gguf + "attn_v", {q, embd});
+    both(hf + "attention.output.dense", gguf + "attn_output", {embd, q});
+    both(hf + "attention.output.LayerNorm", gguf + "attn_output_norm", {embd});
+    both(hf + "intermediate.dense", gguf + "ffn_up", {layer.n_ff, embd});
+    both(hf + "output.dense", gguf + "ffn_down", {embd, layer.n_ff});
+    both(hf + "output.LayerNorm", gguf + "layer_output_norm", {embd});
+  }
+  if (c.encoder.pooler) both("bert.pooler.dense", "cls", {embd, embd});
+  if (!c.encoder.labels.empty()) both("classifier", "cls.output", {c.encoder.labels.size(), embd});
+  if (c.encoder.mlm_head) {
+    both("cls.predictions.transform.dense", "mlm.dense", {embd, embd});
+    both("cls.predictions.transform.LayerNorm", "mlm.norm", {embd});
+    if (!c.tied_embeddings)
+      out.push_back({"cls.predictions.decoder.weight", "output.weight", {c.n_vocab, embd}});
+    out.push_back({"cls.predictions.bias", "output.bias", {c.n_vocab}});
+  }
+  return out;
+}
+
 /// Every weight of an architecture, in the order in which files hold them.
 std::vector<Mapping> mappings(const ModelConfig& c) {
+  if (c.family == ModelFamily::kBert) return bert_mappings(c);
   std::vector<Mapping> out;
   const std::uint64_t embd = c.n_embd;
   if (c.family == ModelFamily::kLlama) {
@@ -120,17 +161,113 @@ void transpose(std::vector<float>& values, std::uint64_t rows, std::uint64_t col
   values = std::move(out);
 }
 
-/// Buffers that some checkpoints hold and no computation needs.
-bool is_ignorable(std::string_view name) {
+/// What some checkpoints hold and the computation does not need: buffers, and heads that a BERT model was
+/// trained with beside the one that config.json's architecture has.
+bool is_ignorable(const ModelConfig& c, std::string_view name) {
+  if (c.is_encoder()) {
+    if (name.starts_with("bert.")) name.remove_prefix(5);
+    return name == "embeddings.position_ids" || name.starts_with("cls.seq_relationship.") ||
+           (name.starts_with("pooler.dense.") && !c.encoder.pooler) ||
+           (name.starts_with("cls.predictions.") && !c.encoder.mlm_head) ||
+           name == "cls.predictions.decoder.bias" ||
+           (name == "cls.predictions.decoder.weight" && c.tied_embeddings);
+  }
+  if (c.tied_embeddings && name == "lm_head.weight") return true;
   return name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attn.bias") ||
          name.ends_with(".attn.masked_bias");
 }
 
 const SafeTensor* find_weight(const Safetensors& weights, const std::string& name) {
   if (const SafeTensor* found = weights.find(name)) return found;
-  constexpr std::string_view kPrefix = "transformer.";
-  return name.starts_with(kPrefix) ? weights.find(name.substr(kPrefix.size())) : nullptr;
+  for (const std::string_view prefix : {"transformer.", "bert."})  // a model without a head has none
+    if (name.starts_with(prefix)) return find_weight(weights, name.substr(prefix.size()));
+  // BERT's first checkpoints name a norm's parameters as the paper does.
+  constexpr std::string_view kWeight = "LayerNorm.weight", kBias = "LayerNorm.bias";
+  for (const auto& [ending, older] :
+       {std::pair(kWeight, "LayerNorm.gamma"), std::pair(kBias, "LayerNorm.beta")})
+    if (name.ends_with(ending)) {
+      const std::string at = name.substr(0, name.size() - ending.size()) + older;
+      if (const SafeTensor* found = weights.find(at)) return found;
+      return weights.find("bert." + at);
+    }
+  if (name == "cls.predictions.bias") return weights.find("cls.predictions.decoder.bias");
+  return nullptr;
 }
+
+/// Labels of config.json's id2label, or their number alone; two where it says neither, as Hugging Face does.
+Result<std::vector<std::string>> read_labels(const json::object& root, std::string_view where) {
+  std::vector<std::string> labels;
+  if (json_has(root, "id2label")) {
+    const json::object& names = *RETORT_TRY(json_object(root, "id2label", where));
+    labels.resize(names.size());
+    for (std::size_t i = 0; i < labels.size(); ++i)
+      labels[i] = RETORT_TRY(json_string(names, std::to_string(i), std::string(where) + " (id2label)"));
+    return labels;
+  }
+  const std::uint64_t count =
+      json_has(root, "num_labels") ? RETORT_TRY(json_uint(root, "num_labels", where, 1u << 16)) : 2;
+  for (std::uint64_t i = 0; i < count; ++i) labels.push_back(fmt::format("LABEL_{}", i));
+  return labels;
+}
+
+/// What sentence-transformers folders say beside config.json: modules.json and the pooling's own file.
+Result<TextPooling> read_pooling(const std::filesystem::path& folder) {
+  const std::filesystem::path list = folder / "modules.json";
+  std::filesystem::path pooling;
+  if (std::filesystem::exists(list)) {
+    const json::value document = RETORT_TRY(parse_json(RETORT_TRY(read_file(list, 1u << 20)), list.string()));
+    if (!document.is_array()) return fail(ErrorCode::kInvalid, list.string(), "not a list of modules");
+    for (const json::value& entry : document.get_array()) {
+      const json::object& module = *RETORT_TRY(as_object(entry, list.string()));
+      const std::string type = RETORT_TRY(json_string(module, "type", list.string()));
+      const std::string path = RETORT_TRY(json_string(module, "path", list.string()));
+      if (type.ends_with(".Pooling")) {
+        if (path.empty() || path.find('/') != std::string::npos || path.starts_with('.'))
+          return fail(ErrorCode::kInvalid, list.string(), "'path' is '{}', not a folder beside it", path);
+        pooling = folder / path / "config.json";
+      } else if (!type.ends_with(".Transformer") && !type.ends_with(".Normalize")) {
+        return fail(ErrorCode::kUnsupported, list.string(),
+                    "module '{}' is not supported; Transformer, Pooling and Normalize are", type);
+      }
+    }
+  } else if (std::filesystem::exists(folder / "1_Pooling/config.json")) {
+    pooling = folder / "1_Pooling/config.json";
+  }
+  if (pooling.empty()) return TextPooling::kNone;
+  const std::string where = pooling.string();
+  const json::value document = RETORT_TRY(parse_json(RETORT_TRY(read_file(pooling, 1u << 20)), where));
+  const json::object& modes = *RETORT_TRY(as_object(document, where));
+  TextPooling found = TextPooling::kNone;
+  for (const auto& member : modes) {
+    const std::string_view key = member.key();
+    if (!key.starts_with("pooling_mode_") || !member.value().is_bool() || !member.value().get_bool())
+      continue;
+    if (found != TextPooling::kNone || (key != "pooling_mode_mean_tokens" && key != "pooling_mode_cls_token"))
+      return fail(ErrorCode::kUnsupported, where,
+                  "'{}' is set; pooling by mean or by [CLS] alone is supported", key);
+    found = key == "pooling_mode_mean_tokens" ? TextPooling::kMean : TextPooling::kCls;
+  }
+  return found;
+}
+
+Result<void> write_pooling(const std::filesystem::path& folder, const ModelConfig& c) {
+  const auto module = [](int index, const char* path, const char* type) {
+    return json::object{{"idx", index},
+                        {"name", std::to_string(index)},
+                        {"path", path},
+                        {"type", std::string("sentence_transformers.models.") + type}};
+  };
+  RETORT_TRY(make_folders(folder / "1_Pooling"));
+  const json::object modes{{"word_embedding_dimension", c.n_embd},
+                           {"pooling_mode_cls_token", c.encoder.pooling == TextPooling::kCls},
+                           {"pooling_mode_mean_tokens", c.encoder.pooling == TextPooling::kMean}};
+  RETORT_TRY(write_file_atomic(folder / "1_Pooling/config.json", pretty_json(modes), 0644));
+  const json::array modules{module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling")};
+  return write_file_atomic(folder / "modules.json", pretty_json(modules), 0644);
+}
+
+/// GGUF's numbers for how a text's states become one vector.
+constexpr std::uint64_t kPoolingNone = 0, kPoolingMean = 1, kPoolingCls = 2, kPoolingRank = 4;
 
 }  // namespace
 
@@ -215,9 +352,57 @@ Result<ModelConfig> read_hf_config(std::string_view text, std::string_view where
                   "'scale_attn_weights: false' is not supported");
     c.tied_embeddings =
         !json_has(root, "tie_word_embeddings") || RETORT_TRY(json_bool(root, "tie_word_embeddings", where));
+  } else if (type == "bert") {
+    c.family = ModelFamily::kBert;
+    c.n_embd = static_cast<std::uint32_t>(RETORT_TRY(number("hidden_size")));
+    layer.n_ff = static_cast<std::uint32_t>(RETORT_TRY(number("intermediate_size")));
+    layers = RETORT_TRY(number("num_hidden_layers"));
+    layer.n_head = layer.n_head_kv = static_cast<std::uint32_t>(RETORT_TRY(number("num_attention_heads")));
+    c.n_ctx = static_cast<std::uint32_t>(RETORT_TRY(optional_number("max_position_embeddings", 512)));
+    c.norm_eps = static_cast<float>(RETORT_TRY(optional_real("layer_norm_eps", 1e-12)));
+    c.encoder.n_token_types = static_cast<std::uint32_t>(RETORT_TRY(optional_number("type_vocab_size", 2)));
+    const std::string activation = RETORT_TRY(optional_text("hidden_act", "gelu"));
+    if (activation == "gelu_new" || activation == "gelu_pytorch_tanh")
+      c.encoder.gelu = Gelu::kTanh;
+    else if (activation != "gelu")
+      return fail(ErrorCode::kUnsupported, std::string(where),
+                  "hidden_act '{}'; 'gelu', 'gelu_new' and 'gelu_pytorch_tanh' are supported", activation);
+    RETORT_TRY(refuse_true("is_decoder"));
+    RETORT_TRY(refuse_true("add_cross_attention"));
+    if (const std::string positions = RETORT_TRY(optional_text("position_embedding_type", "absolute"));
+        positions != "absolute")
+      return fail(ErrorCode::kUnsupported, std::string(where),
+                  "position_embedding_type '{}'; 'absolute' is supported", positions);
+    std::string architecture = "BertModel";
+    if (json_has(root, "architectures")) {
+      const json::array& list = *RETORT_TRY(json_array(root, "architectures", where));
+      if (list.size() != 1 || !list[0].is_string())
+        return fail(ErrorCode::kInvalid, std::string(where), "'architectures' must name one");
+      architecture = list[0].get_string();
+    }
+    if (architecture == "BertForSequenceClassification") {
+      const std::string problem = RETORT_TRY(optional_text("problem_type", "single_label_classification"));
+      if (problem != "single_label_classification")
+        return fail(ErrorCode::kUnsupported, std::string(where),
+                    "problem_type '{}'; 'single_label_classification' is supported", problem);
+      c.encoder.labels = RETORT_TRY(read_labels(root, where));
+      if (c.encoder.labels.empty())
+        return fail(ErrorCode::kInvalid, std::string(where), "a classifier without labels");
+      c.encoder.pooler = true;
+      c.encoder.pooling = TextPooling::kCls;
+    } else if (architecture == "BertForMaskedLM" || architecture == "BertForPreTraining") {
+      c.encoder.mlm_head = true;
+    } else if (architecture != "BertModel") {
+      return fail(ErrorCode::kUnsupported, std::string(where),
+                  "architecture '{}'; 'BertModel', 'BertForMaskedLM' and 'BertForSequenceClassification' are "
+                  "supported",
+                  architecture);
+    }
+    c.tied_embeddings = !c.encoder.mlm_head || !json_has(root, "tie_word_embeddings") ||
+                        RETORT_TRY(json_bool(root, "tie_word_embeddings", where));
   } else {
     return fail(ErrorCode::kUnsupported, std::string(where),
-                "model family '{}'; 'llama' and 'gpt2' are supported", type);
+                "model family '{}'; 'llama', 'gpt2' and 'bert' are supported", type);
   }
   if (layers < 1 || layers > 1024)
     return fail(ErrorCode::kInvalid, std::string(where), "{} layers, outside 1…1024", layers);
@@ -261,6 +446,8 @@ Result<HfModel> open_hf_model(const std::filesystem::path& folder) {
   const std::string where = (folder / "config.json").string();
   ModelConfig config =
       RETORT_TRY(read_hf_config(RETORT_TRY(read_file(folder / "config.json", 16u << 20)), where));
+  if (config.is_encoder() && config.encoder.labels.empty())
+    config.encoder.pooling = RETORT_TRY(read_pooling(folder));
   Safetensors weights = RETORT_TRY(Safetensors::open_folder(folder));
   Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_huggingface(folder / "tokenizer.json"));
   if (tokenizer.vocabulary_size() != config.n_vocab)
@@ -278,8 +465,7 @@ Result<HfModel> open_hf_model(const std::filesystem::path& folder) {
     used.insert(tensor);
   }
   for (const auto& [name, tensor] : weights.tensors())
-    if (used.count(&tensor) == 0 && !is_ignorable(name) &&
-        !(config.tied_embeddings && name == "lm_head.weight"))
+    if (used.count(&tensor) == 0 && !is_ignorable(config, name))
       return fail(ErrorCode::kUnsupported, folder.string(), "tensor '{}' has no place in a {} model", name,
                   to_string(config.family));
   if (config.bos_token < 0) config.bos_token = tokenizer.bos();
@@ -356,7 +542,18 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
   writer.set(key("attention.key_length"), std::uint64_t{c.head_dim});
   writer.set(key("attention.value_length"), std::uint64_t{c.head_dim});
   writer.set(key("vocab_size"), std::uint64_t{c.n_vocab});
-  if (c.family == ModelFamily::kLlama) {
+  if (c.is_encoder()) {
+    writer.set(key("attention.layer_norm_epsilon"), static_cast<double>(c.norm_eps));
+    writer.set(key("attention.causal"), false);
+    if (!c.encoder.labels.empty()) {  // llama.cpp computes the head where it pools to rank
+      writer.set(key("pooling_type"), kPoolingRank);
+      writer.set(key("classifier.output_labels"), c.encoder.labels);
+    } else if (c.encoder.pooling != TextPooling::kNone) {
+      writer.set(key("pooling_type"), c.encoder.pooling == TextPooling::kMean ? kPoolingMean : kPoolingCls);
+    }
+    if (c.encoder.gelu == Gelu::kTanh) writer.set("retort.gelu", std::string("tanh"));
+    writer.set("tokenizer.ggml.token_type_count", std::uint64_t{c.encoder.n_token_types});
+  } else if (c.family == ModelFamily::kLlama) {
     writer.set(key("attention.layer_norm_rms_epsilon"), static_cast<double>(c.norm_eps));
     writer.set(key("rope.dimension_count"), std::uint64_t{c.head_dim});
     writer.set(key("rope.freq_base"), static_cast<double>(c.rope_theta));
@@ -375,7 +572,7 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
                   shape_text(source->shape), shape_text(m.hf_shape));
     std::vector<std::uint64_t> shape = gguf_shape(m);
     TensorType type = matrix_type;
-    if (shape.size() == 1 || m.gguf_name == "position_embd.weight")
+    if (shape.size() == 1 || m.gguf_name == "position_embd.weight" || m.gguf_name == "token_types.weight")
       type = TensorType::kF32;
     else
       type = stored_type(type, shape[0]);
@@ -397,6 +594,58 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
   return writer.write(path);
 }
 
+namespace {
+
+Result<EncoderConfig> read_gguf_encoder(const GgufFile& file, const std::string& arch) {
+  const std::string& where = file.where();
+  EncoderConfig out;
+  const GgufTensor* types = file.tensor("token_types.weight");
+  const GgufTensor* classifier = file.tensor("cls.output.weight");
+  for (const GgufTensor* tensor : {types, classifier})
+    if (tensor != nullptr && tensor->rows() > 1u << 16)
+      return fail(ErrorCode::kInvalid, where, "tensor '{}' has {} rows, beyond any sane limit", tensor->name,
+                  tensor->rows());
+  out.n_token_types = types == nullptr ? 0 : static_cast<std::uint32_t>(types->rows());
+  out.pooler = file.tensor("cls.weight") != nullptr;
+  out.mlm_head = file.tensor("mlm.dense.weight") != nullptr;
+  if (const GgufValue* causal = file.find(arch + ".attention.causal"))
+    if (const bool* set = std::get_if<bool>(causal); set == nullptr || *set)
+      return fail(ErrorCode::kUnsupported, where, "an encoder with causal attention is not supported");
+  if (file.find(arch + ".pooling_type") != nullptr) {
+    const std::uint64_t pooling = RETORT_TRY(file.uint(arch + ".pooling_type"));
+    if (pooling == kPoolingMean)
+      out.pooling = TextPooling::kMean;
+    else if (pooling == kPoolingCls || (pooling == kPoolingRank && classifier != nullptr))
+      out.pooling = TextPooling::kCls;
+    else if (pooling != kPoolingNone)
+      return fail(
+          ErrorCode::kUnsupported, where,
+          "pooling type {}; none (0), mean (1), cls (2) and, with a classifier, rank (4) are supported",
+          pooling);
+  }
+  if (file.find("retort.gelu") != nullptr) {
+    const std::string gelu = RETORT_TRY(file.text("retort.gelu"));
+    if (gelu != "erf" && gelu != "tanh")
+      return fail(ErrorCode::kUnsupported, where, "retort.gelu '{}'; 'erf' and 'tanh' are supported", gelu);
+    out.gelu = gelu == "tanh" ? Gelu::kTanh : Gelu::kErf;
+  }
+  if (classifier == nullptr) return out;
+  out.pooling = TextPooling::kCls;  // the head reads the first token
+  const std::string key = arch + ".classifier.output_labels";
+  if (const GgufValue* names = file.find(key)) {
+    const auto* list = std::get_if<std::vector<std::string>>(names);
+    if (list == nullptr || list->size() != classifier->rows())
+      return fail(ErrorCode::kInvalid, where, "metadata '{}' does not name the classifier's {} outputs", key,
+                  classifier->rows());
+    out.labels = *list;
+  } else {
+    for (std::uint64_t i = 0; i < classifier->rows(); ++i) out.labels.push_back(fmt::format("LABEL_{}", i));
+  }
+  return out;
+}
+
+}  // namespace
+
 Result<ModelConfig> read_gguf_config(const GgufFile& file) {
   const std::string& where = file.where();
   const std::string arch = RETORT_TRY(file.text("general.architecture"));
@@ -405,9 +654,11 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
     c.family = ModelFamily::kLlama;
   else if (arch == "gpt2")
     c.family = ModelFamily::kGpt2;
+  else if (arch == "bert")
+    c.family = ModelFamily::kBert;
   else
     return fail(ErrorCode::kUnsupported, where,
-                "unsupported architecture '{}'; 'llama' and 'gpt2' are supported", arch);
+                "unsupported architecture '{}'; 'llama', 'gpt2' and 'bert' are supported", arch);
   const auto key = [&](const char* name) { return arch + "." + name; };
   const auto number = [&](const std::string& name) -> Result<std::uint32_t> {
     const std::uint64_t value = RETORT_TRY(file.uint(name));
@@ -470,12 +721,15 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
     return fail(ErrorCode::kInvalid, where, "a vocabulary of {} is beyond any sane limit", embedding->rows());
   c.n_vocab = static_cast<std::uint32_t>(embedding->rows());
   c.tied_embeddings = file.tensor("output.weight") == nullptr;
+  if (c.is_encoder()) c.encoder = RETORT_TRY(read_gguf_encoder(file, arch));
   const auto token = [&](const char* name) -> std::int32_t {
     const auto value = file.uint(name);
     return value && *value < c.n_vocab ? static_cast<std::int32_t>(*value) : -1;
   };
   c.bos_token = token("tokenizer.ggml.bos_token_id");
   c.eos_token = token("tokenizer.ggml.eos_token_id");
+  if (c.is_encoder() && c.bos_token < 0) c.bos_token = token("tokenizer.ggml.cls_token_id");
+  if (c.is_encoder() && c.eos_token < 0) c.eos_token = token("tokenizer.ggml.seperator_token_id");
   RETORT_TRY(validate(c, where));
   std::set<const GgufTensor*> known;
   for (const Mapping& m : mappings(c)) {
@@ -506,11 +760,40 @@ Result<void> write_hf_model(const std::filesystem::path& folder, const ModelConf
   RETORT_TRY(make_folders(folder));
   json::object config;
   const bool llama = c.family == ModelFamily::kLlama;
-  config["architectures"] = json::array{llama ? "LlamaForCausalLM" : "GPT2LMHeadModel"};
+  config["architectures"] =
+      json::array{c.is_encoder() ? !c.encoder.labels.empty() ? "BertForSequenceClassification"
+                                   : c.encoder.mlm_head      ? "BertForMaskedLM"
+                                                             : "BertModel"
+                  : llama        ? "LlamaForCausalLM"
+                                 : "GPT2LMHeadModel"};
   config["model_type"] = to_string(c.family);
   config["vocab_size"] = c.n_vocab;
   const LayerShape& first = c.layers[0];
-  if (llama) {
+  if (c.is_encoder()) {
+    config["hidden_size"] = c.n_embd;
+    config["intermediate_size"] = first.n_ff;
+    config["num_hidden_layers"] = c.n_layer();
+    config["num_attention_heads"] = first.n_head;
+    if (first.n_head * c.head_dim != c.n_embd) config["head_dim"] = c.head_dim;
+    config["max_position_embeddings"] = c.n_ctx;
+    config["layer_norm_eps"] = std::stod(fmt::format("{}", c.norm_eps));
+    config["type_vocab_size"] = c.encoder.n_token_types;
+    config["hidden_act"] = c.encoder.gelu == Gelu::kErf ? "gelu" : "gelu_new";
+    config["position_embedding_type"] = "absolute";
+    config["hidden_dropout_prob"] = config["attention_probs_dropout_prob"] = 0.0;
+    if (!c.encoder.labels.empty()) {
+      json::object names, ids;
+      for (std::size_t i = 0; i < c.encoder.labels.size(); ++i) {
+        names[std::to_string(i)] = c.encoder.labels[i];
+        ids[c.encoder.labels[i]] = i;
+      }
+      config["id2label"] = std::move(names);
+      config["label2id"] = std::move(ids);
+      config["problem_type"] = "single_label_classification";
+    } else if (c.encoder.pooling != TextPooling::kNone) {
+      RETORT_TRY(write_pooling(folder, c));
+    }
+  } else if (llama) {
     config["hidden_size"] = c.n_embd;
     config["intermediate_size"] = first.n_ff;
     config["num_hidden_layers"] = c.n_layer();

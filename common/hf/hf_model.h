@@ -23,12 +23,12 @@ struct HfModel {
 };
 
 /// config.json alone. kUnsupported: another model_type (the message names ours), rope scaling, biases,
-/// another activation; kInvalid names the field.
+/// another activation, another of BERT's architectures; kInvalid names the field.
 Result<ModelConfig> read_hf_config(std::string_view config_json, std::string_view where);
 
-/// Opens a folder and checks that every tensor of the architecture is there with the right shape, that none
-/// is left over unexplained, and that tokenizer and model agree on the vocabulary's size. Reads no weights
-/// yet.
+/// Opens a folder (a BERT's pooling comes from modules.json beside config.json) and checks that every tensor
+/// of the architecture is there with the right shape, that none is left over unexplained, and that tokenizer
+/// and model agree on the vocabulary's size. Reads no weights yet.
 Result<HfModel> open_hf_model(const std::filesystem::path& folder);
 
 /// Name and row-major shape of every weight in Hugging Face's layout (GPT-2's Conv1D weights are [in, out]);
@@ -45,9 +45,9 @@ using GgufMetadata = std::vector<std::pair<std::string, GgufValue>>;
 
 /// Writes a GGUF that llama.cpp loads unchanged. `weights` come in Hugging Face's names and layout; this
 /// renames them, permutes Llama's Q and K from rotate-half to interleaved pairs, transposes GPT-2's Conv1D,
-/// and encodes matrices as `matrix_type` (one-dimensional tensors and GPT-2's positions stay F32; a matrix
-/// whose rows the block does not divide stays F16). Per-layer widths become GGUF arrays, which llama.cpp
-/// does not take for these architectures; widths equal in all layers become scalars.
+/// and encodes matrices as `matrix_type` (one-dimensional tensors, learned positions and token types stay
+/// F32; a matrix whose rows the block does not divide stays F16). Per-layer widths become GGUF arrays, which
+/// llama.cpp does not take for these architectures; widths equal in all layers become scalars.
 Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConfig& config,
                               const Tokenizer& tokenizer, const std::vector<TensorSource>& weights,
                               TensorType matrix_type, const GgufMetadata& extra);

@@ -9,8 +9,9 @@
 
 namespace retort {
 
-enum class ModelFamily { kLlama, kGpt2 };
-std::string_view to_string(ModelFamily family);  ///< "llama", "gpt2": also GGUF's general.architecture
+enum class ModelFamily { kLlama, kGpt2, kBert };
+/// "llama", "gpt2", "bert": also GGUF's general.architecture and Hugging Face's model_type.
+std::string_view to_string(ModelFamily family);
 
 /// One transformer layer's widths. They may differ from layer to layer after pruning.
 struct LayerShape {
@@ -20,7 +21,31 @@ struct LayerShape {
   bool operator==(const LayerShape&) const = default;
 };
 
-/// The architecture of a decoder: what config.json, GGUF metadata and a StudentSpec all come down to.
+/// What a text's hidden states become one vector by.
+enum class TextPooling {
+  kNone,  ///< the model does not say
+  kMean,  ///< their mean over all tokens, [CLS] and [SEP] included
+  kCls,   ///< the first token's
+};
+/// x Φ(x) [Hendrycks 2016] exactly, or by its approximation with tanh (Hugging Face's "gelu_new").
+enum class Gelu { kErf, kTanh };
+
+/// What only encoders of the BERT family have [Devlin 2019]: bidirectional attention, learned positions,
+/// token types, norms after the additions, and up to two heads.
+struct EncoderConfig {
+  std::uint32_t n_token_types = 2;  ///< 0: none; a text alone is of type 0
+  Gelu gelu = Gelu::kErf;
+  TextPooling pooling = TextPooling::kNone;  ///< kCls when there are labels
+  /// Classification head, one output a label: classifier(tanh(pooler(first token's state))). None: no head.
+  std::vector<std::string> labels;
+  bool pooler = false;  ///< the dense layer with tanh before the classifier
+  /// Masked-LM head: embedding · norm(gelu(dense(state))) + bias, or its own matrix when embeddings are not
+  /// tied.
+  bool mlm_head = false;
+  bool operator==(const EncoderConfig&) const = default;
+};
+
+/// The architecture of a transformer: what config.json, GGUF metadata and a StudentSpec all come down to.
 struct ModelConfig {
   ModelFamily family = ModelFamily::kLlama;
   std::uint32_t n_vocab = 0;
@@ -29,12 +54,14 @@ struct ModelConfig {
   std::uint32_t head_dim =
       0;  ///< the same in all layers; n_head * head_dim need not equal n_embd after pruning
   std::vector<LayerShape> layers;
-  float norm_eps = 1e-5f;       ///< RMS norm (llama) or layer norm (gpt2)
+  float norm_eps = 1e-5f;       ///< RMS norm (llama) or layer norm (gpt2, bert)
   float rope_theta = 10000.0f;  ///< llama only
   bool tied_embeddings = true;  ///< the output head is the token embedding
-  std::int32_t bos_token = -1;  ///< -1: none
-  std::int32_t eos_token = -1;
+  std::int32_t bos_token = -1;  ///< -1: none; [CLS] of bert
+  std::int32_t eos_token = -1;  ///< [SEP] of bert
+  EncoderConfig encoder;        ///< bert only
 
+  bool is_encoder() const { return family == ModelFamily::kBert; }
   std::uint32_t n_layer() const { return static_cast<std::uint32_t>(layers.size()); }
   bool operator==(const ModelConfig&) const = default;
 };
@@ -43,8 +70,9 @@ struct ModelConfig {
 /// divides n_head, …). kInvalid names the field.
 Result<void> validate(const ModelConfig& config, std::string_view where);
 
-/// One matrix-vector product (or other weight-bearing operation) of a forward pass over one token. Written
-/// once, here: the runtime's graph, the agent's microbenchmark and the predictor all read this list.
+/// One matrix-vector product (or other weight-bearing operation) of a forward pass over one token; an
+/// encoder's pooler and classifier run once a text. Written once, here: the runtime's graph, the agent's
+/// microbenchmark and the predictor all read this list.
 struct Operation {
   std::string tensor;         ///< GGUF name of its weight, for example "blk.0.attn_q.weight"
   std::uint32_t rows = 0;     ///< N, output features
@@ -54,7 +82,8 @@ std::vector<Operation> operations(const ModelConfig& config);
 
 /// Parameters, with tied embeddings counted once.
 std::uint64_t parameter_count(const ModelConfig& config);
-/// Bytes of the K and V caches for `n_ctx` tokens at `bytes_per_value` (4: F32, 2: F16).
+/// Bytes of the K and V caches (encoders keep none: 0) for `n_ctx` tokens at `bytes_per_value` (4: F32, 2:
+/// F16).
 std::uint64_t kv_cache_bytes(const ModelConfig& config, std::uint32_t n_ctx, std::uint32_t bytes_per_value);
 
 }  // namespace retort

@@ -102,6 +102,9 @@ class Run {
   Result<Plan> prepare(double matrix_rate) {
     if (!recipe_.teacher.empty()) {
       teacher_model_ = RETORT_TRY(open_hf_model(recipe_.teacher));
+      if (teacher_model_->config.is_encoder())
+        return fail(ErrorCode::kUnsupported, recipe_.where,
+                    "'{}' is an encoder; only decoders are trained yet", recipe_.teacher.string());
       teacher_sha256_ = RETORT_TRY(weights_sha256(recipe_.teacher));
       tokenizer_ = teacher_model_->tokenizer;
       tokenizer_folder_ = recipe_.teacher;

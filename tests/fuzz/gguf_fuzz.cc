@@ -16,7 +16,9 @@ std::vector<std::string> fuzz_seeds() {
   retort::testing::TinyModelOptions small;
   small.n_embd = 32, small.n_layer = 1, small.n_head = 2, small.n_head_kv = 1, small.n_ff = 32,
   small.n_ctx = 8;
-  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2}) {
+  small.encoder.labels = {"on", "off"}, small.encoder.pooler = true,
+  small.encoder.pooling = TextPooling::kCls;
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2, ModelFamily::kBert}) {
     const std::string name = std::string(to_string(family));
     fuzz::require(retort::testing::write_tiny_model(folder / name, family, 1, small).has_value());
     const auto model = open_hf_model(folder / name);

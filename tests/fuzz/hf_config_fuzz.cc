@@ -10,7 +10,9 @@ std::vector<std::string> fuzz_seeds() {
       R"({"model_type":"gpt2","vocab_size":50257,"n_embd":64,"n_layer":2,"n_head":4,"n_inner":null,"n_positions":128,"activation_function":"gelu_new","layer_norm_epsilon":1e-05})",
       R"({"model_type":"llama","vocab_size":300,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,"retort_layers":[{"n_head":4,"n_head_kv":2,"n_ff":96},{"n_head":2,"n_head_kv":1,"n_ff":32}]})",
       R"({"model_type":"retort-mlp","input_shape":[6],"hidden_sizes":[16,8],"hidden_act":"tanh","id2label":{"0":"ok","1":"bad"},"input_mean":[1,2,3,4,5,6.5],"input_std":[1,1,1,1,1,2e-3],"feature_names":["a","b","c","d","e","f"]})",
-      R"({"model_type":"retort-cnn","input_shape":[3,32,32],"convolutions":[{"out_channels":16,"kernel_size":3,"padding":1,"activation":"gelu_new","pooling":"max","pool_size":2},{"out_channels":32,"kernel_size":3,"stride":2,"pooling":"average","pool_size":2,"pool_stride":1}],"hidden_sizes":[],"id2label":{"0":"a","1":"b","2":"c"}})"};
+      R"({"model_type":"retort-cnn","input_shape":[3,32,32],"convolutions":[{"out_channels":16,"kernel_size":3,"padding":1,"activation":"gelu_new","pooling":"max","pool_size":2},{"out_channels":32,"kernel_size":3,"stride":2,"pooling":"average","pool_size":2,"pool_stride":1}],"hidden_sizes":[],"id2label":{"0":"a","1":"b","2":"c"}})",
+      R"({"model_type":"bert","architectures":["BertForSequenceClassification"],"vocab_size":300,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,"max_position_embeddings":128,"layer_norm_eps":1e-12,"type_vocab_size":2,"hidden_act":"gelu","id2label":{"0":"on","1":"off"}})",
+      R"({"model_type":"bert","architectures":["BertForMaskedLM"],"vocab_size":300,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,"tie_word_embeddings":false})"};
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

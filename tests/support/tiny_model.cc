@@ -100,7 +100,8 @@ ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options) {
   c.head_dim = options.n_embd / options.n_head;
   c.layers.assign(
       options.n_layer,
-      {options.n_head, family == ModelFamily::kGpt2 ? options.n_head : options.n_head_kv, options.n_ff});
+      {options.n_head, family == ModelFamily::kLlama ? options.n_head_kv : options.n_head, options.n_ff});
+  if (family == ModelFamily::kBert) c.encoder = options.encoder;
   c.tied_embeddings = options.tied;
   c.bos_token = c.eos_token = 0;
   return c;
@@ -117,8 +118,9 @@ Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily f
   std::vector<TensorSource> weights;
   std::uint64_t number = 0;
   for (WeightShape& weight : hf_weights(c)) {
-    const bool norm =
-        weight.name.find("norm") != std::string::npos || weight.name.find("ln_") != std::string::npos;
+    const bool norm = weight.name.find("norm") != std::string::npos ||
+                      weight.name.find("ln_") != std::string::npos ||
+                      weight.name.find("LayerNorm") != std::string::npos;
     const bool bias = weight.name.ends_with(".bias");
     const std::uint64_t tensor_seed = seed * 1000003 + number++;
     weights.push_back(

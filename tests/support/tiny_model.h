@@ -13,6 +13,7 @@ namespace retort::testing {
 struct TinyModelOptions {
   std::uint32_t n_embd = 64, n_layer = 2, n_head = 4, n_head_kv = 2, n_ff = 96, n_ctx = 128, n_vocab = 300;
   bool tied = true;
+  EncoderConfig encoder;  ///< bert only
 };
 
 ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options);

@@ -75,6 +75,8 @@ Result<std::shared_ptr<const Model>> Model::open(const std::filesystem::path& gg
 Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const ModelOptions& options,
                                                       const std::filesystem::path& source) {
   ModelConfig config = RETORT_TRY(read_gguf_config(file));
+  if (config.is_encoder())
+    return fail(ErrorCode::kUnsupported, file.where(), "encoders are not computed yet");
   Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_gguf(file));
   file.drop_lists();
   if (tokenizer.vocabulary_size() != config.n_vocab)

@@ -54,6 +54,158 @@ TEST(HfModel, PerLayerWidthsSurviveBothFormats) {
   EXPECT_EQ(copy->config, cut);
 }
 
+testing::TinyModelOptions bert_options(std::vector<std::string> labels, bool mlm_head, TextPooling pooling) {
+  testing::TinyModelOptions options;
+  options.encoder.pooler = !labels.empty();
+  options.encoder.labels = std::move(labels);
+  options.encoder.mlm_head = mlm_head;
+  options.encoder.pooling = pooling;
+  return options;
+}
+
+TEST(HfModel, BertsOpenAndBecomeGgufWithTheSameConfig) {
+  testing::TinyModelOptions untied = bert_options({}, true, TextPooling::kNone), tanh_gelu = untied;
+  untied.tied = false;
+  tanh_gelu.encoder.gelu = Gelu::kTanh;
+  tanh_gelu.encoder.n_token_types = 0;
+  for (const testing::TinyModelOptions& options :
+       {bert_options({}, false, TextPooling::kNone), bert_options({}, false, TextPooling::kMean),
+        bert_options({}, false, TextPooling::kCls),
+        bert_options({"on", "off", "ön"}, false, TextPooling::kCls),
+        bert_options({}, true, TextPooling::kMean), untied, tanh_gelu}) {
+    TemporaryFolder folder;
+    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kBert, 1, options));
+    const auto model = open_hf_model(folder / "m");
+    ASSERT_OK(model);
+    EXPECT_EQ(model->config.encoder, options.encoder);
+    ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                               TensorType::kQ8_0, {}));
+    const auto file = GgufFile::open(folder / "m.gguf");
+    ASSERT_OK(file);
+    const auto config = read_gguf_config(*file);
+    ASSERT_OK(config);
+    EXPECT_EQ(*config, model->config);
+    EXPECT_EQ(file->tensor("position_embd.weight")->type, TensorType::kF32);
+    EXPECT_EQ(file->tensor("blk.1.attn_q.weight")->type, TensorType::kQ8_0);
+    std::uint64_t counted = 0;
+    for (const auto& [name, tensor] : model->weights.tensors()) counted += tensor.count();
+    EXPECT_EQ(counted, parameter_count(model->config));
+    // Every operation's weight is a tensor of its shape.
+    for (const Operation& op : operations(model->config)) {
+      const GgufTensor* tensor = file->tensor(op.tensor);
+      ASSERT_NE(tensor, nullptr) << op.tensor;
+      EXPECT_EQ(tensor->rows(), op.rows) << op.tensor;
+      EXPECT_EQ(tensor->columns(), op.columns) << op.tensor;
+    }
+  }
+}
+
+TEST(HfModel, BertLayersMayDiffer) {
+  TemporaryFolder folder;
+  testing::TinyModelOptions options = bert_options({"a", "b"}, false, TextPooling::kCls);
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kBert, 1, options));
+  ModelConfig cut = open_hf_model(folder / "m")->config;
+  cut.layers[1] = {2, 2, 64};
+  std::vector<TensorSource> weights;
+  for (WeightShape& w : hf_weights(cut))
+    weights.push_back({w.name, w.shape, [](std::span<float> out) -> Result<void> {
+                         std::fill(out.begin(), out.end(), 0.5f);
+                         return {};
+                       }});
+  ASSERT_OK(write_hf_model(folder / "c", cut, weights, SafeTensor::DType::kF16, folder / "m"));
+  const auto copy = open_hf_model(folder / "c");
+  ASSERT_OK(copy);
+  EXPECT_EQ(copy->config, cut);
+  ASSERT_OK(write_gguf_model(folder / "c.gguf", cut, copy->tokenizer, weights, TensorType::kF16, {}));
+  EXPECT_EQ(*read_gguf_config(*GgufFile::open(folder / "c.gguf")), cut);
+  cut.layers[1].n_head_kv = 1;
+  EXPECT_FALSE(validate(cut, "t"));
+}
+
+/// A folder's weights under other names, beside its other files.
+void rename_weights(const std::filesystem::path& folder,
+                    const std::function<std::string(const std::string&)>& name) {
+  const auto model = open_hf_model(folder);
+  ASSERT_OK(model);
+  std::vector<TensorSource> weights = weight_sources(*model);
+  for (TensorSource& source : weights) source.name = name(source.name);
+  weights.push_back({"bert.embeddings.position_ids", {1, 128}, [](std::span<float> out) -> Result<void> {
+                       std::fill(out.begin(), out.end(), 0.0f);
+                       return {};
+                     }});
+  ASSERT_OK(write_safetensors(folder / "new.safetensors", weights, SafeTensor::DType::kF32));
+  std::filesystem::rename(folder / "new.safetensors", folder / "model.safetensors");
+}
+
+TEST(HfModel, BertsOlderAndBareNamesAreKnown) {
+  TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kBert, 1));
+  const auto read = [&] {
+    const auto model = open_hf_model(folder / "m");
+    EXPECT_OK(model);
+    std::vector<float> all;
+    if (!model) return all;
+    for (const TensorSource& source : weight_sources(*model)) {
+      std::uint64_t count = 1;
+      for (const std::uint64_t d : source.shape) count *= d;
+      std::vector<float> values(count);
+      EXPECT_OK(source.read(values));
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+  };
+  const std::vector<float> before = read();
+  rename_weights(folder / "m", [](std::string name) { return name.substr(5); });  // BertModel alone
+  EXPECT_EQ(read(), before);
+  rename_weights(folder / "m", [](std::string name) {  // as the first checkpoints
+    for (const auto& [from, to] :
+         {std::pair("LayerNorm.weight", "LayerNorm.gamma"), std::pair("LayerNorm.bias", "LayerNorm.beta")})
+      if (name.ends_with(from))
+        name.replace(name.size() - std::string_view(from).size(), std::string::npos, to);
+    return name;
+  });
+  EXPECT_EQ(read(), before);
+}
+
+TEST(HfModel, BertRefusalsSayWhat) {
+  const std::string base =
+      R"({"model_type":"bert","vocab_size":10,"hidden_size":8,"intermediate_size":16,"num_hidden_layers":1,"num_attention_heads":2)";
+  const auto message = [&](const std::string& more) {
+    const auto config = read_hf_config(base + more + "}", "config.json");
+    return config ? std::string("accepted") : config.error().message;
+  };
+  EXPECT_EQ(message(""), "accepted");
+  EXPECT_EQ(message(R"(,"hidden_act":"gelu_new")"), "accepted");
+  EXPECT_NE(message(R"(,"hidden_act":"relu")").find("'relu'"), std::string::npos);
+  EXPECT_NE(message(R"(,"position_embedding_type":"relative_key")").find("relative_key"), std::string::npos);
+  EXPECT_NE(message(R"(,"is_decoder":true)").find("is_decoder"), std::string::npos);
+  EXPECT_NE(message(R"(,"architectures":["BertForTokenClassification"])").find("BertForTokenClassification"),
+            std::string::npos);
+  const std::string classifier = R"(,"architectures":["BertForSequenceClassification"])";
+  EXPECT_NE(message(classifier + R"(,"problem_type":"regression")").find("regression"), std::string::npos);
+  EXPECT_NE(message(classifier + R"(,"id2label":{"0":"a","2":"b"})").find("'1'"), std::string::npos);
+  EXPECT_NE(message(classifier + R"(,"id2label":{"0":"a","1":"a"})").find("'a'"), std::string::npos);
+  EXPECT_EQ(read_hf_config(base + classifier + "}", "t")->encoder.labels,
+            (std::vector<std::string>{"LABEL_0", "LABEL_1"}));
+  const auto pooling = [](const std::string& modules, const std::string& modes) {
+    TemporaryFolder folder;
+    EXPECT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kBert, 1));
+    EXPECT_OK(make_folders(folder / "m/1_Pooling"));
+    EXPECT_OK(write_file_atomic(folder / "m/modules.json", modules));
+    EXPECT_OK(write_file_atomic(folder / "m/1_Pooling/config.json", modes));
+    const auto model = open_hf_model(folder / "m");
+    return model ? std::to_string(static_cast<int>(model->config.encoder.pooling)) : model.error().message;
+  };
+  const std::string modules =
+      R"([{"idx":0,"path":"","type":"sentence_transformers.models.Transformer"},)"
+      R"({"idx":1,"path":"1_Pooling","type":"sentence_transformers.models.Pooling"}])";
+  EXPECT_EQ(pooling(modules, R"({"pooling_mode_mean_tokens":true,"pooling_mode_max_tokens":false})"), "1");
+  EXPECT_EQ(pooling(modules, R"({"pooling_mode_cls_token":true})"), "2");
+  EXPECT_NE(pooling(modules, R"({"pooling_mode_max_tokens":true})").find("max_tokens"), std::string::npos);
+  EXPECT_NE(pooling(R"([{"path":"../x","type":"a.Pooling"}])", "{}").find("../x"), std::string::npos);
+  EXPECT_NE(pooling(R"([{"path":"2_Dense","type":"a.Dense"}])", "{}").find("Dense"), std::string::npos);
+}
+
 TEST(HfModel, LlamaRowsArePermutedToInterleavedPairs) {
   TemporaryFolder folder;
   testing::TinyModelOptions options;
@@ -81,7 +233,7 @@ TEST(HfModel, RefusalsSayWhat) {
   const auto message = [](std::string_view text) {
     return read_hf_config(text, "config.json").error().message;
   };
-  EXPECT_NE(message(R"({"model_type":"mamba","vocab_size":3})").find("'mamba'; 'llama' and 'gpt2'"),
+  EXPECT_NE(message(R"({"model_type":"mamba","vocab_size":3})").find("'mamba'; 'llama', 'gpt2' and 'bert'"),
             std::string::npos);
   EXPECT_NE(message(R"({"vocab_size":3})").find("'model_type' is missing"), std::string::npos);
   const std::string base =
