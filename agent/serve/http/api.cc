@@ -34,8 +34,20 @@ Result<void> read_options(const json::object& body, CompletionCall& call, Random
     return fail(ErrorCode::kUnsupported, where, "'logit_bias' is not supported yet");
   if (json_has(body, "response_format")) {
     const json::object& format = *RETORT_TRY(json_object(body, "response_format", where));
-    if (RETORT_TRY(json_string(format, "type", where)) != "text")
-      return fail(ErrorCode::kUnsupported, where, "'response_format': only type 'text' is supported yet");
+    const std::string type = RETORT_TRY(json_string(format, "type", where));
+    call.format.json = type != "text";
+    if (type == "json_schema") {
+      const json::object& named = *RETORT_TRY(json_object(format, "json_schema", where));
+      if (json_has(named, "strict")) RETORT_TRY(json_bool(named, "strict", where));  // it always is
+      call.format.schema = *RETORT_TRY(json_object(named, "schema", where));
+    } else if (type != "text" && type != "json_object") {
+      return fail(
+          ErrorCode::kUnsupported, where,
+          "'response_format' of type '{}' is not supported; 'text', 'json_object' and 'json_schema' are",
+          type);
+    }
+    if (call.format.json && json_has(body, "stop"))
+      return fail(ErrorCode::kInvalid, where, "'stop' would cut the JSON that 'response_format' asks for");
   }
   if (json_has(body, "max_tokens"))
     call.generation.max_tokens =
@@ -287,7 +299,37 @@ std::string event(const json::value& value) { return "data: " + json::serialize(
 
 }  // namespace
 
+Result<std::shared_ptr<grammar::Masks>> ServeApi::grammar_of(const ResponseFormat& format) {
+  const std::string key = json::serialize(format.schema);
+  const auto known =
+      std::find_if(grammars_.begin(), grammars_.end(), [&](const auto& entry) { return entry.first == key; });
+  if (known != grammars_.end()) {
+    std::rotate(grammars_.begin(), known, known + 1);
+    return grammars_.front().second;
+  }
+  if (trie_ == nullptr) trie_ = std::make_shared<grammar::TokenTrie>(served_.model->tokenizer());
+  if (!trie_->writes_ascii())
+    return fail(ErrorCode::kUnsupported, "request",
+                "'response_format': this model's vocabulary cannot write every JSON text");
+  const grammar::SchemaOptions options{.ascii = !trie_->writes_utf8()};
+  auto network = format.schema.is_null() ? grammar::any_object(options)
+                                         : grammar::compile_schema(format.schema, options);
+  if (!network)
+    return fail(network.error().code, "request", "'response_format': {}", network.error().message);
+  grammars_.emplace_front(key, std::make_shared<grammar::Masks>(std::move(*network), trie_));
+  constexpr std::size_t kKept = 2;
+  if (grammars_.size() > kKept) grammars_.pop_back();
+  return grammars_.front().second;
+}
+
 void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpResponder> responder) {
+  if (call && call->format.json) {
+    auto masks = grammar_of(call->format);
+    if (masks)
+      call->generation.grammar = std::move(*masks);
+    else
+      call = fail(masks.error());
+  }
   if (!call) return front_.refuse(*responder, call.error());
   const auto answer = std::make_shared<Answer>();
   answer->id = (call->chat ? "chatcmpl-" : "cmpl-") + random_.hex(12);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 
@@ -20,8 +21,15 @@ struct ServedModel {
   Result<ChatTemplate> chat;  ///< or why there is none
 };
 
+/// How a request's text must look.
+struct ResponseFormat {
+  bool json = false;
+  json::value schema;  ///< null: any object
+};
+
 /// A request to generate, validated.
 struct CompletionCall {
+  ResponseFormat format;
   GenerationRequest generation;
   bool chat = false, stream = false, include_usage = false;
   std::uint32_t choices = 1;  ///< generations of it, each with a seed of its own
@@ -40,6 +48,7 @@ class ServeApi {
            RandomSource& random);
 
  private:
+  Result<std::shared_ptr<grammar::Masks>> grammar_of(const ResponseFormat& format);
   void generate(Result<CompletionCall> call, std::shared_ptr<HttpResponder> responder);
 
   ServeFront& front_;
@@ -47,6 +56,10 @@ class ServeApi {
   Engine& engine_;
   ServeMetrics& metrics_;
   RandomSource& random_;
+  std::shared_ptr<const grammar::TokenTrie> trie_;  ///< made for the first request that needs it
+  /// Of the last schemas asked for, the latest first: their masks are the inference thread's, and are kept
+  /// because the same ones come again.
+  std::deque<std::pair<std::string, std::shared_ptr<grammar::Masks>>> grammars_;
 };
 
 }  // namespace retort

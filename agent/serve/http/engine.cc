@@ -106,6 +106,7 @@ struct Engine::Stream {
   std::shared_ptr<Generation> generation;
   std::optional<Sampler> sampler;
   std::optional<TextGate> gate;
+  std::optional<grammar::Matcher> matcher;
   std::vector<TokenLogprob> tokens;  ///< chosen since text was last given out
   GenerationEnd end;
   TokenId next = -1;  ///< sampled, not yet computed; -1 while the prompt is
@@ -213,6 +214,8 @@ void Engine::begin(std::shared_ptr<Generation> generation) {
   chosen->used = ++turn_;
   chosen->sampler.emplace(generation->request.sampling, session_->model().config().n_vocab);
   chosen->gate.emplace(generation->request.stop);
+  chosen->matcher.reset();
+  if (generation->request.grammar) chosen->matcher.emplace(generation->request.grammar);
   chosen->tokens.clear();
   chosen->end = {};
   chosen->end.prompt_tokens = static_cast<std::uint32_t>(prompt.size());
@@ -274,9 +277,18 @@ void Engine::advance(Stream& stream, std::span<const float> logits) {
   const GenerationRequest& request = stream.generation->request;
   if (session_->position(stream.number) == session_->n_ctx()) return end(stream, "length");
   const std::size_t window = std::min<std::size_t>(stream.cached.size(), 64);
-  stream.next = stream.sampler->sample(logits, std::span<const TokenId>(stream.cached).last(window));
+  std::span<const std::uint64_t> allowed;
+  if (stream.matcher) {
+    allowed = stream.matcher->allowed();
+    if (std::all_of(allowed.begin(), allowed.end(), [](std::uint64_t bits) { return bits == 0; })) {
+      stream.end.error = "no token of the vocabulary goes on with the response format";
+      return end(stream, "error");
+    }
+  }
+  stream.next = stream.sampler->sample(logits, std::span<const TokenId>(stream.cached).last(window), allowed);
   const Tokenizer& tokenizer = session_->model().tokenizer();
   if (tokenizer.ends_generation(stream.next)) return end(stream, "stop");
+  if (stream.matcher) stream.matcher->read(tokenizer.piece(stream.next));
   if (request.logprobs)
     stream.tokens.push_back(logprob_of(stream.next, logits, *request.logprobs, tokenizer));
   const auto now = std::chrono::steady_clock::now();
@@ -288,7 +300,7 @@ void Engine::advance(Stream& stream, std::span<const float> logits) {
     metrics_.observe_token(seconds);
   const std::string text = stream.gate->push(tokenizer.piece(stream.next));
   if (!text.empty()) stream.generation->on_text(text, std::exchange(stream.tokens, {}));
-  if (stream.gate->stopped())
+  if (stream.gate->stopped() || (stream.matcher && stream.matcher->complete()))
     end(stream, "stop");
   else if (stream.end.completion_tokens == request.max_tokens)
     end(stream, "length");

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "agent/serve/grammar/matcher.h"
 #include "agent/serve/http/metrics.h"
 #include "agent/serve/runtime/sampler.h"
 #include "agent/serve/runtime/session.h"
@@ -21,7 +22,8 @@ struct GenerationRequest {
   std::vector<TokenId> prompt;
   std::uint32_t max_tokens = 16;
   SamplingOptions sampling;
-  std::vector<std::string> stop;          ///< generation ends before any of these
+  std::vector<std::string> stop;            ///< generation ends before any of these
+  std::shared_ptr<grammar::Masks> grammar;  ///< the texts that may be written; null: any
   std::optional<std::uint32_t> logprobs;  ///< tell each token's log probability, and so many of the likeliest
 };
 

@@ -6,6 +6,12 @@
 
 namespace retort {
 
+namespace {
+
+constexpr float kForbidden = -1e30f;  // as a logit: no temperature brings it back
+
+}  // namespace
+
 Sampler::Sampler(SamplingOptions options, std::uint32_t n_vocab) : options_(options), random_(options.seed) {
   logits_.reserve(n_vocab);
   if (options_.presence_penalty != 0 || options_.frequency_penalty != 0) returned_.resize(n_vocab);
@@ -13,9 +19,10 @@ Sampler::Sampler(SamplingOptions options, std::uint32_t n_vocab) : options_(opti
   candidates_.reserve(n_vocab);
 }
 
-TokenId Sampler::sample(std::span<const float> given, std::span<const TokenId> recent) {
+TokenId Sampler::sample(std::span<const float> given, std::span<const TokenId> recent,
+                        std::span<const std::uint64_t> allowed) {
   std::span<const float> logits = given;
-  if (options_.repetition_penalty != 1.0f || !returned_.empty()) {
+  if (options_.repetition_penalty != 1.0f || !returned_.empty() || !allowed.empty()) {
     logits_.assign(given.begin(), given.end());
     logits = logits_;
   }
@@ -33,7 +40,14 @@ TokenId Sampler::sample(std::span<const float> given, std::span<const TokenId> r
     if (returned_[id] != 0)
       logits_[id] -=
           options_.presence_penalty + options_.frequency_penalty * static_cast<float>(returned_[id]);
-  const TokenId chosen = choose(logits);
+  const auto may_be = [&](std::size_t id) { return (allowed[id / 64] >> (id % 64) & 1) != 0; };
+  if (!allowed.empty())
+    for (std::size_t id = 0; id < logits_.size(); ++id)
+      if (!may_be(id)) logits_[id] = kForbidden;
+  TokenId chosen = choose(logits);
+  // A share of zero can be drawn at the end of the sum's rounding.
+  if (!allowed.empty() && !may_be(static_cast<std::size_t>(chosen)))
+    chosen = static_cast<TokenId>(kernels::best(logits.data(), logits.size()));
   if (!returned_.empty()) ++returned_[static_cast<std::size_t>(chosen)];
   return chosen;
 }

@@ -26,8 +26,10 @@ struct SamplingOptions {
 class Sampler {
  public:
   Sampler(SamplingOptions options, std::uint32_t n_vocab);
-  /// `recent`: the tokens that the repetition penalty counts. Ties go to the lowest id.
-  TokenId sample(std::span<const float> logits, std::span<const TokenId> recent);
+  /// `recent`: the tokens that the repetition penalty counts. `allowed`: a bit for each token that may be
+  /// chosen, at least one of them; empty: all may. Ties go to the lowest id.
+  TokenId sample(std::span<const float> logits, std::span<const TokenId> recent,
+                 std::span<const std::uint64_t> allowed = {});
 
  private:
   TokenId choose(std::span<const float> logits);
