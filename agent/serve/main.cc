@@ -67,6 +67,17 @@ int run(int argc, char** argv) {
   serve_command->add_flag(
       "--hold-socket", options.hold_socket,
       "listen on --host and --port, and on the socket handed over by systemd from SIGUSR1 on");
+  serve_command->add_option("--token-file", options.token_file,
+                            "requests must bear the token in this file's first line (but /health)");
+  serve_command->add_option("--max-request-bytes", options.request_bytes, "a longer request is a 413")
+      ->capture_default_str();
+  serve_command->add_option("--max-tokens", options.request_tokens,
+                            "generated for a choice at most, whatever a request asks for");
+  serve_command
+      ->add_option("--request-timeout", options.request_seconds,
+                   "seconds after which a generation ends where it is (0: never)")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
   serve_command->add_option("--memory-limit", options.memory_limit,
                             "refuse to start when more is needed (64M, 1G)");
   CLI::App* eval_command =

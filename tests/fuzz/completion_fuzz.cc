@@ -11,6 +11,7 @@ using namespace retort;
 std::vector<std::string> fuzz_seeds() {
   return {
       R"({"prompt":"the server","max_tokens":16,"temperature":0.5,"top_k":4,"top_p":0.9,"seed":1,"stop":["\n","a b"],"stream":true})",
+      R"({"prompt":"x","response_format":{"type":"json_schema","json_schema":{"strict":true,"schema":{"type":"object"}}}})",
       R"({"prompt":[1,2,3],"stream_options":{"include_usage":true},"stop":"x"})",
       R"({"messages":[{"role":"user","content":[{"type":"text","text":"the server"}]},{"role":"tool","content":null}],"max_completion_tokens":9,"logprobs":true,"top_logprobs":3,"tools":[],"chat_template_kwargs":{"x":1}})",
       "/v1/jobs/a%20b%2Fc?x=%41&y",

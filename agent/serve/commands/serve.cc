@@ -63,7 +63,9 @@ Result<void> serve(const ServeArguments& options) {
                     {"n_embd", c.n_embd},
                     {"bits_per_weight", model->bits_per_weight()}},
                    SystemClock().unix_millis(), metrics, [&] { return engine.waiting(); });
-  ServeApi api(front, {model, n_ctx, std::move(chat)}, engine, metrics, random);
+  ServeApi api(front, {model, n_ctx, std::move(chat)},
+               {options.request_tokens, std::chrono::seconds(options.request_seconds)}, engine, metrics,
+               random);
   return run_server(options, front,
                     fmt::format("{} parameters, {:.2f} bits per weight, context {}, {} streams, {} threads",
                                 format_count(model->parameters()), model->bits_per_weight(), n_ctx,

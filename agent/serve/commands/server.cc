@@ -10,14 +10,29 @@
 #include <cstdlib>
 #include <filesystem>
 #include <thread>
+#include <utility>
 
 #include "common/core/file.h"
 #include "common/core/log.h"
 #include "common/core/sha256.h"
+#include "common/core/units.h"
 #include "common/http/http.h"
 #include "common/process/process.h"
 
 namespace retort {
+
+namespace {
+
+/// The file's first line.
+Result<std::string> bearer_token(const ServeArguments& options) {
+  if (options.token_file.empty()) return std::string();
+  std::string token = RETORT_TRY(read_file(options.token_file, 64u << 10));
+  token.resize(std::min(token.find_first_of("\r\n"), token.size()));
+  if (token.empty()) return fail(ErrorCode::kInvalid, options.token_file, "holds no token in its first line");
+  return token;
+}
+
+}  // namespace
 
 std::string served_name(const ServeArguments& options) {
   return options.name.empty() ? std::filesystem::path(options.model).stem().string() : options.name;
@@ -25,16 +40,37 @@ std::string served_name(const ServeArguments& options) {
 
 Result<void> run_server(const ServeArguments& options, ServeFront& front, const std::string& told,
                         const std::function<bool()>& idle) {
+  front.require_token(RETORT_TRY(bearer_token(options)));
+  HttpLimits limits;
+  limits.body_bytes = RETORT_TRY(parse_bytes(options.request_bytes));
   boost::asio::io_context reactor(1);
   boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);  // from here on they are kept for the wait below
-  HttpServer server(reactor, {}, [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+  const auto handle = [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
     front.handle(std::move(request), std::move(responder));
-  });
+  };
+  HttpServer server(reactor, limits, handle), held(reactor, limits, handle);
   const char *fds = std::getenv("LISTEN_FDS"), *owner = std::getenv("LISTEN_PID");
   const bool activated =
       fds != nullptr && std::atoi(fds) >= 1 && owner != nullptr && std::atoi(owner) == ::getpid();
-  const std::uint16_t port =
-      activated ? RETORT_TRY(server.adopt(3)) : RETORT_TRY(server.listen(options.host, options.port));
+  const std::uint16_t port = activated && !options.hold_socket
+                                 ? RETORT_TRY(server.adopt(3))
+                                 : RETORT_TRY(server.listen(options.host, options.port));
+  // Two slots share a public socket: only the one that is told answers there.
+  boost::asio::signal_set named(reactor, SIGUSR1);
+  bool holding = activated && options.hold_socket;
+  std::function<void()> await_named = [&] {
+    named.async_wait([&](const boost::system::error_code& error, int) {
+      if (error) return;
+      if (std::exchange(holding, false)) {
+        if (const Result<std::uint16_t> adopted = held.adopt(3); !adopted)
+          log_error("the public socket: {}", adopted.error().describe());
+        else
+          log_info("answering on the public port {}", *adopted);
+      }
+      await_named();
+    });
+  };
+  await_named();
   if (!options.port_file.empty())
     RETORT_TRY(write_file_atomic(options.port_file, std::to_string(port) + "\n", 0644));
   log_info("serving {} ({}) at http://{}:{}", front.name(), told, options.host, port);
@@ -52,7 +88,7 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
   });
   boost::asio::steady_timer drain(reactor), watchdog(reactor);
   std::function<void()> wait_idle = [&] {
-    if (idle() && server.connections() == 0) return reactor.stop();
+    if (idle() && server.connections() + held.connections() == 0) return reactor.stop();
     drain.expires_after(std::chrono::milliseconds(20));
     drain.async_wait([&](const boost::system::error_code& error) {
       if (!error) wait_idle();
@@ -63,6 +99,7 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
     if (error) return;
     notify_service_manager("STOPPING=1");
     server.stop();
+    held.stop();
     deadline.expires_after(std::chrono::seconds(5));
     deadline.async_wait(
         [&](const boost::system::error_code&) { ::_exit(0); });  // a computation that will not end in time

@@ -1,10 +1,12 @@
 #include "agent/serve/http/api.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <iterator>
 #include <utility>
 
+#include "agent/serve/grammar/json_schema.h"
 #include "common/core/clock.h"
 
 namespace retort {
@@ -193,9 +195,14 @@ Result<CompletionCall> parse_chat(std::string_view text, const ChatTemplate& cha
   return call;
 }
 
-ServeApi::ServeApi(ServeFront& front, ServedModel served, Engine& engine, ServeMetrics& metrics,
-                   RandomSource& random)
-    : front_(front), served_(std::move(served)), engine_(engine), metrics_(metrics), random_(random) {
+ServeApi::ServeApi(ServeFront& front, ServedModel served, ServeLimits limits, Engine& engine,
+                   ServeMetrics& metrics, RandomSource& random)
+    : front_(front),
+      served_(std::move(served)),
+      limits_(std::move(limits)),
+      engine_(engine),
+      metrics_(metrics),
+      random_(random) {
   front_.add("POST", "/v1/completions", [this](HttpRequest request, auto responder) {
     generate(parse_completion(request.body, served_.model->tokenizer(), served_.n_ctx, random_),
              std::move(responder));
@@ -234,9 +241,14 @@ struct Answer {
             {"model", model},
             {"choices", std::move(list)}};
   }
+  /// `reason` empty: not ended yet.
   json::object choice(std::size_t index, std::string text, const std::vector<TokenLogprob>& tokens,
-                      json::value reason) {
+                      const std::string& ended) {
+    const bool late = ended == "timeout";
+    json::value reason = late ? "length" : json::value(ended);
+    if (ended.empty()) reason = nullptr;
     json::object out{{"index", index}};
+    if (late) out["timed_out"] = true;
     if (!chat) {
       out["text"] = std::move(text);
     } else if (!stream) {
@@ -331,6 +343,8 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
       call = fail(masks.error());
   }
   if (!call) return front_.refuse(*responder, call.error());
+  if (limits_.max_tokens != 0)
+    call->generation.max_tokens = std::min(call->generation.max_tokens, limits_.max_tokens);
   const auto answer = std::make_shared<Answer>();
   answer->id = (call->chat ? "chatcmpl-" : "cmpl-") + random_.hex(12);
   answer->chat = call->chat;
@@ -346,6 +360,8 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
     const auto generation = std::make_shared<Generation>();
     generation->request = call->generation;
     generation->request.sampling.seed += index;
+    if (limits_.timeout.count() != 0)
+      generation->deadline = std::chrono::steady_clock::now() + limits_.timeout;
     generation->on_text = [answer, responder, index](std::string text, std::vector<TokenLogprob> tokens) {
       if (!answer->stream) {
         Answer::Choice& choice = answer->choices[index];
@@ -354,14 +370,15 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
         return;
       }
       if (!std::exchange(answer->started, true)) responder->start_stream(200, "text/event-stream");
-      responder->write(event(answer->frame({answer->choice(index, std::move(text), tokens, nullptr)})));
+      responder->write(event(answer->frame({answer->choice(index, std::move(text), tokens, "")})));
     };
     generation->on_end = [answer, responder, index, this](const GenerationEnd& end) {
       answer->choices[index].end = end;
       const bool last = --answer->running == 0;
-      if (answer->stream && end.reason != "error") {
+      const bool none_yet = end.reason == "timeout" && !answer->started && end.completion_tokens == 0;
+      if (answer->stream && end.reason != "error" && !(none_yet && answer->choices.size() == 1)) {
         if (!std::exchange(answer->started, true)) responder->start_stream(200, "text/event-stream");
-        json::object closing = answer->frame({answer->choice(index, "", {}, json::value(end.reason))});
+        json::object closing = answer->frame({answer->choice(index, "", {}, end.reason)});
         if (last && answer->include_usage) closing["usage"] = answer->usage();
         responder->write(event(closing));
       }
@@ -372,6 +389,13 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
       };
       if (const auto failed = with_reason("error"); failed != answer->choices.end() && !answer->started)
         return front_.refuse(*responder, 500, "server_error", failed->end.error);
+      const bool nothing =
+          std::all_of(answer->choices.begin(), answer->choices.end(), [](const auto& choice) {
+            return choice.end.reason == "timeout" && choice.end.completion_tokens == 0;
+          });
+      if (nothing && !answer->started)
+        return front_.refuse(*responder, 504, "timeout_error",
+                             fmt::format("no token was generated in {} s", limits_.timeout.count()));
       const bool left = with_reason("cancelled") != answer->choices.end();
       metrics_.count_request(left ? 499 : 200);
       if (answer->stream) {
@@ -382,8 +406,7 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
       json::array list;
       for (std::size_t i = 0; i < answer->choices.size(); ++i) {
         Answer::Choice& choice = answer->choices[i];
-        list.emplace_back(
-            answer->choice(i, std::move(choice.text), choice.tokens, json::value(choice.end.reason)));
+        list.emplace_back(answer->choice(i, std::move(choice.text), choice.tokens, choice.end.reason));
       }
       json::object whole = answer->frame(std::move(list));
       whole["usage"] = answer->usage();

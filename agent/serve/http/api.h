@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <string>
@@ -19,6 +20,12 @@ struct ServedModel {
   std::shared_ptr<const Model> model;
   std::uint32_t n_ctx = 0;
   Result<ChatTemplate> chat;  ///< or why there is none
+};
+
+/// What a request may take.
+struct ServeLimits {
+  std::uint32_t max_tokens = 0;     ///< generated for each choice; 0: no limit but the context
+  std::chrono::seconds timeout{0};  ///< from a request's arrival to the end of its answer; 0: none
 };
 
 /// How a request's text must look.
@@ -44,7 +51,7 @@ Result<CompletionCall> parse_chat(std::string_view body, const ChatTemplate& cha
 /// inference thread through the responder.
 class ServeApi {
  public:
-  ServeApi(ServeFront& front, ServedModel served, Engine& engine, ServeMetrics& metrics,
+  ServeApi(ServeFront& front, ServedModel served, ServeLimits limits, Engine& engine, ServeMetrics& metrics,
            RandomSource& random);
 
  private:
@@ -53,6 +60,7 @@ class ServeApi {
 
   ServeFront& front_;
   ServedModel served_;
+  const ServeLimits limits_;
   Engine& engine_;
   ServeMetrics& metrics_;
   RandomSource& random_;

@@ -229,8 +229,12 @@ void Engine::begin(std::shared_ptr<Generation> generation) {
 void Engine::step() {
   chunks_.clear();
   in_batch_.clear();
+  const auto now = std::chrono::steady_clock::now();
   for (Stream& stream : streams_)
-    if (stream.generation != nullptr && stream.generation->cancelled) end(stream, "cancelled");
+    if (stream.generation != nullptr && stream.generation->cancelled)
+      end(stream, "cancelled");
+    else if (stream.generation != nullptr && now >= stream.generation->deadline)
+      end(stream, "timeout");
   std::size_t room = session_->batch();
   for (Stream& stream : streams_)
     if (stream.generation != nullptr && stream.next >= 0) {

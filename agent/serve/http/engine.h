@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -36,7 +37,7 @@ struct TokenLogprob {
 };
 
 struct GenerationEnd {
-  std::string reason;  ///< "stop", "length", "cancelled", "error"
+  std::string reason;  ///< "stop", "length", "timeout", "cancelled", "error"
   std::string error;
   std::uint32_t prompt_tokens = 0, completion_tokens = 0;
 };
@@ -48,6 +49,7 @@ struct Generation {
   std::function<void(std::string text, std::vector<TokenLogprob> tokens)> on_text;
   std::function<void(const GenerationEnd&)> on_end;
   std::atomic<bool> cancelled{false};
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
 
 /// The inference thread. Requests wait in a bounded queue for one of the session's streams; those that have

@@ -21,6 +21,8 @@ class ServeFront {
   /// `pattern`: as in HttpRouter.
   void add(std::string method, std::string pattern, HttpServer::Handler handler);
   void handle(HttpRequest request, std::shared_ptr<HttpResponder> responder);
+  /// Requests must bear it ("Authorization: Bearer TOKEN"), but for /health; "": none.
+  void require_token(std::string token) { token_ = std::move(token); }
   /// Known some time after the start.
   void set_artifact(std::string sha256) { artifact_sha256_ = std::move(sha256); }
 
@@ -34,7 +36,9 @@ class ServeFront {
   void refuse_full(HttpResponder& responder);
 
  private:
-  std::string name_, artifact_sha256_;
+  bool admits(const HttpRequest& request) const;
+
+  std::string name_, artifact_sha256_, token_;
   ServeMetrics& metrics_;
   HttpRouter router_;
   std::string paths_;  ///< for the error of an unknown one

@@ -363,6 +363,104 @@ TEST_F(Serve, RefusesWhatItCannotDoAndSaysWhy) {
   EXPECT_EQ(get("/health")->status, 200);
 }
 
+TEST_F(Serve, AResponseFormatIsKeptToWhateverTheModelWrites) {
+  start();
+  const json::value schema = json::parse(
+      R"({"type":"object","properties":{"on":{"type":"boolean"},"room":{"enum":["hall","attic"]},"level":{"type":"integer","minimum":1,"maximum":5}},"required":["on","room","level"],"additionalProperties":false})");
+  const json::object format{
+      {"type", "json_schema"},
+      {"json_schema", json::object{{"name", "x"}, {"strict", true}, {"schema", schema}}}};
+  for (int seed = 0; seed < 4; ++seed) {
+    const json::value whole = answer({{"prompt", "the light"},
+                                      {"max_tokens", 110},
+                                      {"temperature", seed == 0 ? 0 : 1},
+                                      {"seed", seed},
+                                      {"n", 2},
+                                      {"response_format", format}});
+    for (const json::value& choice : whole.at("choices").as_array()) {
+      EXPECT_EQ(choice.at("finish_reason").as_string(), "stop");
+      const auto value = parse_json(choice.at("text").as_string(), "text");
+      ASSERT_TRUE(value) << choice.at("text").as_string();
+      EXPECT_EQ(value->as_object().size(), 3u);
+      EXPECT_TRUE(value->at("on").is_bool());
+      EXPECT_TRUE(value->at("room") == "hall" || value->at("room") == "attic");
+      EXPECT_LE(value->at("level").as_int64(), 5);
+    }
+  }
+  const json::value free = answer({{"prompt", "the light"},
+                                   {"max_tokens", 5},
+                                   {"response_format", json::object{{"type", "json_object"}}}});
+  EXPECT_EQ(text_of(free).substr(0, 1), "{");
+  const auto message = [&](const json::object& given, const json::object& more = {}) {
+    json::object body{{"prompt", "a"}, {"response_format", given}};
+    for (const auto& member : more) body[member.key()] = member.value();
+    const auto response = complete(body);
+    EXPECT_EQ(response->status, 400);
+    return std::string(json::parse(response->body).at("error").at("message").as_string());
+  };
+  EXPECT_NE(message({{"type", "xml"}}).find("'xml'"), std::string::npos);
+  EXPECT_NE(message(format, {{"stop", "x"}}).find("stop"), std::string::npos);
+  EXPECT_NE(message({{"type", "json_schema"},
+                     {"json_schema", json::object{{"schema", json::object{{"oneOf", json::array{}}}}}}})
+                .find("'oneOf' at #"),
+            std::string::npos);
+}
+
+TEST_F(Serve, TheTokenAndLimitsAreKept) {
+  ASSERT_OK(write_file_atomic(folder_ / "token", "sesame-42\nnot this line\n", 0600));
+  start({"--token-file", folder_ / "token", "--max-tokens", "3", "--max-request-bytes", "2K"});
+  const auto with = [&](const std::string& authorization, const std::string& path = "/v1/models") {
+    HttpCall call{.url = url_ + path};
+    if (!authorization.empty()) call.headers.emplace_back("Authorization", authorization);
+    return http_call(call);
+  };
+  EXPECT_EQ(get("/health")->status, 200);
+  for (const char* wrong :
+       {"", "Bearer", "Bearer ", "Bearer sesame-4", "Bearer sesame-422", "Basic sesame-42", "sesame-42"}) {
+    const auto response = with(wrong);
+    ASSERT_OK(response);
+    EXPECT_EQ(response->status, 401) << wrong;
+    EXPECT_NE(response->body.find("Bearer"), std::string::npos);
+  }
+  EXPECT_EQ(with("Bearer sesame-42")->status, 200);
+  EXPECT_EQ(with("bearer sesame-42", "/metrics")->status, 200);
+  const auto post = [&](const std::string& body) {
+    return http_call({.method = "POST",
+                      .url = url_ + "/v1/completions",
+                      .headers = {{"Authorization", "Bearer sesame-42"}},
+                      .body = body});
+  };
+  const auto limited = post(R"({"prompt":"the small","max_tokens":50,"temperature":0})");
+  ASSERT_OK(limited);
+  ASSERT_EQ(limited->status, 200) << limited->body;
+  const json::value whole = json::parse(limited->body);
+  EXPECT_LE(whole.at("usage").at("completion_tokens").to_number<int>(), 3);
+  EXPECT_EQ(
+      post(R"({"prompt":")" + std::string(3000, 'x') + "\"}").value_or(HttpResponse{413, {}, {}}).status,
+      413);
+  ASSERT_OK(write_file_atomic(folder_ / "empty", "\n", 0600));
+  Program refused(folder_.path(), {model_, "--token-file", folder_ / "empty"});
+  EXPECT_NE(refused.wait().err.find("no token"), std::string::npos);
+}
+
+TEST_F(Serve, ARequestThatTakesTooLongEndsWhereItIs) {
+  model_ = write("long.gguf", TensorType::kF32, 1u << 17);
+  start({"--request-timeout", "1", "--streams", "1", "--threads", "1"});
+  // A token that ends the text is left out of what may come: an array of numbers goes on for ever.
+  const json::object format{
+      {"type", "json_schema"},
+      {"json_schema", json::object{{"schema", json::object{{"type", "array"},
+                                                           {"minItems", 4096},
+                                                           {"items", json::object{{"type", "string"},
+                                                                                  {"minLength", 400}}}}}}}};
+  const json::value whole =
+      answer({{"prompt", "the small"}, {"max_tokens", 120000}, {"response_format", format}});
+  const json::value& choice = whole.at("choices").at(0);
+  EXPECT_EQ(choice.at("finish_reason").as_string(), "length");
+  EXPECT_TRUE(choice.at("timed_out").as_bool());
+  EXPECT_GT(whole.at("usage").at("completion_tokens").to_number<int>(), 0);
+}
+
 TEST_F(Serve, RequestsThatAreComputedTogetherGetWhatEachGetsAlone) {
   model_ = write("long.gguf", TensorType::kQ8_0, 512);
   start({"--streams", "3", "--threads", "2"});
