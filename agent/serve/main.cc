@@ -2,6 +2,7 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <iostream>
 
 #include "agent/serve/commands/commands.h"
@@ -40,17 +41,20 @@ int run(int argc, char** argv) {
             "memory;\nauto: below the user's cache folder, none: packed into memory, off: used as the "
             "file has them (slower)")
         ->capture_default_str();
+  };
+  const auto caching = [&](CLI::App* command) {
     command
         ->add_option(
             "--kv-cache", options.kv_cache,
-            "what keys and values are kept in: f32, f16 (half the memory), auto: f32, or f16 where the "
-            "memory limit asks for it")
-        ->check(CLI::IsMember({"auto", "f32", "f16"}))
+            "what keys and values are kept in: f32, f16 (half the memory), q8 (about a quarter), auto: f32, "
+            "or the widest that the memory limit leaves room for")
+        ->check(CLI::IsMember({"auto", "f32", "f16", "q8"}))
         ->capture_default_str();
   };
   CLI::App* serve_command = app.add_subcommand("serve", "answer HTTP requests (the default)");
   common(serve_command);
   packing(serve_command);
+  caching(serve_command);
   serve_command->add_option("--host", options.host, "address to listen on")->capture_default_str();
   serve_command->add_option("--port", options.port, "port, 0 for any free one")->capture_default_str();
   serve_command->add_option("--port-file", options.port_file, "file to write the port to when ready");
@@ -85,6 +89,7 @@ int run(int argc, char** argv) {
                          "perplexity, or accuracy and more of a classifier, and KL divergence and "
                          "top-1 agreement with a teacher; JSON");
   common(eval_command);
+  caching(eval_command);
   eval_command
       ->add_option("--data", options.data,
                    "JSONL {\"text\"} or plain text split at blank lines; for a classifier JSONL {\"input\", "
@@ -99,6 +104,7 @@ int run(int argc, char** argv) {
   CLI::App* bench_command = app.add_subcommand("bench", "prompt and generation speed");
   common(bench_command);
   packing(bench_command);
+  caching(bench_command);
   bench_command->add_option("--prompt", options.prompt, "prompt tokens")->capture_default_str();
   bench_command->add_option("--generate", options.generate, "tokens to generate")->capture_default_str();
   bench_command->add_option("--depth", options.depth, "tokens in the context before generation is measured")
@@ -108,6 +114,7 @@ int run(int argc, char** argv) {
   bench_command->add_flag("--json", options.as_json, "machine-readable");
   CLI::App* info_command = app.add_subcommand("info", "what a model file holds and how much memory it takes");
   common(info_command);
+  caching(info_command);
   info_command->add_option("--streams", options.streams, "requests computed at the same time")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
@@ -128,6 +135,13 @@ int run(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   ::signal(SIGPIPE, SIG_IGN);
+  if (const char* set = std::getenv("RETORT_INSTRUCTION_SET");
+      set != nullptr && !kernels::use_instruction_set(set)) {
+    std::cerr << "retort-serve: RETORT_INSTRUCTION_SET is " << set << "; this processor has";
+    for (const std::string& name : kernels::instruction_sets()) std::cerr << " " << name;
+    std::cerr << "\n";
+    return 2;
+  }
   const Result<void> done = serve_command->parsed()   ? serve(options)
                             : eval_command->parsed()  ? eval(options)
                             : bench_command->parsed() ? bench(options)

@@ -19,7 +19,9 @@ Result<std::uint64_t> memory_limit(const ServeArguments& options) {
 }
 
 kernels::CacheType cache_type(const ServeArguments& options) {
-  return options.kv_cache == "f16" ? kernels::CacheType::kF16 : kernels::CacheType::kF32;
+  return options.kv_cache == "f16"  ? kernels::CacheType::kF16
+         : options.kv_cache == "q8" ? kernels::CacheType::kQ8
+                                    : kernels::CacheType::kF32;
 }
 
 PackingChoice packing_choice(const ServeArguments& options) {
@@ -37,8 +39,12 @@ Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, G
   ModelOptions how{.pack = packing.pack, .pack_cache = packing.cache};
   if (const std::uint64_t limit = RETORT_TRY(memory_limit(options)); limit != 0)
     how.pack_if = [&options, limit](const Model& unpacked, std::uint64_t packed_bytes) {
+      // A narrow KV cache costs less than weights that are not packed.
+      const kernels::CacheType cache =
+          options.kv_cache == "auto" ? kernels::CacheType::kQ8 : cache_type(options);
       const std::uint64_t needed =
-          plan_memory(unpacked, {.n_ctx = options.ctx}, thread_count(options)).total() + packed_bytes;
+          plan_memory(unpacked, {.n_ctx = options.ctx, .cache = cache}, thread_count(options)).total() +
+          packed_bytes;
       if (needed > limit)
         log_warn(
             "{} with packed weights is more than the limit of {}: they are used as the file has them, which "

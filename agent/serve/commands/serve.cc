@@ -41,9 +41,12 @@ Result<void> serve(const ServeArguments& options) {
   const auto too_much = [&] {
     return wanted.memory_limit != 0 && plan_memory(*model, wanted, team.size()).total() > wanted.memory_limit;
   };
-  if (options.kv_cache == "auto" && too_much()) {
-    wanted.cache = kernels::CacheType::kF16;
-    log_warn("the memory limit leaves room for a KV cache of 16 bits alone");
+  if (options.kv_cache == "auto") {
+    for (const auto narrower : {kernels::CacheType::kF16, kernels::CacheType::kQ8})
+      if (too_much()) wanted.cache = narrower;
+    if (wanted.cache != kernels::CacheType::kF32)
+      log_warn("the memory limit leaves room for a KV cache of {} bits alone",
+               wanted.cache == kernels::CacheType::kF16 ? 16 : 8);
   }
   while (wanted.streams > 1 && too_much()) --wanted.streams;
   if (wanted.streams < options.streams)

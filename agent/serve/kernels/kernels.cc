@@ -1,5 +1,6 @@
 #include "agent/serve/kernels/kernels.h"
 
+#include "agent/serve/kernels/dispatch.h"
 #include "agent/serve/kernels/packed.h"
 
 #include <algorithm>
@@ -311,6 +312,7 @@ void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* sc
   const hn::Rebind<std::int32_t, Floats> d32;
   const hn::Rebind<std::int16_t, Floats> d16;
   const hn::Rebind<std::int8_t, Floats> d8;
+  const hn::FixedTag<std::uint8_t, 16> octets;
   const std::size_t lanes = hn::Lanes(d);
   for (std::uint32_t b = 0; b < columns; b += 32, ++scale, ++start, half_start += 2) {
     F largest = hn::Zero(d);
@@ -318,15 +320,17 @@ void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* sc
     const float top = hn::GetLane(hn::MaxOfLanes(d, largest));
     *scale = top / 127.0f;
     const F inverse = hn::Set(d, top > 0 ? 127.0f / top : 0.0f);
+    for (std::size_t i = 0; i < 32; i += lanes) {
+      const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + b + i), inverse));
+      const auto whole = hn::Min(hn::Max(rounded, hn::Set(d32, -127)), hn::Set(d32, 127));
+      hn::StoreU(hn::DemoteTo(d8, hn::DemoteTo(d16, whole)), d8, q + b + i);
+    }
     for (std::size_t half = 0; half < 2; ++half) {
-      auto total = hn::Zero(d32);
-      for (std::size_t i = 16 * half; i < 16 * half + 16; i += lanes) {
-        const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + b + i), inverse));
-        const auto whole = hn::Min(hn::Max(rounded, hn::Set(d32, -127)), hn::Set(d32, 127));
-        total = hn::Add(total, whole);
-        hn::StoreU(hn::DemoteTo(d8, hn::DemoteTo(d16, whole)), d8, q + b + i);
-      }
-      half_start[half] = -8 * hn::GetLane(hn::SumOfLanes(d32, total));
+      const auto bytes = hn::Xor(hn::LoadU(octets, reinterpret_cast<const std::uint8_t*>(q + b + 16 * half)),
+                                 hn::Set(octets, 128));
+      const auto sums = hn::SumsOf8(bytes);
+      const auto both = hn::Add(sums, hn::Shuffle01(sums));
+      half_start[half] = -8 * (static_cast<std::int32_t>(hn::GetLane(both)) - 16 * 128);
     }
     *start = half_start[0] + half_start[1];
   }
@@ -520,143 +524,226 @@ std::size_t Best(const float* x, std::size_t n) {
   return 0;
 }
 
-HWY_INLINE F load_cache(const float* p) { return hn::LoadU(Floats(), p); }
-HWY_INLINE F load_cache(const hwy::float16_t* p) {
-  return hn::PromoteTo(Floats(), hn::LoadU(hn::Rebind<hwy::float16_t, Floats>(), p));
+// What caches hold: a value of each of kPositionBlock positions, as F32.
+struct CacheF32 {
+  static constexpr CacheType kType = CacheType::kF32;
+  static HWY_INLINE F load(const std::byte* block, std::size_t at) {
+    return hn::LoadU(Floats(), reinterpret_cast<const float*>(block) + at);
+  }
+};
+struct CacheF16 {
+  static constexpr CacheType kType = CacheType::kF16;
+  static HWY_INLINE F load(const std::byte* block, std::size_t at) {
+    return hn::PromoteTo(Floats(), hn::LoadU(hn::Rebind<hwy::float16_t, Floats>(),
+                                             reinterpret_cast<const hwy::float16_t*>(block) + at));
+  }
+};
+struct CacheQ8 {
+  static constexpr CacheType kType = CacheType::kQ8;
+  static HWY_INLINE F load(const std::byte* block, std::size_t at) {
+    const hn::Rebind<std::int32_t, Floats> d32;
+    return hn::ConvertTo(Floats(),
+                         hn::PromoteTo(d32, hn::LoadU(hn::Rebind<std::int8_t, Floats>(),
+                                                      reinterpret_cast<const std::int8_t*>(block) + at)));
+  }
+};
+/// The positions' scales, behind a Q8 block's values.
+HWY_INLINE const float* cache_scales(const std::byte* block, std::uint32_t head_dim) {
+  return reinterpret_cast<const float*>(block + std::size_t{head_dim} * kPositionBlock);
 }
 
-/// T queries; the sums of each are in the same order whatever T is.
+/// T queries of each of `heads` heads, phase by phase, so that one head's waits are filled with another's
+/// work; the sums of each are in the same order whatever T is.
 template <int T, class Cache>
-HWY_INLINE void attend(const float* q, std::size_t q_stride, std::uint32_t step, const Cache* k,
-                       const Cache* v, std::uint32_t n, std::uint32_t head_dim, float scale, float* scores,
-                       std::size_t score_stride, float* out, std::size_t out_stride) {
+HWY_INLINE void attend(const Queries& q, const Heads& heads, std::uint32_t n, std::uint32_t step, float scale,
+                       const Scores& scores, const Attended& out) {
+  constexpr bool kScaled = Cache::kType == CacheType::kQ8;
   const Floats d;
-  const std::size_t lanes = hn::Lanes(d), block_size = std::size_t{head_dim} * kPositionBlock;
+  const std::uint32_t head_dim = heads.dim;
+  const std::size_t lanes = hn::Lanes(d), block_bytes = cache_block_bytes(Cache::kType, head_dim);
   const std::size_t blocks = (n + (T - 1) * step + kPositionBlock - 1) / kPositionBlock,
                     end = blocks * kPositionBlock;
   const F s = hn::Set(d, scale);
-  for (std::size_t b = 0; b < blocks; ++b) {
-    const Cache* block = k + b * block_size;
-    for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
-      F sums[T][2];
-      for (int t = 0; t < T; ++t) sums[t][0] = sums[t][1] = hn::Zero(d);
-      std::uint32_t i = 0;
-      for (; i + 2 <= head_dim; i += 2) {
-        const F k0 = load_cache(block + i * kPositionBlock + part),
-                k1 = load_cache(block + (i + 1) * kPositionBlock + part);
-        for (int t = 0; t < T; ++t) {
-          sums[t][0] = hn::MulAdd(hn::Set(d, q[t * q_stride + i]), k0, sums[t][0]);
-          sums[t][1] = hn::MulAdd(hn::Set(d, q[t * q_stride + i + 1]), k1, sums[t][1]);
+  for (std::size_t h = 0; h < heads.count; ++h) {
+    const float* const queries = q.data + h * T * head_dim;
+    for (std::size_t b = 0; b < blocks; ++b) {
+      const std::byte* const block = heads.keys + h * heads.bytes + b * block_bytes;
+      for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
+        F sums[T][2];
+        for (int t = 0; t < T; ++t) sums[t][0] = sums[t][1] = hn::Zero(d);
+        std::uint32_t i = 0;
+        for (; i + 2 <= head_dim; i += 2) {
+          const F k0 = Cache::load(block, i * kPositionBlock + part),
+                  k1 = Cache::load(block, (i + 1) * kPositionBlock + part);
+          for (int t = 0; t < T; ++t) {
+            sums[t][0] = hn::MulAdd(hn::Set(d, queries[t * q.stride + i]), k0, sums[t][0]);
+            sums[t][1] = hn::MulAdd(hn::Set(d, queries[t * q.stride + i + 1]), k1, sums[t][1]);
+          }
         }
-      }
-      if (i < head_dim)
+        if (i < head_dim)
+          for (int t = 0; t < T; ++t)
+            sums[t][0] = hn::MulAdd(hn::Set(d, queries[t * q.stride + i]),
+                                    Cache::load(block, i * kPositionBlock + part), sums[t][0]);
+        F factor = s;
+        if constexpr (kScaled) factor = hn::Mul(s, hn::LoadU(d, cache_scales(block, head_dim) + part));
         for (int t = 0; t < T; ++t)
-          sums[t][0] = hn::MulAdd(hn::Set(d, q[t * q_stride + i]),
-                                  load_cache(block + i * kPositionBlock + part), sums[t][0]);
-      for (int t = 0; t < T; ++t)
-        hn::StoreU(hn::Mul(hn::Add(sums[t][0], sums[t][1]), s), d,
-                   scores + t * score_stride + b * kPositionBlock + part);
+          hn::StoreU(hn::Mul(hn::Add(sums[t][0], sums[t][1]), factor), d,
+                     scores.data + (h * T + t) * scores.stride + b * kPositionBlock + part);
+      }
     }
   }
-  float inverse[T];
-  for (int t = 0; t < T; ++t) {
-    float* const row = scores + t * score_stride;
-    const std::size_t mine = n + t * step;
+  HWY_ALIGN float inverse[kScoreRows];
+  for (std::size_t r = 0; r < heads.count * T; ++r) {
+    float* const row = scores.data + r * scores.stride;
+    const std::size_t mine = n + r % T * step;
     for (std::size_t j = mine; j < end; ++j) row[j] = -std::numeric_limits<float>::infinity();
-    F top_lanes = hn::Set(d, row[0]);
-    for (std::size_t j = 0; j < end; j += lanes) top_lanes = hn::Max(top_lanes, hn::LoadU(d, row + j));
-    const F top = hn::Set(d, hn::GetLane(hn::MaxOfLanes(d, top_lanes)));
+    F top_lanes = hn::LoadU(d, row);
+    for (std::size_t j = lanes; j < end; j += lanes) top_lanes = hn::Max(top_lanes, hn::LoadU(d, row + j));
+    const F top = hn::MaxOfLanes(d, top_lanes);
     F total = hn::Zero(d);
     for (std::size_t j = 0; j < end; j += lanes) {
       F e = hn::Exp(d, hn::Max(hn::Sub(hn::LoadU(d, row + j), top), hn::Set(d, -87.0f)));
       if (j + lanes > mine) e = j < mine ? hn::IfThenElseZero(hn::FirstN(d, mine - j), e) : hn::Zero(d);
       total = hn::Add(total, e);
+      if constexpr (kScaled)  // of the values that it will be multiplied with
+        e = hn::Mul(e, hn::LoadU(d, cache_scales(
+                                        heads.values + r / T * heads.bytes + j / kPositionBlock * block_bytes,
+                                        head_dim) +
+                                        j % kPositionBlock));
       hn::StoreU(e, d, row + j);
     }
-    inverse[t] = 1.0f / sum_lanes(total);
+    inverse[r] = 1.0f / sum_lanes(total);
   }
   const Floats4 d4;
-  std::uint32_t i = 0;
-  for (; i + 4 <= head_dim; i += 4) {
-    F sums[T][4];
-    for (int t = 0; t < T; ++t)
-      for (int e = 0; e < 4; ++e) sums[t][e] = hn::Zero(d);
-    for (std::size_t b = 0; b < blocks; ++b) {
-      const Cache* block = v + b * block_size + i * kPositionBlock;
-      for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
-        F values[4];
-        for (int e = 0; e < 4; ++e) values[e] = load_cache(block + e * kPositionBlock + part);
-        for (int t = 0; t < T; ++t) {
-          const F p = hn::LoadU(d, scores + t * score_stride + b * kPositionBlock + part);
-          for (int e = 0; e < 4; ++e) sums[t][e] = hn::MulAdd(p, values[e], sums[t][e]);
+  for (std::size_t h = 0; h < heads.count; ++h) {
+    const std::byte* const values_of = heads.values + h * heads.bytes;
+    const float* const shares = scores.data + h * T * scores.stride;
+    float* const to = out.data + h * T * head_dim;
+    std::uint32_t i = 0;
+    for (; i + 4 <= head_dim; i += 4) {
+      F sums[T][4];
+      for (int t = 0; t < T; ++t)
+        for (int e = 0; e < 4; ++e) sums[t][e] = hn::Zero(d);
+      for (std::size_t b = 0; b < blocks; ++b) {
+        const std::byte* const block = values_of + b * block_bytes;
+        for (std::size_t part = 0; part < kPositionBlock; part += lanes) {
+          F values[4];
+          for (int e = 0; e < 4; ++e) values[e] = Cache::load(block, (i + e) * kPositionBlock + part);
+          for (int t = 0; t < T; ++t) {
+            const F p = hn::LoadU(d, shares + t * scores.stride + b * kPositionBlock + part);
+            for (int e = 0; e < 4; ++e) sums[t][e] = hn::MulAdd(p, values[e], sums[t][e]);
+          }
         }
       }
+      for (int t = 0; t < T; ++t)
+        hn::StoreU(hn::Mul(sum_lanes(sums[t][0], sums[t][1], sums[t][2], sums[t][3]),
+                           hn::Set(d4, inverse[h * T + t])),
+                   d4, to + t * out.stride + i);
     }
-    for (int t = 0; t < T; ++t)
-      hn::StoreU(hn::Mul(sum_lanes(sums[t][0], sums[t][1], sums[t][2], sums[t][3]), hn::Set(d4, inverse[t])),
-                 d4, out + t * out_stride + i);
+    for (; i < head_dim; ++i)
+      for (int t = 0; t < T; ++t) {
+        F sum = hn::Zero(d);
+        for (std::size_t b = 0; b < blocks; ++b)
+          for (std::size_t part = 0; part < kPositionBlock; part += lanes)
+            sum = hn::MulAdd(hn::LoadU(d, shares + t * scores.stride + b * kPositionBlock + part),
+                             Cache::load(values_of + b * block_bytes, i * kPositionBlock + part), sum);
+        to[t * out.stride + i] = sum_lanes(sum) * inverse[h * T + t];
+      }
   }
-  for (; i < head_dim; ++i)
-    for (int t = 0; t < T; ++t) {
-      F sum = hn::Zero(d);
-      for (std::size_t b = 0; b < blocks; ++b)
-        for (std::size_t part = 0; part < kPositionBlock; part += lanes)
-          sum = hn::MulAdd(hn::LoadU(d, scores + t * score_stride + b * kPositionBlock + part),
-                           load_cache(v + b * block_size + i * kPositionBlock + part), sum);
-      out[t * out_stride + i] = sum_lanes(sum) * inverse[t];
-    }
 }
 
 template <class Cache>
-HWY_INLINE void attend_any(const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
-                           const Cache* k, const Cache* v, std::uint32_t n, std::uint32_t head_dim,
-                           float scale, float* scores, std::size_t score_stride, float* out,
-                           std::size_t out_stride) {
-  if (count == 4)
-    return attend<4>(q, q_stride, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
-  if (count == 2)
-    return attend<2>(q, q_stride, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
-  for (std::uint32_t t = 0; t < count; ++t)
-    attend<1>(q + t * q_stride, q_stride, 0, k, v, n + t * step, head_dim, scale, scores, score_stride,
-              out + t * out_stride, out_stride);
-}
-
-void Attention(CacheType type, const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
-               const void* k, const void* v, std::uint32_t n, std::uint32_t head_dim, float scale,
-               float* scores, std::size_t score_stride, float* out, std::size_t out_stride) {
-  if (type == CacheType::kF32)
-    attend_any(q, q_stride, count, step, static_cast<const float*>(k), static_cast<const float*>(v), n,
-               head_dim, scale, scores, score_stride, out, out_stride);
-  else
-    attend_any(q, q_stride, count, step, static_cast<const hwy::float16_t*>(k),
-               static_cast<const hwy::float16_t*>(v), n, head_dim, scale, scores, score_stride, out,
-               out_stride);
-}
-
-void Store(CacheType type, const float* x, std::uint32_t n_head, std::uint32_t head_dim,
-           std::uint32_t position, std::size_t head_size, void* caches) {
-  const std::size_t at =
-      std::size_t{position / kPositionBlock} * head_dim * kPositionBlock + position % kPositionBlock;
-  if (type == CacheType::kF32) {
-    auto* to = static_cast<float*>(caches) + at;
-    for (std::uint32_t head = 0; head < n_head; ++head, x += head_dim, to += head_size)
-      for (std::uint32_t i = 0; i < head_dim; ++i) to[i * kPositionBlock] = x[i];
-    return;
-  }
-  const Floats d;
-  const hn::Rebind<hwy::float16_t, Floats> d16;
-  const std::size_t lanes = hn::Lanes(d);
-  auto* to = static_cast<hwy::float16_t*>(caches) + at;
-  HWY_ALIGN hwy::float16_t narrow[16];
-  for (std::uint32_t head = 0; head < n_head; ++head, x += head_dim, to += head_size)
-    for (std::uint32_t i = 0; i < head_dim; i += lanes) {
-      const std::size_t n = std::min<std::size_t>(lanes, head_dim - i);
-      hn::StoreU(hn::DemoteTo(d16, n == lanes ? hn::LoadU(d, x + i) : load_first(x + i, n)), d16, narrow);
-      for (std::size_t j = 0; j < n; ++j) to[(i + j) * kPositionBlock] = narrow[j];
+void attend_any(const Queries& q, const Heads& heads, std::uint32_t n, std::uint32_t step, float scale,
+                const Scores& scores, const Attended& out) {
+  if (q.count == 4) return attend<4, Cache>(q, heads, n, step, scale, scores, out);
+  if (q.count == 2) return attend<2, Cache>(q, heads, n, step, scale, scores, out);
+  if (q.count == 1) return attend<1, Cache>(q, heads, n, step, scale, scores, out);
+  Heads one = heads;
+  one.count = 1;
+  for (std::uint32_t h = 0; h < heads.count; ++h, one.keys += heads.bytes, one.values += heads.bytes)
+    for (std::uint32_t t = 0; t < q.count; ++t) {
+      const std::size_t at = h * q.count * heads.dim;
+      attend<1, Cache>({q.data + at + t * q.stride, q.stride, 1}, one, n + t * step, 0, scale, scores,
+                       {out.data + at + t * out.stride, out.stride});
     }
 }
 
-const char* InstructionSet() { return hwy::TargetName(HWY_TARGET); }
+void Attention(const Queries& q, const Heads& heads, std::uint32_t n, std::uint32_t step, float scale,
+               const Scores& scores, const Attended& out) {
+  switch (heads.type) {
+    case CacheType::kF32:
+      return attend_any<CacheF32>(q, heads, n, step, scale, scores, out);
+    case CacheType::kF16:
+      return attend_any<CacheF16>(q, heads, n, step, scale, scores, out);
+    case CacheType::kQ8:
+      return attend_any<CacheQ8>(q, heads, n, step, scale, scores, out);
+  }
+}
+
+/// Columns of a head's block: narrow(token, values, out) makes what the cache holds of each vector of values,
+/// and then the tokens' values of each dimension go side by side.
+template <class Value, class Narrow>
+HWY_INLINE void put_columns(const Stored& x, const float* head, std::uint32_t position,
+                            std::size_t block_bytes, std::byte* cache, const Narrow& narrow) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  Value* to[kAttentionTokens];
+  for (std::uint32_t t = 0; t < x.count; ++t)
+    to[t] = reinterpret_cast<Value*>(cache + (position + t) / kPositionBlock * block_bytes) +
+            (position + t) % kPositionBlock;
+  HWY_ALIGN Value values[kAttentionTokens][16];
+  for (std::uint32_t i = 0; i < x.dim; i += lanes) {
+    const std::size_t n = std::min<std::size_t>(lanes, x.dim - i);
+    for (std::uint32_t t = 0; t < x.count; ++t) {
+      const float* const from = head + t * x.stride + i;
+      narrow(t, n == lanes ? hn::LoadU(d, from) : load_first(from, n), values[t]);
+    }
+    for (std::size_t j = 0; j < n; ++j)
+      for (std::uint32_t t = 0; t < x.count; ++t) to[t][(i + j) * kPositionBlock] = values[t][j];
+  }
+}
+
+void Store(const Stored& x, CacheType type, std::uint32_t position, std::size_t head_bytes,
+           std::byte* caches) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d), block_bytes = cache_block_bytes(type, x.dim);
+  for (std::uint32_t h = 0; h < x.heads; ++h, caches += head_bytes) {
+    const float* const head = x.data + h * x.dim;
+    if (type == CacheType::kF32) {
+      put_columns<float>(x, head, position, block_bytes, caches,
+                         [](std::uint32_t, F v, float* out) HWY_ATTR { hn::StoreU(v, Floats(), out); });
+    } else if (type == CacheType::kF16) {
+      put_columns<hwy::float16_t>(x, head, position, block_bytes, caches,
+                                  [](std::uint32_t, F v, hwy::float16_t* out) HWY_ATTR {
+                                    const hn::Rebind<hwy::float16_t, Floats> d16;
+                                    hn::StoreU(hn::DemoteTo(d16, v), d16, out);
+                                  });
+    } else {
+      float inverse[kAttentionTokens];
+      for (std::uint32_t t = 0; t < x.count; ++t) {
+        const float* const mine = head + t * x.stride;
+        F largest = hn::Zero(d);
+        for (std::uint32_t i = 0; i < x.dim; i += lanes)
+          largest = hn::Max(largest, hn::Abs(i + lanes <= x.dim ? hn::LoadU(d, mine + i)
+                                                                : load_first(mine + i, x.dim - i)));
+        const float top = hn::GetLane(hn::MaxOfLanes(d, largest)), scale = top / 127.0f;
+        inverse[t] = top > 0 ? 127.0f / top : 0.0f;
+        std::byte* const block = caches + (position + t) / kPositionBlock * block_bytes;
+        std::memcpy(
+            block + (std::size_t{x.dim} * kPositionBlock + (position + t) % kPositionBlock * sizeof scale),
+            &scale, sizeof scale);
+      }
+      put_columns<std::int8_t>(
+          x, head, position, block_bytes, caches, [&](std::uint32_t t, F v, std::int8_t* out) HWY_ATTR {
+            const hn::Rebind<std::int32_t, Floats> d32;
+            const hn::Rebind<std::int8_t, Floats> d8;
+            const auto whole = hn::NearestInt(hn::Mul(v, hn::Set(Floats(), inverse[t])));
+            hn::StoreU(hn::DemoteTo(d8, hn::Min(hn::Max(whole, hn::Set(d32, -127)), hn::Set(d32, 127))), d8,
+                       out);
+          });
+    }
+  }
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace retort::kernels
@@ -665,75 +752,57 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace retort::kernels {
 
-HWY_EXPORT(MatmulRows);
-HWY_EXPORT(QuantizeQ8);
-HWY_EXPORT(RmsNorm);
-HWY_EXPORT(LayerNorm);
-HWY_EXPORT(AddTo);
-HWY_EXPORT(SiluMul);
-HWY_EXPORT(Gelu);
-HWY_EXPORT(Rope);
-HWY_EXPORT(LogSumExp);
-HWY_EXPORT(Exponentials);
-HWY_EXPORT(KlDivergence);
-HWY_EXPORT(Best);
-HWY_EXPORT(Attention);
-HWY_EXPORT(Store);
-HWY_EXPORT(InstructionSet);
+RETORT_EXPORT(MatmulRows);
+RETORT_EXPORT(QuantizeQ8);
+RETORT_EXPORT(RmsNorm);
+RETORT_EXPORT(LayerNorm);
+RETORT_EXPORT(AddTo);
+RETORT_EXPORT(SiluMul);
+RETORT_EXPORT(Gelu);
+RETORT_EXPORT(Rope);
+RETORT_EXPORT(LogSumExp);
+RETORT_EXPORT(Exponentials);
+RETORT_EXPORT(KlDivergence);
+RETORT_EXPORT(Best);
+RETORT_EXPORT(Attention);
+RETORT_EXPORT(Store);
 
 void matmul_rows(const Matrix& matrix, const Activations& x, std::uint32_t row_begin, std::uint32_t row_end,
                  const Output& out) {
-  HWY_DYNAMIC_DISPATCH(MatmulRows)(matrix, x, row_begin, row_end, out);
+  RETORT_CALL(MatmulRows)(matrix, x, row_begin, row_end, out);
 }
 void quantize_q8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start,
                  std::int32_t* half_start) {
-  HWY_DYNAMIC_DISPATCH(QuantizeQ8)(x, columns, q, scale, start, half_start);
+  RETORT_CALL(QuantizeQ8)(x, columns, q, scale, start, half_start);
 }
 void rms_norm(const float* x, const float* weight, std::uint32_t n, float eps, float* out) {
-  HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, n, eps, out);
+  RETORT_CALL(RmsNorm)(x, weight, n, eps, out);
 }
 void layer_norm(const float* x, const float* weight, const float* bias, std::uint32_t n, float eps,
                 float* out) {
-  HWY_DYNAMIC_DISPATCH(LayerNorm)(x, weight, bias, n, eps, out);
+  RETORT_CALL(LayerNorm)(x, weight, bias, n, eps, out);
 }
-void add(float* x, const float* y, std::size_t n) { HWY_DYNAMIC_DISPATCH(AddTo)(x, y, n); }
-void silu_mul(float* gate, const float* up, std::size_t n) { HWY_DYNAMIC_DISPATCH(SiluMul)(gate, up, n); }
-void gelu(float* x, std::size_t n) { HWY_DYNAMIC_DISPATCH(Gelu)(x, n); }
+void add(float* x, const float* y, std::size_t n) { RETORT_CALL(AddTo)(x, y, n); }
+void silu_mul(float* gate, const float* up, std::size_t n) { RETORT_CALL(SiluMul)(gate, up, n); }
+void gelu(float* x, std::size_t n) { RETORT_CALL(Gelu)(x, n); }
 void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* table) {
-  HWY_DYNAMIC_DISPATCH(Rope)(x, n_head, head_dim, table);
+  RETORT_CALL(Rope)(x, n_head, head_dim, table);
 }
-double log_sum_exp(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExp)(x, n); }
+double log_sum_exp(const float* x, std::size_t n) { return RETORT_CALL(LogSumExp)(x, n); }
 double exponentials(const float* x, std::size_t n, float scale, float top, float* out) {
-  return HWY_DYNAMIC_DISPATCH(Exponentials)(x, n, scale, top, out);
+  return RETORT_CALL(Exponentials)(x, n, scale, top, out);
 }
 double kl_divergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n) {
-  return HWY_DYNAMIC_DISPATCH(KlDivergence)(p, lse_p, q, lse_q, n);
+  return RETORT_CALL(KlDivergence)(p, lse_p, q, lse_q, n);
 }
-std::size_t best(const float* x, std::size_t n) { return HWY_DYNAMIC_DISPATCH(Best)(x, n); }
-void attention(CacheType type, const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
-               const void* k, const void* v, std::uint32_t n, std::uint32_t head_dim, float scale,
-               float* scores, std::size_t score_stride, float* out, std::size_t out_stride) {
-  HWY_DYNAMIC_DISPATCH(Attention)
-  (type, q, q_stride, count, step, k, v, n, head_dim, scale, scores, score_stride, out, out_stride);
+std::size_t best(const float* x, std::size_t n) { return RETORT_CALL(Best)(x, n); }
+void attention(const Queries& q, const Heads& heads, std::uint32_t n, std::uint32_t step, float scale,
+               const Scores& scores, const Attended& out) {
+  RETORT_CALL(Attention)(q, heads, n, step, scale, scores, out);
 }
-void store(CacheType type, const float* x, std::uint32_t n_head, std::uint32_t head_dim,
-           std::uint32_t position, std::size_t head_size, void* caches) {
-  HWY_DYNAMIC_DISPATCH(Store)(type, x, n_head, head_dim, position, head_size, caches);
-}
-const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(InstructionSet)(); }
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets())
-    names.push_back(hwy::TargetName(target));
-  return names;
-}
-bool use_instruction_set(std::string_view name) {
-  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets())
-    if (hwy::TargetName(target) == name) {
-      hwy::GetChosenTarget().Update(target);
-      return true;
-    }
-  return false;
+void store(const Stored& x, CacheType type, std::uint32_t position, std::size_t head_bytes,
+           std::byte* caches) {
+  RETORT_CALL(Store)(x, type, position, head_bytes, caches);
 }
 
 }  // namespace retort::kernels

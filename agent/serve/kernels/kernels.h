@@ -91,26 +91,61 @@ double kl_divergence(const float* p, double lse_p, const float* q, double lse_q,
 std::size_t best(const float* x, std::size_t n);
 
 /// K and V caches lie in blocks of so many positions, [block][head_dim][kPositionBlock] for each head, and
-/// hold F32 or F16.
+/// hold F32, F16 or Q8: whole numbers, and behind a block's values an F32 scale for each of its positions. A
+/// head's values of one position are rounded for themselves, as max|x| / 127 wants it, so that what was
+/// stored before never changes.
 constexpr std::uint32_t kPositionBlock = 16;
-enum class CacheType { kF32, kF16 };
-constexpr std::size_t cache_bytes(CacheType type) { return type == CacheType::kF32 ? 4 : 2; }
-/// Puts one position of `n_head` heads, x [n_head][head_dim], into caches that begin `head_size` values
-/// apart.
-void store(CacheType type, const float* x, std::uint32_t n_head, std::uint32_t head_dim,
-           std::uint32_t position, std::size_t head_size, void* caches);
+enum class CacheType { kF32, kF16, kQ8 };
+/// Bytes of a block of one head.
+constexpr std::size_t cache_block_bytes(CacheType type, std::uint32_t head_dim) {
+  const std::size_t values = std::size_t{head_dim} * kPositionBlock;
+  return type == CacheType::kF32   ? 4 * values
+         : type == CacheType::kF16 ? 2 * values
+                                   : values + 4 * kPositionBlock;
+}
+constexpr std::uint32_t kAttentionTokens = 4, kScoreRows = 16;
+/// Keys or values of `count` (at most kAttentionTokens) consecutive positions: row t, at data + t * stride,
+/// holds [heads][dim].
+struct Stored {
+  const float* data = nullptr;
+  std::size_t stride = 0;
+  std::uint32_t count = 1, heads = 1, dim = 0;
+};
+/// Puts them at `position` and those behind it into caches that begin `head_bytes` apart.
+void store(const Stored& x, CacheType type, std::uint32_t position, std::size_t head_bytes,
+           std::byte* caches);
 
-/// Attention of `count` queries (at most kAttentionTokens) to one head's keys and values. The first sees
-/// positions [0, n), each next one `step` more: 1 for consecutive tokens, 0 for the query heads of one token
-/// that share the K and V head. Every value in the caches' blocks is finite (zero at first). q and out: rows
-/// `q_stride` and `out_stride` apart. `scores`: scratch of count * score_stride floats, score_stride ≥
-/// n + count rounded up to whole blocks. out[d] = Σ_j softmax_j(scale · q·k_j) v_j[d].
-constexpr std::uint32_t kAttentionTokens = 4;
-void attention(CacheType type, const float* q, std::size_t q_stride, std::uint32_t count, std::uint32_t step,
-               const void* k, const void* v, std::uint32_t n, std::uint32_t head_dim, float scale,
-               float* scores, std::size_t score_stride, float* out, std::size_t out_stride);
+/// Some neighbouring K and V heads of one stream's caches; every value in their blocks is finite (zero at
+/// first).
+struct Heads {
+  CacheType type = CacheType::kF32;
+  const std::byte *keys = nullptr, *values = nullptr;  ///< of the first head
+  std::size_t bytes = 0;                               ///< from one head to the next
+  std::uint32_t count = 1, dim = 0;
+};
+/// Queries of each head: query t of head h at data + h * count * dim + t * stride.
+struct Queries {
+  const float* data = nullptr;
+  std::size_t stride = 0;
+  std::uint32_t count = 1;  ///< at most kAttentionTokens
+};
+/// Scratch of kScoreRows rows; stride ≥ the positions seen, rounded up to whole blocks.
+struct Scores {
+  float* data = nullptr;
+  std::size_t stride = 0;
+};
+/// Where results go, laid out as queries are.
+struct Attended {
+  float* data = nullptr;
+  std::size_t stride = 0;
+};
+/// Attention of each head's queries, count * heads.count ≤ kScoreRows in all. The first query sees positions
+/// [0, n), each next one `step` more: 1 for consecutive tokens, 0 for the query heads of one token that share
+/// the K and V head. out[d] = Σ_j softmax_j(scale · q·k_j) v_j[d].
+void attention(const Queries& q, const Heads& heads, std::uint32_t n, std::uint32_t step, float scale,
+               const Scores& scores, const Attended& out);
 
-/// The instruction set in use ("AVX3_DL"), for reports.
+/// The instruction set in use ("AVX3_DL", "AVX2_VNNI", "NEON_DOT"), for reports.
 const char* instruction_set();
 /// Those that this build has and this processor runs, the best first.
 std::vector<std::string> instruction_sets();

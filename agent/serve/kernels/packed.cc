@@ -1,21 +1,26 @@
 // Packed matrices. Groups of 16 rows, a lane each, so that no sum ever has to be added up across lanes:
 //   F32, F16, BF16   [group][column][16]
-// and, where there is VNNI, blocks of 32 columns, their values unsigned, then the blocks' scales in F16:
+// and in blocks of 32 columns, their values unsigned, then the blocks' scales in F16:
 //   Q8_0             [group]{[block]{[8][16 rows][4 columns] q + 128}; [block][16] scale}
 //   4 bits           [group]{[block]{[4][16 rows][4] column c | column c + 16 << 4}; [block][16] scale}
 //                    Q4_0 q + 8; IQ4_NL the index; Q4_K q; Q3_K q + 4
-//   Q5_K, Q6_K       the same with the fifth bits in 64 more bytes a block, the fifth and sixth in 128 (q +
-//   32)
+//   Q5_K             the same with the fifth bits in 64 more bytes a block
+//   Q6_K             [group]{[block][2]{[3][16 rows][4]}; [block][2][16] scale}, q + 32: twelve columns in
+//   the
+//                    low six bits of bytes, four in their high two
 // Q3_K and Q6_K have a scale for each half of a block, Q4_K and Q5_K a scale and an eighth of a min: two [16]
-// a block. VNNI multiplies four u8 with four s8 per 32-bit lane; the offset comes off by starting each
-// block's sum at −offset · Σ q of the activations (made of q8_start), and min · Σ q likewise. A row's sum
-// runs over the columns in order whatever the tile, so that neither batch nor split changes a bit.
+// a block. Four columns of a row fill a 32-bit lane, as the dot products of x86 (VNNI) and ARM want them. An
+// offset comes off by starting each block's sum at −offset · Σ q of the activations (made of q8_start), and
+// min · Σ q likewise. A row's sum runs over the columns in order whatever the tile, so that neither batch nor
+// split changes a bit.
 #include "agent/serve/kernels/packed.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
+#include "agent/serve/kernels/dispatch.h"
 #include "common/blocks/k_quants.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -31,9 +36,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Floats = hn::CappedTag<float, kGroupRows>;
 using F = hn::Vec<Floats>;
 
-// Vectors that make up a group's 16 rows.
+// A group's 16 rows fill so many vectors, the units of the tiles below.
 #undef RETORT_PARTS
-#undef RETORT_VNNI
+#undef RETORT_REGISTERS
+#undef RETORT_DOT
 #if HWY_TARGET <= HWY_AVX3
 #define RETORT_PARTS 1
 #elif HWY_TARGET <= HWY_AVX2
@@ -41,35 +47,35 @@ using F = hn::Vec<Floats>;
 #else
 #define RETORT_PARTS 4
 #endif
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
-#define RETORT_VNNI 1
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+#define RETORT_REGISTERS 32
 #else
-#define RETORT_VNNI 0
+#define RETORT_REGISTERS 16
 #endif
+#define RETORT_DOT (HWY_ARCH_X86 || HWY_ARCH_ARM_A64)
 
-/// Puts a group's sums for one token where they belong: `left` rows of it exist.
-HWY_INLINE void put(const F* sums, std::size_t row, std::size_t token, std::size_t left, const Output& out) {
+/// Puts a unit's sums for one token where they belong: `left` rows of it exist.
+HWY_INLINE void put(F sum, std::size_t row, std::size_t token, std::size_t left, const Output& out) {
   const Floats d;
-  const std::size_t lanes = hn::Lanes(d);
-  float* to = out.data + token * out.stride + row;
-  const float* bias = out.bias == nullptr ? nullptr : out.bias + row;
-  if (left >= kGroupRows) {
-    for (int p = 0; p < RETORT_PARTS; ++p, to += lanes) {
-      F sum = sums[p];
-      if (bias != nullptr) sum = hn::Add(sum, hn::LoadU(d, bias + p * lanes));
-      if (out.add) sum = hn::Add(sum, hn::LoadU(d, to));
-      hn::StoreU(sum, d, to);
-    }
+  float* const to = out.data + token * out.stride + row;
+  const float* const bias = out.bias == nullptr ? nullptr : out.bias + row;
+  if (left >= hn::Lanes(d)) {
+    if (bias != nullptr) sum = hn::Add(sum, hn::LoadU(d, bias));
+    if (out.add) sum = hn::Add(sum, hn::LoadU(d, to));
+    hn::StoreU(sum, d, to);
     return;
   }
   HWY_ALIGN float buffer[kGroupRows];
-  for (int p = 0; p < RETORT_PARTS; ++p) hn::Store(sums[p], d, buffer + p * lanes);
+  hn::Store(sum, d, buffer);
   for (std::size_t r = 0; r < left; ++r) {
-    float sum = buffer[r];
-    if (bias != nullptr) sum += bias[r];
-    to[r] = out.add ? sum + to[r] : sum;
+    float one = buffer[r];
+    if (bias != nullptr) one += bias[r];
+    to[r] = out.add ? one + to[r] : one;
   }
 }
+
+/// Rows of a matrix that exist from a unit's first on; none of the last units of a group may.
+HWY_INLINE std::size_t rows_left(std::size_t rows, std::size_t row) { return rows > row ? rows - row : 0; }
 
 struct LoadF32 {
   using Value = float;
@@ -83,119 +89,141 @@ struct Load16 {
   }
 };
 
-/// R groups of rows with T tokens.
+/// R units of rows with T tokens.
 template <class Load, int R, int T>
-HWY_INLINE void tile_float(const typename Load::Value* w, std::size_t group_size, const float* x,
-                           std::size_t columns, std::size_t row, std::size_t token, std::size_t rows,
+HWY_INLINE void tile_float(const Matrix& m, const float* x, std::size_t unit, std::size_t token,
                            const Output& out) {
   const Floats d;
-  const std::size_t lanes = hn::Lanes(d);
-  F sums[R][T][RETORT_PARTS];
+  const std::size_t lanes = hn::Lanes(d), columns = m.columns;
+  const typename Load::Value* w[R];
   for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t)
-      for (int p = 0; p < RETORT_PARTS; ++p) sums[r][t][p] = hn::Zero(d);
-  for (std::size_t c = 0; c < columns; ++c) {
-    F weights[R][RETORT_PARTS];
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < RETORT_PARTS; ++p)
-        weights[r][p] = Load::load(w + r * group_size + c * kGroupRows + p * lanes);
+    w[r] = reinterpret_cast<const typename Load::Value*>(m.data) +
+           (unit + r) / RETORT_PARTS * columns * kGroupRows + (unit + r) % RETORT_PARTS * lanes;
+  x += token * columns;
+  // Where there are registers for it, columns c, c + kChains, … have sums of their own, so that enough
+  // multiplications are under way for one token as well.
+  constexpr std::size_t kChains = RETORT_REGISTERS == 32 ? 2 : 1;
+  F sums[kChains][R][T];
+  for (auto& chain : sums)
+    for (auto& row : chain)
+      for (F& sum : row) sum = hn::Zero(d);
+  const auto multiply = [&](std::size_t c, F(&chain)[R][T]) HWY_ATTR {
+    F weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = Load::load(w[r] + c * kGroupRows);
     for (int t = 0; t < T; ++t) {
       const F value = hn::Set(d, x[t * columns + c]);
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < RETORT_PARTS; ++p)
-          sums[r][t][p] = hn::MulAdd(weights[r][p], value, sums[r][t][p]);
+      for (int r = 0; r < R; ++r) chain[r][t] = hn::MulAdd(weights[r], value, chain[r][t]);
     }
-  }
+  };
+  std::size_t c = 0;
+  for (; c + kChains <= columns; c += kChains)
+    for (std::size_t chain = 0; chain < kChains; ++chain) multiply(c + chain, sums[chain]);
+  if (c < columns) multiply(c, sums[0]);
   for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t)
-      put(sums[r][t], row + r * kGroupRows, token + t, rows - (row + r * kGroupRows), out);
+    for (int t = 0; t < T; ++t) {
+      F sum = sums[0][r][t];
+      if constexpr (kChains == 2) sum = hn::Add(sum, sums[1][r][t]);
+      put(sum, (unit + r) * lanes, token + t, rows_left(m.rows, (unit + r) * lanes), out);
+    }
 }
 
-/// Walks groups, several together for one token (so that enough sums are under way at once), else one group
-/// for many tokens; the group stays in the first-level cache while the tokens pass.
-template <int kMany, int kManyOfTwo, int kGroups, class Tile>
-HWY_INLINE void walk(std::uint32_t begin, std::uint32_t end, std::uint32_t count, Tile tile) {
-  const auto of = [](auto value) { return value; };
-  std::uint32_t g = begin;
+/// Calls tile(R, T, unit, token) for tiles that cover units [begin, end) and `count` tokens: for few tokens
+/// kFew units together (so that enough sums are under way at once), for many kUnits with kTokens, and what is
+/// left over one unit with kSingle tokens; the units stay in the first-level cache while the tokens pass.
+template <int kFew, int kUnits, int kTokens, int kSingle, class Tile>
+HWY_INLINE void walk(std::uint32_t begin, std::uint32_t end, std::uint32_t count, const Tile& tile) {
   using std::integral_constant;
+  const integral_constant<int, 1> one;
+  const integral_constant<int, 2> two;
+  const integral_constant<int, 4> four;
+  std::uint32_t u = begin;
   if (count < 4) {
-    for (; g + kGroups <= end; g += kGroups) {
+    const integral_constant<int, kFew> few;
+    for (; u + kFew <= end; u += kFew) {
       std::uint32_t t = 0;
-      if constexpr (RETORT_PARTS == 1)
-        for (; t + 2 <= count; t += 2)
-          tile(of(integral_constant<int, kGroups>()), of(integral_constant<int, 2>()), g, t);
-      for (; t < count; ++t)
-        tile(of(integral_constant<int, kGroups>()), of(integral_constant<int, 1>()), g, t);
+      if constexpr (RETORT_PARTS == 1 && kFew <= 4)
+        for (; t + 2 <= count; t += 2) tile(few, two, u, t);
+      for (; t < count; ++t) tile(few, one, u, t);
     }
-    for (; g + 2 <= end; g += 2)
-      for (std::uint32_t t = 0; t < count; ++t)
-        tile(of(integral_constant<int, 2>()), of(integral_constant<int, 1>()), g, t);
+    if constexpr (kFew > 4)
+      for (; u + 4 <= end; u += 4)
+        for (std::uint32_t t = 0; t < count; ++t) tile(four, one, u, t);
+    if constexpr (kFew > 2)
+      for (; u + 2 <= end; u += 2)
+        for (std::uint32_t t = 0; t < count; ++t) tile(two, one, u, t);
+  } else if constexpr (kUnits > 1) {
+    const integral_constant<int, kUnits> units;
+    for (; u + kUnits <= end; u += kUnits) {
+      std::uint32_t t = 0;
+      if constexpr (kTokens > 4)  // eight in twos of four
+        for (; t + kTokens <= count && t + 8 != count; t += kTokens)
+          tile(units, integral_constant<int, kTokens>(), u, t);
+      for (; t + 4 <= count; t += 4) tile(units, four, u, t);
+      for (; t + 2 <= count; t += 2) tile(units, two, u, t);
+      for (; t < count; ++t) tile(units, one, u, t);
+    }
   }
-  if constexpr (kManyOfTwo > 0)
-    if (count >= 4)
-      for (; g + 2 <= end; g += 2) {
-        const integral_constant<int, 2> two;
-        std::uint32_t t = 0;
-        for (; t + kManyOfTwo <= count; t += kManyOfTwo)
-          tile(two, of(integral_constant<int, kManyOfTwo>()), g, t);
-        for (; t + 4 <= count; t += 4) tile(two, of(integral_constant<int, 4>()), g, t);
-        for (; t < count; ++t) tile(two, of(integral_constant<int, 1>()), g, t);
-      }
-  for (; g < end; ++g) {
+  for (; u < end; ++u) {
     std::uint32_t t = 0;
-    for (; t + kMany <= count; t += kMany)
-      tile(of(integral_constant<int, 1>()), of(integral_constant<int, kMany>()), g, t);
-    if constexpr (kMany > 8)
-      for (; t + 8 <= count; t += 8)
-        tile(of(integral_constant<int, 1>()), of(integral_constant<int, 8>()), g, t);
-    if constexpr (kMany > 4)
-      for (; t + 4 <= count; t += 4)
-        tile(of(integral_constant<int, 1>()), of(integral_constant<int, 4>()), g, t);
-    if constexpr (kMany > 2)
-      for (; t + 2 <= count; t += 2)
-        tile(of(integral_constant<int, 1>()), of(integral_constant<int, 2>()), g, t);
-    for (; t < count; ++t) tile(of(integral_constant<int, 1>()), of(integral_constant<int, 1>()), g, t);
+    for (; t + kSingle <= count; t += kSingle) tile(one, integral_constant<int, kSingle>(), u, t);
+    if constexpr (kSingle > 4)
+      for (; t + 4 <= count; t += 4) tile(one, four, u, t);
+    if constexpr (kSingle > 2)
+      for (; t + 2 <= count; t += 2) tile(one, two, u, t);
+    for (; t < count; ++t) tile(one, one, u, t);
   }
 }
 
 template <class Load>
 void matmul_float(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
                   const Output& out) {
-  const std::size_t columns = m.columns, group_size = columns * kGroupRows;
-  const auto* w = reinterpret_cast<const typename Load::Value*>(m.data);
-  walk<RETORT_PARTS == 1   ? 12
-       : RETORT_PARTS == 2 ? 4
-                           : 2,
-       0, 4>(begin, end, x.count, [&](auto r, auto t, std::uint32_t g, std::uint32_t token) HWY_ATTR {
-    tile_float<Load, decltype(r)::value, decltype(t)::value>(
-        w + g * group_size, group_size, x.f32 + token * columns, columns, g * kGroupRows, token, m.rows, out);
-  });
+  constexpr bool kMany = RETORT_REGISTERS == 32;
+  walk<kMany ? 8 : 4, RETORT_PARTS == 1 ? 1 : 2, 4, kMany ? 12 : 8>(
+      begin * RETORT_PARTS, end * RETORT_PARTS, x.count,
+      [&](auto r, auto t, std::uint32_t unit, std::uint32_t token)
+          HWY_ATTR { tile_float<Load, decltype(r)::value, decltype(t)::value>(m, x.f32, unit, token, out); });
 }
 
-#if RETORT_VNNI
-// Highway 1.0.3 checks the processor for AVX-512 VNNI, but compiles for AVX-VNNI.
-#pragma GCC target("avx512vnni")
-HWY_INLINE __m512i broadcast(const void* p) {
-  int four;
-  std::memcpy(&four, p, 4);
-  return _mm512_set1_epi32(four);
-}
+#if RETORT_DOT
+using Octets = hn::CappedTag<std::uint8_t, 4 * kGroupRows>;  // four columns of each of a unit's rows
+using O = hn::Vec<Octets>;
+using Shorts = hn::CappedTag<std::int16_t, 2 * kGroupRows>;
+using S = hn::Vec<Shorts>;
+using Ints = hn::Rebind<std::int32_t, Floats>;
+using I = hn::Vec<Ints>;
 
-// How the unsigned values of a block lie in memory: load() gives columns 4 j … 4 j + 3 of 16 rows, and those
-// 16 further.
+HWY_INLINE O load_octets(const std::byte* p) {
+  return hn::Load(Octets(), reinterpret_cast<const std::uint8_t*>(p));
+}
+template <int kBits>
+HWY_INLINE O shift_right(O v) {
+  return hn::BitCast(Octets(), hn::ShiftRight<kBits>(hn::BitCast(Shorts(), v)));
+}
+template <int kBits>
+HWY_INLINE O shift_left(O v) {
+  return hn::BitCast(Octets(), hn::ShiftLeft<kBits>(hn::BitCast(Shorts(), v)));
+}
+HWY_INLINE O octets(int value) { return hn::Set(Octets(), static_cast<std::uint8_t>(value)); }
+
+// How the unsigned values of a block lie in memory: load() gives a unit's columns 4 j … 4 j + 3, and those 16
+// further. kLargest bounds them.
 struct Bytes {
   static constexpr std::size_t kBytes = 512;
-  static HWY_INLINE void load(const std::byte* w, int j, __m512i& first, __m512i& second) {
-    first = _mm512_load_si512(w + 64 * j);
-    second = _mm512_load_si512(w + 256 + 64 * j);
+  static constexpr int kLargest = 255;
+  template <int j>
+  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
+    first = load_octets(w + 64 * j);
+    second = load_octets(w + 256 + 64 * j);
   }
 };
 struct Nibbles {
   static constexpr std::size_t kBytes = 256;
-  static HWY_INLINE void load(const std::byte* w, int j, __m512i& first, __m512i& second) {
-    const __m512i low = _mm512_set1_epi8(15), both = _mm512_load_si512(w + 64 * j);
-    first = _mm512_and_si512(both, low);
-    second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+  static constexpr int kLargest = 15;
+  template <int j>
+  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
+    const O both = load_octets(w + 64 * j);
+    first = hn::And(both, octets(15));
+    second = hn::And(shift_right<4>(both), octets(15));
   }
 };
 /// 128 more than IQ4_NL's values.
@@ -203,38 +231,43 @@ alignas(16) constexpr std::uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  1
                                                  129, 141, 153, 166, 181, 197, 217, 241};
 struct Looked {
   static constexpr std::size_t kBytes = 256;
-  static HWY_INLINE void load(const std::byte* w, int j, __m512i& first, __m512i& second) {
-    const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kTable)));
-    Nibbles::load(w, j, first, second);
-    first = _mm512_shuffle_epi8(table, first);
-    second = _mm512_shuffle_epi8(table, second);
+  static constexpr int kLargest = 241;
+  template <int j>
+  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
+    const O table = hn::LoadDup128(Octets(), kTable);
+    Nibbles::load<j>(w, first, second);
+    first = hn::TableLookupBytes(table, first);
+    second = hn::TableLookupBytes(table, second);
   }
 };
 /// Bit j of the plane's bytes is the fifth of the first columns, bit j + 4 that of the second.
 struct FiveBits {
   static constexpr std::size_t kBytes = 320;
-  static HWY_INLINE void load(const std::byte* w, int j, __m512i& first, __m512i& second) {
-    const __m512i bit = _mm512_set1_epi8(16), plane = _mm512_load_si512(w + 256);
-    Nibbles::load(w, j, first, second);
-    first =
-        _mm512_or_si512(first, _mm512_and_si512(_mm512_slli_epi16(plane, static_cast<unsigned>(4 - j)), bit));
-    second =
-        _mm512_or_si512(second, _mm512_and_si512(_mm512_srli_epi16(plane, static_cast<unsigned>(j)), bit));
+  static constexpr int kLargest = 31;
+  template <int j>
+  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
+    const O plane = load_octets(w + 256);
+    Nibbles::load<j>(w, first, second);
+    first = hn::OrAnd(first, shift_left<4 - j>(plane), octets(16));
+    second = hn::OrAnd(second, shift_right<j>(plane), octets(16));
   }
 };
-/// Bits 2 j and 2 j + 1 of a plane's bytes; one plane for the first columns, one for the second.
+/// For each half of the block three lines: columns 0 … 3, 4 … 7 and 8 … 11 in the low six bits, and two bits
+/// each of 12 … 15 in the high two.
 struct SixBits {
   static constexpr std::size_t kBytes = 384;
-  static HWY_INLINE __m512i high(const std::byte* plane, int j) {
-    const __m512i bits = _mm512_set1_epi8(48), all = _mm512_load_si512(plane);
-    return _mm512_and_si512(j < 2 ? _mm512_slli_epi16(all, static_cast<unsigned>(4 - 2 * j))
-                                  : _mm512_srli_epi16(all, static_cast<unsigned>(2 * j - 4)),
-                            bits);
+  static constexpr int kLargest = 63;
+  template <int j>
+  static HWY_INLINE O half(const std::byte* w) {
+    if constexpr (j < 3) return hn::And(load_octets(w + 64 * j), octets(63));
+    const O low = hn::And(shift_right<6>(load_octets(w)), octets(3));
+    const O middle = hn::OrAnd(low, shift_right<4>(load_octets(w + 64)), octets(12));
+    return hn::OrAnd(middle, shift_right<2>(load_octets(w + 128)), octets(48));
   }
-  static HWY_INLINE void load(const std::byte* w, int j, __m512i& first, __m512i& second) {
-    Nibbles::load(w, j, first, second);
-    first = _mm512_or_si512(first, high(w + 256, j));
-    second = _mm512_or_si512(second, high(w + 320, j));
+  template <int j>
+  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
+    first = half<j>(w);
+    second = half<j>(w + 192);
   }
 };
 
@@ -247,13 +280,16 @@ template <class ItsValues, Scales kItsScales, int kItsShift>
 struct Format {
   using Values = ItsValues;
   static constexpr Scales kScales = kItsScales;
+  static constexpr int kSums = kScales == Scales::kHalves ? 2 : 1;
   static constexpr std::size_t kScaleBytes = kScales == Scales::kOne ? 32 : 64;
   static constexpr std::size_t kBlockBytes = Values::kBytes + kScaleBytes;
-  static HWY_INLINE __m512i start(const std::int32_t* q8_start) {
-    const __m512i value = broadcast(q8_start);
-    if constexpr (kScales == Scales::kMin) return _mm512_setzero_si512();
-    if constexpr (kItsShift > 0) return _mm512_slli_epi32(value, kItsShift);
-    if constexpr (kItsShift < 0) return _mm512_srai_epi32(value, -kItsShift);
+  template <bool kSigned>
+  static HWY_INLINE I start(const std::int32_t* q8_start) {
+    const Ints d;
+    if constexpr (kScales == Scales::kMin || kSigned) return hn::Zero(d);
+    const I value = hn::Set(d, *q8_start);
+    if constexpr (kItsShift > 0) return hn::ShiftLeft<kItsShift>(value);
+    if constexpr (kItsShift < 0) return hn::ShiftRight<-kItsShift>(value);
     return value;
   }
 };
@@ -265,81 +301,272 @@ using FormatQ4K = Format<Nibbles, Scales::kMin, 0>;
 using FormatQ5K = Format<FiveBits, Scales::kMin, 0>;
 using FormatQ6K = Format<SixBits, Scales::kHalves, 2>;
 
-HWY_INLINE __m512 load_scale(const std::byte* p) {
-  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+/// Four bytes of activations in each lane.
+HWY_INLINE O broadcast(const std::int8_t* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, 4);
+  return hn::BitCast(Octets(), hn::Set(Ints(), four));
 }
 
-template <class Format, int R, int T>
-HWY_INLINE void tile_vnni(const std::byte* w, std::size_t group_bytes, const Activations& x, std::size_t row,
-                          std::size_t token, std::size_t rows, const Output& out) {
+// The ways to add to each lane the products of four values of a row with four of a token. kSigned: values
+// with a sign, so that those that have an offset (of 128) lose it first, and sums start at zero.
+// Sum<Values, kAdds>: kAdds products are added between two flushes of the block.
+
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+/// VNNI multiplies unsigned by signed. In assembly where the target's code may run without it.
+struct Vnni {
+  static constexpr bool kSigned = false;
+  template <class Values, int kAdds>
+  struct Sum {
+    using Weights = O;
+    static HWY_INLINE O prepare(O w) { return w; }
+    I sum;
+    HWY_INLINE void begin(I start) { sum = start; }
+    template <int j>
+    HWY_INLINE void add(O w, O x) {
+#if HWY_TARGET <= HWY_AVX3
+      asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(w.raw), "v"(x.raw));
+#else
+      asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(w.raw), "x"(x.raw));
+#endif
+    }
+    template <int j>
+    HWY_INLINE void flush() {}
+  };
+  static HWY_INLINE O activations(const std::int8_t* sixteen, int j) { return broadcast(sixteen + 4 * j); }
+};
+#endif
+
+#if HWY_ARCH_ARM_A64
+/// ARMv8.2's dot product, of four signed bytes each; one lane of x holds the columns of step j.
+struct ArmDot {
+  static constexpr bool kSigned = true;
+  template <class Values, int kAdds>
+  struct Sum {
+    using Weights = O;
+    static HWY_INLINE O prepare(O w) {
+      if constexpr (Values::kLargest > 127) return hn::Xor(w, octets(128));
+      return w;
+    }
+    I sum;
+    HWY_INLINE void begin(I start) { sum = start; }
+    template <int j>
+    HWY_INLINE void add(O w, O x) {
+#define RETORT_SDOT(LANE)                                               \
+  asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.4b[" #LANE "]" \
+      : "+w"(sum.raw)                                                   \
+      : "w"(w.raw), "w"(x.raw))
+      if constexpr (j == 0) RETORT_SDOT(0);
+      if constexpr (j == 1) RETORT_SDOT(1);
+      if constexpr (j == 2) RETORT_SDOT(2);
+      if constexpr (j == 3) RETORT_SDOT(3);
+#undef RETORT_SDOT
+    }
+    template <int j>
+    HWY_INLINE void flush() {}
+  };
+  static HWY_INLINE O activations(const std::int8_t* sixteen, int) {
+    return hn::LoadU(Octets(), reinterpret_cast<const std::uint8_t*>(sixteen));
+  }
+};
+#endif
+
+/// Without a dot product: products of 8 bits, added in pairs to 16, as many as fit, and then to 32.
+struct Pairs {
+  static constexpr bool kSigned = true;
+  template <class Values, int kAdds>
+  struct Sum {
+    static constexpr bool kFull = Values::kLargest > 127;
+    static constexpr int kFit = kFull ? 1 : 32767 / (2 * 127 * Values::kLargest);
+    static_assert(kFit >= 1);
+    /// Steps j between two flushes; 0: after each product.
+    static constexpr int kSteps = kFit >= 4 * kAdds ? 4 : kFit >= 2 * kAdds ? 2 : kFit >= kAdds ? 1 : 0;
+    struct Weights {
+      O size, sign;
+    };
+    I sum;
+    S pairs;
+
+    static HWY_INLINE Weights prepare(O w) {
+      if constexpr (!kFull) return {w, w};
+      const O whole = hn::Xor(w, octets(128));
+#if HWY_ARCH_X86
+      const hn::RebindToSigned<Octets> d;
+      return {hn::BitCast(Octets(), hn::Abs(hn::BitCast(d, whole))), whole};
+#else
+      return {whole, whole};
+#endif
+    }
+    HWY_INLINE void begin(I start) {
+      sum = start;
+      pairs = hn::Zero(Shorts());
+    }
+    static HWY_INLINE S multiply(const Weights& w, O x) {
+#if !HWY_ARCH_X86
+      const int8x16_t a = vreinterpretq_s8_u8(w.size.raw), b = vreinterpretq_s8_u8(x.raw);
+      return S(vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
+#elif HWY_TARGET <= HWY_AVX3
+      if constexpr (kFull)
+        x = O{_mm512_mask_sub_epi8(x.raw, _mm512_movepi8_mask(w.sign.raw), _mm512_setzero_si512(), x.raw)};
+      return S{_mm512_maddubs_epi16(w.size.raw, x.raw)};
+#elif HWY_TARGET <= HWY_AVX2
+      if constexpr (kFull) x = O{_mm256_sign_epi8(x.raw, w.sign.raw)};
+      return S{_mm256_maddubs_epi16(w.size.raw, x.raw)};
+#else
+      if constexpr (kFull) x = O{_mm_sign_epi8(x.raw, w.sign.raw)};
+      return S{_mm_maddubs_epi16(w.size.raw, x.raw)};
+#endif
+    }
+    HWY_INLINE void widen(S products) {
+#if !HWY_ARCH_X86
+      sum = I(vpadalq_s16(sum.raw, products.raw));
+#elif HWY_TARGET <= HWY_AVX3
+      sum = hn::Add(sum, I{_mm512_madd_epi16(products.raw, _mm512_set1_epi16(1))});
+#elif HWY_TARGET <= HWY_AVX2
+      sum = hn::Add(sum, I{_mm256_madd_epi16(products.raw, _mm256_set1_epi16(1))});
+#else
+      sum = hn::Add(sum, I{_mm_madd_epi16(products.raw, _mm_set1_epi16(1))});
+#endif
+    }
+    template <int j>
+    HWY_INLINE void add(const Weights& w, O x) {
+      const S products = multiply(w, x);
+      if constexpr (kSteps == 0)
+        widen(products);
+      else
+        pairs = hn::Add(pairs, products);
+    }
+    template <int j>
+    HWY_INLINE void flush() {
+      if constexpr (kSteps != 0 && (j + 1) % (kSteps == 0 ? 1 : kSteps) == 0) {
+        widen(pairs);
+        pairs = hn::Zero(Shorts());
+      }
+    }
+  };
+  static HWY_INLINE O activations(const std::int8_t* sixteen, int j) { return broadcast(sixteen + 4 * j); }
+};
+
+HWY_INLINE F load_scale(const std::byte* p) {
+  return hn::PromoteTo(
+      Floats(), hn::Load(hn::Rebind<hwy::float16_t, Floats>(), reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+/// Step j of a block: its four columns and those 16 further, of R units and T tokens.
+template <class Dot, class Format, int j, int R, int T, class Sum>
+HWY_INLINE void step(const std::byte* const (&w)[R], std::size_t block, const std::int8_t* q,
+                     std::size_t columns, Sum (&sums)[Format::kSums][R][T]) {
   using Values = typename Format::Values;
-  constexpr int kSums = Format::kScales == Scales::kHalves ? 2 : 1;
-  const std::size_t columns = x.columns, blocks = columns / 32;
+  typename Sum::Weights first[R], second[R];
+  for (int r = 0; r < R; ++r) {
+    O a, b;
+    Values::template load<j>(w[r] + block * Values::kBytes, a, b);
+    first[r] = Sum::prepare(a);
+    second[r] = Sum::prepare(b);
+  }
+  for (int t = 0; t < T; ++t) {
+    const std::int8_t* const x = q + t * columns + block * 32;
+    const O a = Dot::activations(x, j), b = Dot::activations(x + 16, j);
+    for (int r = 0; r < R; ++r) {
+      sums[0][r][t].template add<j>(first[r], a);
+      sums[Format::kSums - 1][r][t].template add<j>(second[r], b);
+      for (auto& sum : sums) sum[r][t].template flush<j>();
+    }
+  }
+}
+
+template <class Dot, class Format, int R, int T>
+HWY_INLINE void tile_dot(const Matrix& m, std::size_t group_bytes, const Activations& x, std::size_t unit,
+                         std::size_t token, const Output& out) {
+  using Values = typename Format::Values;
+  constexpr int kSums = Format::kSums;
+  using Sum = typename Dot::template Sum<Values, 2 / kSums>;
+  constexpr bool kSigned = Dot::kSigned && Values::kLargest > 127;
+  const Floats d;
+  const Ints d32;
+  const std::size_t columns = x.columns, blocks = columns / 32, lanes = hn::Lanes(d);
   const std::int8_t* const q = x.q8 + token * columns;
   const float* const scales = x.q8_scale + token * blocks;
   const std::int32_t* const starts =
       kSums == 2 ? x.q8_half_start + token * blocks * 2 : x.q8_start + token * blocks;
-  __m512 totals[R][T];
+  const std::byte *w[R], *w_scales[R];
+  for (int r = 0; r < R; ++r) {
+    const std::byte* const group = m.data + (unit + r) / RETORT_PARTS * group_bytes;
+    const std::size_t part = (unit + r) % RETORT_PARTS * lanes;
+    w[r] = group + 4 * part;
+    w_scales[r] = group + blocks * Values::kBytes + 2 * part;
+  }
+  F totals[R][T];
   for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) totals[r][t] = _mm512_setzero_ps();
+    for (int t = 0; t < T; ++t) totals[r][t] = hn::Zero(d);
   for (std::size_t b = 0; b < blocks; ++b) {
-    __m512i sums[kSums][R][T];
+    Sum sums[kSums][R][T];
     for (int t = 0; t < T; ++t)
       for (int half = 0; half < kSums; ++half) {
-        const __m512i start = Format::start(starts + (t * blocks + b) * kSums + half);
-        for (int r = 0; r < R; ++r) sums[half][r][t] = start;
+        const I start = Format::template start<kSigned>(starts + (t * blocks + b) * kSums + half);
+        for (int r = 0; r < R; ++r) sums[half][r][t].begin(start);
       }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      __m512i first[R], second[R];
-      for (int r = 0; r < R; ++r)
-        Values::load(w + r * group_bytes + b * Values::kBytes, j, first[r], second[r]);
-      for (int t = 0; t < T; ++t) {
-        const __m512i a = broadcast(q + t * columns + b * 32 + 4 * j),
-                      e = broadcast(q + t * columns + b * 32 + 16 + 4 * j);
-        for (int r = 0; r < R; ++r) {
-          sums[0][r][t] = _mm512_dpbusd_epi32(sums[0][r][t], first[r], a);
-          sums[kSums - 1][r][t] = _mm512_dpbusd_epi32(sums[kSums - 1][r][t], second[r], e);
-        }
-      }
-    }
+    step<Dot, Format, 0>(w, b, q, columns, sums);
+    step<Dot, Format, 1>(w, b, q, columns, sums);
+    step<Dot, Format, 2>(w, b, q, columns, sums);
+    step<Dot, Format, 3>(w, b, q, columns, sums);
     for (int r = 0; r < R; ++r) {
-      const std::byte* const at = w + r * group_bytes + blocks * Values::kBytes + b * Format::kScaleBytes;
-      const __m512 scale = load_scale(at);
-      [[maybe_unused]] __m512 other;
+      const std::byte* const at = w_scales[r] + b * Format::kScaleBytes;
+      const F scale = load_scale(at);
+      [[maybe_unused]] F other;
       if constexpr (Format::kScales != Scales::kOne) other = load_scale(at + 32);
       for (int t = 0; t < T; ++t) {
-        const __m512 its = _mm512_set1_ps(scales[t * blocks + b]);
-        totals[r][t] =
-            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[0][r][t]), _mm512_mul_ps(scale, its), totals[r][t]);
+        const F its = hn::Set(d, scales[t * blocks + b]);
+        totals[r][t] = hn::MulAdd(hn::ConvertTo(d, sums[0][r][t].sum), hn::Mul(scale, its), totals[r][t]);
         if constexpr (Format::kScales == Scales::kHalves)
-          totals[r][t] =
-              _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1][r][t]), _mm512_mul_ps(other, its), totals[r][t]);
+          totals[r][t] = hn::MulAdd(hn::ConvertTo(d, sums[1][r][t].sum), hn::Mul(other, its), totals[r][t]);
         if constexpr (Format::kScales == Scales::kMin)  // −8 Σ q times an eighth of the min
-          totals[r][t] = _mm512_fmadd_ps(
-              other, _mm512_mul_ps(its, _mm512_cvtepi32_ps(broadcast(starts + t * blocks + b))),
-              totals[r][t]);
+          totals[r][t] = hn::MulAdd(
+              other, hn::Mul(its, hn::ConvertTo(d, hn::Set(d32, starts[t * blocks + b]))), totals[r][t]);
       }
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) {
-      const F sum{totals[r][t]};
-      put(&sum, row + r * kGroupRows, token + t, rows - (row + r * kGroupRows), out);
-    }
+    for (int t = 0; t < T; ++t)
+      put(totals[r][t], (unit + r) * lanes, token + t, rows_left(m.rows, (unit + r) * lanes), out);
 }
 
-template <class Format>
-void matmul_vnni(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
-                 const Output& out) {
+template <class Dot, class Format>
+void matmul_format(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
+                   const Output& out) {
   const std::size_t group_bytes = packed_bytes(m.type, kGroupRows, m.columns);
-  walk<8, Format::kScales == Scales::kHalves ? 4 : 6, Format::kScales == Scales::kOne ? 4 : 2>(
-      begin, end, x.count, [&](auto r, auto t, std::uint32_t g, std::uint32_t token) HWY_ATTR {
-        tile_vnni<Format, decltype(r)::value, decltype(t)::value>(m.data + g * group_bytes, group_bytes, x,
-                                                                  g * kGroupRows, token, m.rows, out);
+  constexpr bool kMany = RETORT_REGISTERS == 32, kOne = Format::kScales == Scales::kOne;
+  constexpr int kTokens = RETORT_PARTS == 1 && Format::kSums == 1 ? 6 : 4;
+  walk<kMany && kOne ? 4 : 2, kMany ? 2 : 1, kTokens, kMany && Format::kSums == 1 ? 8 : 4>(
+      begin * RETORT_PARTS, end * RETORT_PARTS, x.count,
+      [&](auto r, auto t, std::uint32_t unit, std::uint32_t token) HWY_ATTR {
+        tile_dot<Dot, Format, decltype(r)::value, decltype(t)::value>(m, group_bytes, x, unit, token, out);
       });
 }
-#endif  // RETORT_VNNI
+
+template <class Dot>
+void matmul_dot(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
+                const Output& out) {
+  switch (m.type) {
+    case TensorType::kQ8_0:
+      return matmul_format<Dot, FormatQ8_0>(m, x, begin, end, out);
+    case TensorType::kQ4_0:
+      return matmul_format<Dot, FormatQ4_0>(m, x, begin, end, out);
+    case TensorType::kIq4Nl:
+      return matmul_format<Dot, FormatIq4Nl>(m, x, begin, end, out);
+    case TensorType::kQ3K:
+      return matmul_format<Dot, FormatQ3K>(m, x, begin, end, out);
+    case TensorType::kQ4K:
+      return matmul_format<Dot, FormatQ4K>(m, x, begin, end, out);
+    case TensorType::kQ5K:
+      return matmul_format<Dot, FormatQ5K>(m, x, begin, end, out);
+    case TensorType::kQ6K:
+      return matmul_format<Dot, FormatQ6K>(m, x, begin, end, out);
+    default:
+      std::abort();  // a matrix was packed for another instruction set
+  }
+}
+#endif  // RETORT_DOT
 
 void MatmulPacked(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
                   const Output& out) {
@@ -350,24 +577,20 @@ void MatmulPacked(const Matrix& m, const Activations& x, std::uint32_t begin, st
       return matmul_float<Load16<hwy::float16_t>>(m, x, begin, end, out);
     case TensorType::kBF16:
       return matmul_float<Load16<hwy::bfloat16_t>>(m, x, begin, end, out);
-#if RETORT_VNNI
-    case TensorType::kQ8_0:
-      return matmul_vnni<FormatQ8_0>(m, x, begin, end, out);
-    case TensorType::kQ4_0:
-      return matmul_vnni<FormatQ4_0>(m, x, begin, end, out);
-    case TensorType::kIq4Nl:
-      return matmul_vnni<FormatIq4Nl>(m, x, begin, end, out);
-    case TensorType::kQ3K:
-      return matmul_vnni<FormatQ3K>(m, x, begin, end, out);
-    case TensorType::kQ4K:
-      return matmul_vnni<FormatQ4K>(m, x, begin, end, out);
-    case TensorType::kQ5K:
-      return matmul_vnni<FormatQ5K>(m, x, begin, end, out);
-    case TensorType::kQ6K:
-      return matmul_vnni<FormatQ6K>(m, x, begin, end, out);
-#endif
+#if RETORT_DOT
     default:
-      HWY_ABORT("a matrix was packed for another instruction set");
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+      return matmul_dot<Vnni>(m, x, begin, end, out);
+#elif HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+      if (instruction_set_in_use().dot_product) return matmul_dot<Vnni>(m, x, begin, end, out);
+#elif HWY_ARCH_ARM_A64
+      if (instruction_set_in_use().dot_product) return matmul_dot<ArmDot>(m, x, begin, end, out);
+#endif
+      return matmul_dot<Pairs>(m, x, begin, end, out);
+#else
+    default:
+      std::abort();  // a matrix was packed for another instruction set
+#endif
   }
 }
 
@@ -379,7 +602,7 @@ std::size_t GroupBytes(TensorType type, std::size_t columns) {
     case TensorType::kF16:
     case TensorType::kBF16:
       return info(type).block_bytes * columns * kGroupRows;
-#if RETORT_VNNI
+#if RETORT_DOT
     case TensorType::kQ8_0:
       return aligned(columns / 32 * FormatQ8_0::kBlockBytes);
     case TensorType::kQ4_0:
@@ -408,14 +631,14 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace retort::kernels {
 
-HWY_EXPORT(MatmulPacked);
-HWY_EXPORT(GroupBytes);
+RETORT_EXPORT(MatmulPacked);
+RETORT_EXPORT(GroupBytes);
 
 std::size_t packed_bytes(TensorType type, std::uint32_t rows, std::uint32_t columns) {
-  return (rows + kGroupRows - 1) / kGroupRows * HWY_DYNAMIC_DISPATCH(GroupBytes)(type, columns);
+  return (rows + kGroupRows - 1) / kGroupRows * RETORT_CALL(GroupBytes)(type, columns);
 }
 
-std::uint32_t packing_version() { return 2; }
+std::uint32_t packing_version() { return 3; }
 
 namespace {
 
@@ -480,16 +703,23 @@ void put_values(TensorType type, const std::uint8_t* q, std::size_t lane, std::b
     for (std::size_t c = 0; c < 32; ++c) block[at(c)] = std::byte{q[c]};
     return;
   }
+  if (type == TensorType::kQ6K) {
+    for (std::size_t c = 0; c < 32; ++c) {
+      std::byte* const half = block + c / 16 * 192;
+      if (c % 16 < 12)
+        half[at(c % 16)] |= std::byte{q[c]};
+      else
+        for (std::size_t line = 0; line < 3; ++line)
+          half[at(c % 4) + 64 * line] |= static_cast<std::byte>((q[c] >> (2 * line) & 3) << 6);
+    }
+    return;
+  }
   for (std::size_t c = 0; c < 16; ++c) {
     const std::size_t j = c / 4, byte = lane * 4 + c % 4;  // of its plane's register
     const unsigned first = q[c], second = q[c + 16];
     block[at(c)] = static_cast<std::byte>((first & 15) | (second & 15) << 4);
     if (type == TensorType::kQ5K)
       block[256 + byte] |= static_cast<std::byte>((first >> 4) << j | (second >> 4) << (j + 4));
-    if (type == TensorType::kQ6K) {
-      block[256 + byte] |= static_cast<std::byte>((first >> 4) << (2 * j));
-      block[320 + byte] |= static_cast<std::byte>((second >> 4) << (2 * j));
-    }
   }
 }
 
@@ -528,7 +758,7 @@ void pack(const Matrix& matrix, std::uint32_t first_row, [[maybe_unused]] std::u
 void matmul(const Matrix& matrix, const Activations& x, std::uint32_t row_begin, std::uint32_t row_end,
             const Output& out) {
   if (!matrix.packed) return matmul_rows(matrix, x, row_begin, row_end, out);
-  HWY_DYNAMIC_DISPATCH(MatmulPacked)
+  RETORT_CALL(MatmulPacked)
   (matrix, x, row_begin / kGroupRows, (row_end + kGroupRows - 1) / kGroupRows, out);
 }
 

@@ -1,5 +1,7 @@
 #include "agent/serve/kernels/roofline.h"
 
+#include "agent/serve/kernels/dispatch.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "agent/serve/kernels/roofline.cc"
 #include <hwy/foreach_target.h>
@@ -45,40 +47,47 @@ double MultiplyFloats(std::size_t rounds) {
   return 2.0 * kChains * static_cast<double>(hn::Lanes(d)) * static_cast<double>(rounds);
 }
 
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
-#pragma GCC target("avx512vnni")  // packed.cc says why
-double MultiplyBytes(std::size_t rounds) {
-  __m512i sums[kChains], values = _mm512_set1_epi8(3);
-  for (auto& sum : sums) sum = values;
-  for (std::size_t i = 0; i < rounds; ++i) {
-    for (auto& sum : sums) sum = _mm512_dpbusd_epi32(sum, values, values);
-    asm volatile("" : "+v"(values));  // or the loop becomes one multiplication
-  }
-  __m512i total = _mm512_setzero_si512();
-  for (auto& sum : sums) total = _mm512_add_epi32(total, sum);
-  volatile int kept = _mm512_reduce_add_epi32(total);
-  (void)kept;
-  return 2.0 * kChains * 64 * static_cast<double>(rounds);
-}
-#else
+/// In the instructions that packed matrices are multiplied with: a dot product of bytes where it is in use.
 double MultiplyBytes(std::size_t rounds) {
   const hn::CappedTag<std::int16_t, 32> d16;
   const hn::RepartitionToWide<decltype(d16)> d32;
   hn::Vec<decltype(d32)> sums[kChains], unused = hn::Zero(d32);
   for (auto& sum : sums) sum = hn::Zero(d32);
-  const auto step = hn::Set(d16, 1);
-  auto values = hn::Iota(d16, 1);
-  for (std::size_t i = 0; i < rounds; ++i) {
-    for (auto& sum : sums) sum = hn::ReorderWidenMulAccumulate(d32, values, step, sum, unused);
-    values = hn::Add(values, step);
+  double products = static_cast<double>(hn::Lanes(d16));
+  bool done = false;
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || HWY_ARCH_ARM_A64
+  if (instruction_set_in_use().dot_product) {
+    const auto threes = hn::Set(d32, 0x03030303);
+    for (std::size_t i = 0; i < rounds; ++i)
+#pragma GCC unroll 12
+      for (auto& sum : sums)  // in registers only when it is unrolled
+#if HWY_ARCH_ARM_A64
+        asm volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %1.16b"
+                     : "+w"(sum.raw)
+                     : "w"(threes.raw));
+#elif HWY_TARGET <= HWY_AVX3
+        asm volatile("vpdpbusd %1, %1, %0" : "+v"(sum.raw) : "v"(threes.raw));
+#else
+        asm volatile("%{vex%} vpdpbusd %1, %1, %0" : "+x"(sum.raw) : "x"(threes.raw));
+#endif
+    products *= 2;
+    done = true;
+  }
+#endif
+  if (!done) {
+    const auto step = hn::Set(d16, 1);
+    auto values = hn::Iota(d16, 1);
+    for (std::size_t i = 0; i < rounds; ++i) {
+      for (auto& sum : sums) sum = hn::ReorderWidenMulAccumulate(d32, values, step, sum, unused);
+      values = hn::Add(values, step);
+    }
   }
   auto total = unused;
   for (auto& sum : sums) total = hn::Add(total, sum);
   volatile std::int32_t kept = hn::GetLane(total);
   (void)kept;
-  return 2.0 * kChains * static_cast<double>(hn::Lanes(d16)) * static_cast<double>(rounds);
+  return 2.0 * kChains * products * static_cast<double>(rounds);
 }
-#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace retort::kernels
@@ -87,16 +96,15 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace retort::kernels {
 
-HWY_EXPORT(ReadOnce);
-HWY_EXPORT(MultiplyFloats);
-HWY_EXPORT(MultiplyBytes);
+RETORT_EXPORT(ReadOnce);
+RETORT_EXPORT(MultiplyFloats);
+RETORT_EXPORT(MultiplyBytes);
 
 std::uint64_t read_once(const std::byte* data, std::size_t bytes) {
-  return HWY_DYNAMIC_DISPATCH(ReadOnce)(data, bytes);
+  return RETORT_CALL(ReadOnce)(data, bytes);
 }
 double multiply_in_registers(bool eight_bits, std::size_t rounds) {
-  return eight_bits ? HWY_DYNAMIC_DISPATCH(MultiplyBytes)(rounds)
-                    : HWY_DYNAMIC_DISPATCH(MultiplyFloats)(rounds);
+  return eight_bits ? RETORT_CALL(MultiplyBytes)(rounds) : RETORT_CALL(MultiplyFloats)(rounds);
 }
 
 }  // namespace retort::kernels

@@ -22,8 +22,8 @@ json::object Evaluation::to_json() const {
 }
 
 Result<Evaluation> evaluate(std::shared_ptr<const Model> student, std::shared_ptr<const Model> teacher,
-                            const std::vector<std::string>& documents, std::uint64_t max_tokens,
-                            std::uint32_t n_ctx, ThreadTeam& team) {
+                            const std::vector<std::string>& documents, const EvaluationOptions& options,
+                            ThreadTeam& team) {
   const std::size_t n_vocab = student->config().n_vocab;
   if (teacher != nullptr) {
     if (teacher->config().n_vocab != n_vocab)
@@ -37,11 +37,13 @@ Result<Evaluation> evaluate(std::shared_ptr<const Model> student, std::shared_pt
   }
   std::uint32_t window = student->config().n_ctx;
   if (teacher != nullptr) window = std::min(window, teacher->config().n_ctx);
-  if (n_ctx != 0) window = std::min(window, n_ctx);
-  const SessionOptions options{.n_ctx = window, .batch = 64, .logits_of_all = true};
-  const auto session = RETORT_TRY(Session::create(student, team, options));
+  if (options.n_ctx != 0) window = std::min(window, options.n_ctx);
+  const std::uint64_t max_tokens = options.max_tokens;
+  SessionOptions kept{.n_ctx = window, .batch = 64, .cache = options.cache, .logits_of_all = true};
+  const auto session = RETORT_TRY(Session::create(student, team, kept));
+  kept.cache = kernels::CacheType::kF32;
   std::unique_ptr<Session> reference;
-  if (teacher != nullptr) reference = RETORT_TRY(Session::create(teacher, team, options));
+  if (teacher != nullptr) reference = RETORT_TRY(Session::create(teacher, team, kept));
 
   Evaluation result;
   double nll = 0, divergence = 0;

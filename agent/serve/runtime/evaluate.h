@@ -25,11 +25,16 @@ struct Evaluation {
   json::object to_json() const;
 };
 
+struct EvaluationOptions {
+  std::uint64_t max_tokens = 0;                         ///< predictions to stop after; 0: never
+  std::uint32_t n_ctx = 0;                              ///< of the windows; 0: the model's own
+  kernels::CacheType cache = kernels::CacheType::kF32;  ///< the student's; the teacher's is F32
+};
+
 /// Each document is bos + text + eos, cut into windows of the context's length; every token of a window but
-/// its first is predicted. Stops after `max_tokens` predictions (0: never). A teacher must have the same
-/// vocabulary.
+/// its first is predicted. A teacher must have the same vocabulary.
 Result<Evaluation> evaluate(std::shared_ptr<const Model> student, std::shared_ptr<const Model> teacher,
-                            const std::vector<std::string>& documents, std::uint64_t max_tokens,
-                            std::uint32_t n_ctx, ThreadTeam& team);
+                            const std::vector<std::string>& documents, const EvaluationOptions& options,
+                            ThreadTeam& team);
 
 }  // namespace retort

@@ -12,6 +12,7 @@ namespace {
 using kernels::kAttentionTokens;
 using kernels::kGroupRows;
 using kernels::kPositionBlock;
+using kernels::kScoreRows;
 
 struct Widths {
   std::uint64_t query = 0, qkv = 0, ff = 0, input = 0;
@@ -34,6 +35,11 @@ std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 std::uint64_t padded(std::uint64_t positions) {
   return (positions + kPositionBlock - 1) / kPositionBlock * kPositionBlock;
+}
+
+/// Bytes of a head's keys, or values, of so many positions.
+std::uint64_t head_bytes(const SessionOptions& options, std::uint64_t positions, std::uint32_t head_dim) {
+  return padded(positions) / kPositionBlock * kernels::cache_block_bytes(options.cache, head_dim);
 }
 
 std::uint64_t score_stride(const SessionOptions& options) {
@@ -62,11 +68,11 @@ MemoryPlan plan_memory(const Model& model, const SessionOptions& given, std::uin
       model.file_bytes_in_use() + (model.packed_is_shared() ? model.packed_bytes() : 0);
   plan.weights_packed_bytes = model.packed_is_shared() ? 0 : model.packed_bytes();
   for (const LayerShape& layer : c.layers)
-    plan.kv_cache_bytes += std::uint64_t{options.streams} * 2 * kernels::cache_bytes(options.cache) *
-                           padded(options.n_ctx) * layer.n_head_kv * c.head_dim;
+    plan.kv_cache_bytes +=
+        std::uint64_t{options.streams} * 2 * layer.n_head_kv * head_bytes(options, options.n_ctx, c.head_dim);
   plan.activation_bytes = 2 * aligned(4 * b * c.n_embd) + aligned(4 * b * w.qkv) + aligned(4 * b * w.query) +
                           2 * aligned(4 * b * w.ff) + aligned(4 * logits_rows(options) * c.n_vocab) +
-                          aligned(4 * threads * kAttentionTokens * score_stride(options)) +
+                          aligned(4 * threads * kScoreRows * score_stride(options)) +
                           aligned(8 * std::uint64_t{options.n_ctx} * c.head_dim) +
                           quantized_bytes(b, w.input) + quantized_bytes(b, w.ff) + 64;
   return plan;
@@ -131,16 +137,15 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   gate_ = floats(b * w.ff);
   up_ = floats(b * w.ff);
   logits_ = floats(logits_rows(options_) * c.n_vocab);
-  scores_ = floats(team.size() * kAttentionTokens * score_stride(options_));
+  scores_ = floats(team.size() * kScoreRows * score_stride(options_));
   rope_ = floats(std::uint64_t{2} * options_.n_ctx * c.head_dim);
   input_ = quantized(w.input);
   inner_ = quantized(w.ff);
   for (const LayerShape& layer : c.layers) {
-    layer_at_.push_back(stream_size_);
-    stream_size_ += 2 * padded(options_.n_ctx) * layer.n_head_kv * c.head_dim;
+    layer_at_.push_back(stream_bytes_);
+    stream_bytes_ += 2 * layer.n_head_kv * head_bytes(options_, options_.n_ctx, c.head_dim);
   }
-  cache_ =
-      static_cast<std::byte*>(take(kernels::cache_bytes(options_.cache) * options_.streams * stream_size_));
+  cache_ = static_cast<std::byte*>(take(options_.streams * stream_bytes_));
 }
 
 Result<void> Session::check(std::span<const Chunk> chunks) const {
@@ -201,16 +206,14 @@ Result<std::span<const float>> Session::evaluate_all(std::span<const TokenId> to
 /// Where a head's keys or values of a stream begin.
 std::byte* Session::cache(std::uint32_t stream, std::size_t layer, bool values, std::size_t head) const {
   const ModelConfig& c = model_->config();
-  const std::size_t head_size = padded(options_.n_ctx) * c.head_dim;
-  return cache_ + kernels::cache_bytes(options_.cache) *
-                      (stream * stream_size_ + layer_at_[layer] +
-                       head_size * (head + (values ? c.layers[layer].n_head_kv : 0)));
+  return cache_ + stream * stream_bytes_ + layer_at_[layer] +
+         head_bytes(options_, options_.n_ctx, c.head_dim) * (head + (values ? c.layers[layer].n_head_kv : 0));
 }
 
 void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
   const ModelConfig& c = model_->config();
   count = std::min(count, position_[from]);
-  const std::size_t bytes = kernels::cache_bytes(options_.cache) * padded(count) * c.head_dim;
+  const std::size_t bytes = head_bytes(options_, count, c.head_dim);
   for (std::size_t layer = 0; layer < c.layers.size(); ++layer)
     for (const bool values : {false, true})
       for (std::uint32_t head = 0; head < c.layers[layer].n_head_kv; ++head)
@@ -336,11 +339,10 @@ void Session::turn_and_store(std::size_t layer, std::size_t index) {
     for (std::uint32_t t = 0; t < run.count; ++t)  // queries and keys lie side by side
       kernels::rope(rows + t * stride, shape.n_head + shape.n_head_kv, c.head_dim,
                     rope_ + std::size_t{2} * (run.position + t) * c.head_dim);
-  const std::size_t head_size = padded(options_.n_ctx) * c.head_dim;
-  for (std::uint32_t t = 0; t < run.count; ++t)
-    for (const bool values : {false, true})
-      kernels::store(options_.cache, rows + t * stride + q + (values ? kv : 0), shape.n_head_kv, c.head_dim,
-                     run.position + t, head_size, cache(run.stream, layer, values, 0));
+  for (const bool values : {false, true})
+    kernels::store({rows + q + (values ? kv : 0), stride, run.count, shape.n_head_kv, c.head_dim},
+                   options_.cache, run.position, head_bytes(options_, options_.n_ctx, c.head_dim),
+                   cache(run.stream, layer, values, 0));
 }
 
 /// Causal attention with grouped K and V heads [Ainslie 2023]: qkv_ to attended_.
@@ -357,27 +359,41 @@ void Session::attend(std::size_t layer, std::size_t count) {
   std::uint64_t positions = 0;
   for (std::size_t i = 0; i < n_runs_; ++i)
     positions += runs_[i].count * (runs_[i].position + runs_[i].count);
+  const std::size_t head_size = head_bytes(options_, options_.n_ctx, c.head_dim);
   // Some 40 multiplications a nanosecond.
   const std::uint64_t items = n_runs_ * shape.n_head_kv, work = 2 * positions * q / 40;
   team_.share(items, work / items + 50, [&](std::uint32_t member, std::uint64_t first, std::uint64_t last) {
-    float* const scores = scores_ + member * kAttentionTokens * score_stride(options_);
-    for (std::uint64_t item = first; item < last; ++item) {
+    const kernels::Scores scores{scores_ + member * kScoreRows * score_stride(options_),
+                                 score_stride(options_)};
+    for (std::uint64_t item = first; item < last;) {
       const Run& run = runs_[item / shape.n_head_kv];
       const std::size_t head = item % shape.n_head_kv;
-      const std::byte *keys = cache(run.stream, layer, false, head),
-                      *values = cache(run.stream, layer, true, head);
       const float* const query = qkv_ + run.row * stride + head * group * c.head_dim;
       float* const out = attended_ + run.row * q + head * group * c.head_dim;
-      // Several tokens of one query head together; of a single token, the query heads that share K and V.
-      const bool alone = run.count == 1;
-      const std::uint32_t together =
-          alone ? static_cast<std::uint32_t>(std::min<std::size_t>(group, kAttentionTokens)) : 1;
-      for (std::uint32_t g = 0; g < group; g += together)
-        kernels::attention(
-            options_.cache, query + g * c.head_dim, alone ? c.head_dim : stride,
-            alone ? std::min<std::uint32_t>(together, static_cast<std::uint32_t>(group) - g) : run.count,
-            alone ? 0 : 1, keys, values, run.position + 1, c.head_dim, scale, scores, score_stride(options_),
-            out + g * c.head_dim, alone ? c.head_dim : q);
+      kernels::Heads heads{options_.cache,
+                           cache(run.stream, layer, false, head),
+                           cache(run.stream, layer, true, head),
+                           head_size,
+                           1,
+                           c.head_dim};
+      if (run.count == 1 && group <= kAttentionTokens) {
+        // A token's query heads that share K and V, of several such heads.
+        heads.count = static_cast<std::uint32_t>(
+            std::min<std::uint64_t>({last - item, shape.n_head_kv - head, kScoreRows / group}));
+        kernels::attention({query, c.head_dim, static_cast<std::uint32_t>(group)}, heads, run.position + 1, 0,
+                           scale, scores, {out, c.head_dim});
+      } else if (run.count == 1) {
+        for (std::uint32_t g = 0; g < group; g += kAttentionTokens)
+          kernels::attention(
+              {query + g * c.head_dim, c.head_dim,
+               std::min<std::uint32_t>(kAttentionTokens, static_cast<std::uint32_t>(group) - g)},
+              heads, run.position + 1, 0, scale, scores, {out + g * c.head_dim, c.head_dim});
+      } else {
+        for (std::uint32_t g = 0; g < group; ++g)
+          kernels::attention({query + g * c.head_dim, stride, run.count}, heads, run.position + 1, 1, scale,
+                             scores, {out + g * c.head_dim, q});
+      }
+      item += heads.count;
     }
   });
   if (model_->layers()[layer].attn_output.quantized)

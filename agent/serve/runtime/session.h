@@ -117,12 +117,12 @@ class Session {
   float* attended_;          // [B, widest n_head * head_dim]
   float *gate_, *up_;        // [B, widest n_ff]
   float* logits_;            // [B or streams, n_vocab]
-  float* scores_;            // [threads, kAttentionTokens, S + kPositionBlock]
+  float* scores_;            // [threads, kScoreRows, S + kPositionBlock]
   float* rope_;              // [n_ctx, 2 head_dim], as kernels::rope wants it; filled as far as needed
   Quantized input_, inner_;  // [B, widest of n_embd and n_head * head_dim]; [B, widest n_ff]
-  std::byte* cache_;         // [streams, layers, K and V, n_head_kv, S / 16, head_dim, 16], F32 or F16
-  std::vector<std::uint64_t> layer_at_;  // values before a layer's K in a stream's cache
-  std::uint64_t stream_size_ = 0;        // values of a stream's cache
+  std::byte* cache_;         // [streams, layers, K and V, n_head_kv, S / 16], blocks as the kernels have them
+  std::vector<std::uint64_t> layer_at_;  // bytes before a layer's K in a stream's cache
+  std::uint64_t stream_bytes_ = 0;       // of a stream's cache
 };
 
 }  // namespace retort

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <set>
 #include <thread>
 
@@ -630,6 +631,46 @@ TEST_F(Serve, ExitCodesTellWhatToDo) {
   const Ended taken = run({model_, "--port", port});
   EXPECT_NE(taken.status, 0);
   EXPECT_NE(taken.err.find(port), std::string::npos) << taken.err;
+}
+
+TEST_F(Serve, AMemoryLimitNarrowsTheCache) {
+  const auto plan = [&](const std::string& cache) {
+    const Ended ended =
+        Program(folder_.path(), {"info", model_, "--json", "--streams", "2", "--kv-cache", cache}).wait();
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    return json::parse(ended.out).at("memory").at("total_bytes").to_number<std::uint64_t>();
+  };
+  const std::uint64_t f32 = plan("f32"), f16 = plan("f16"), q8 = plan("q8");
+  EXPECT_LT(f16, f32);
+  EXPECT_LT(q8, f16);
+  for (const auto& [limit, told] : std::map<std::uint64_t, std::string>{
+           {f32, ""}, {f16, "a KV cache of 16 bits alone"}, {q8, "a KV cache of 8 bits alone"}}) {
+    start({"--streams", "2", "--memory-limit", std::to_string(limit)});
+    (void)answer({{"prompt", "the server"}, {"max_tokens", 4}, {"temperature", 0}});
+    program_->signal(SIGTERM);
+    const Ended ended = program_->wait();
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    EXPECT_EQ(ended.err.find("a KV cache of") != std::string::npos, !told.empty()) << ended.err;
+    EXPECT_NE(ended.err.find(told), std::string::npos) << ended.err;
+    EXPECT_EQ(ended.err.find("packed weights"), std::string::npos) << ended.err;
+    EXPECT_NE(ended.err.find("2 streams"), std::string::npos) << ended.err;
+  }
+}
+
+TEST_F(Serve, AnInstructionSetCanBeNamed) {
+  for (const std::string& set : kernels::instruction_sets()) {
+    ::setenv("RETORT_INSTRUCTION_SET", set.c_str(), 1);
+    const Ended ended = Program(folder_.path(), {"bench", model_, "--prompt", "8", "--generate", "2",
+                                                 "--json", "--repeat", "1", "--pack-cache", "none"})
+                            .wait();
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    EXPECT_EQ(json::parse(ended.out).at("kernels").as_string(), set);
+  }
+  ::setenv("RETORT_INSTRUCTION_SET", "MMX", 1);
+  const Ended unknown = Program(folder_.path(), {"info", model_}).wait();
+  ::unsetenv("RETORT_INSTRUCTION_SET");
+  EXPECT_EQ(unknown.status, 2);
+  EXPECT_NE(unknown.err.find("MMX"), std::string::npos);
 }
 
 TEST_F(Serve, EvalMeasuresAgainstATeacher) {

@@ -169,12 +169,11 @@ TEST_P(Kernels, MatmulAgreesWithPlainSums) {
     }
 }
 
-TEST_P(Kernels, TheFloatLayoutsArePackedEverywhere) {
+TEST_P(Kernels, EveryFormatIsPackedEverywhere) {
   EXPECT_EQ(packed_bytes(TensorType::kF32, 17, 3), 32u * 3 * 4);
   EXPECT_EQ(packed_bytes(TensorType::kF16, 16, 5), 16u * 5 * 2);
-  if (GetParam() == "AVX3_DL") {
-    EXPECT_EQ(packed_bytes(TensorType::kQ8_0, 16, 64), 16u * 2 * 34);
-  }
+  EXPECT_EQ(packed_bytes(TensorType::kQ8_0, 16, 64), 16u * 2 * 34);
+  EXPECT_EQ(packed_bytes(TensorType::kQ6K, 1, 256), 16u * 8 * 28);
 }
 
 TEST_P(Kernels, NeitherBatchNorSplitChangesABit) {
@@ -315,6 +314,8 @@ TEST_P(Kernels, RopeTurnsNeighbouringPairs) {
   }
 }
 
+const std::byte* bytes_of(const Floats& values) { return reinterpret_cast<const std::byte*>(values.data()); }
+
 TEST_P(Kernels, AttentionAgreesWithItsDefinition) {
   std::mt19937 random(6);
   for (const std::uint32_t dim : {1u, 2u, 8u, 13u, 16u, 64u})
@@ -331,8 +332,9 @@ TEST_P(Kernels, AttentionAgreesWithItsDefinition) {
         };
         Floats scores(rows * stride), out(rows * out_stride), alone(dim);
         const float scale = 0.4f;
-        attention(CacheType::kF32, q.data(), q_stride, rows, step, k.data(), v.data(), n, dim, scale,
-                  scores.data(), stride, out.data(), out_stride);
+        const Heads heads{CacheType::kF32, bytes_of(k), bytes_of(v), 0, 1, dim};
+        attention({q.data(), q_stride, rows}, heads, n, step, scale, {scores.data(), stride},
+                  {out.data(), out_stride});
         for (std::uint32_t t = 0; t < rows; ++t) {
           std::vector<double> p(n + t * step);
           double total = 0;
@@ -341,8 +343,8 @@ TEST_P(Kernels, AttentionAgreesWithItsDefinition) {
             for (std::uint32_t i = 0; i < dim; ++i) score += double{q[t * q_stride + i]} * k[at(j, i)];
             total += p[j] = std::exp(score * scale);
           }
-          attention(CacheType::kF32, q.data() + t * q_stride, q_stride, 1, 1, k.data(), v.data(),
-                    n + t * step, dim, scale, scores.data(), stride, alone.data(), dim);
+          attention({q.data() + t * q_stride, q_stride, 1}, heads, n + t * step, 1, scale,
+                    {scores.data(), stride}, {alone.data(), dim});
           for (std::uint32_t i = 0; i < dim; ++i) {
             double expected = 0;
             for (std::uint32_t j = 0; j < n + t * step; ++j) expected += p[j] / total * v[at(j, i)];
@@ -353,34 +355,105 @@ TEST_P(Kernels, AttentionAgreesWithItsDefinition) {
       }
 }
 
-TEST_P(Kernels, CachesOfBothTypesHoldWhatIsStored) {
-  std::mt19937 random(8);
-  for (const std::uint32_t dim : {1u, 6u, 16u, 48u}) {
-    const std::uint32_t heads = 3, n = 37, blocks = 3;
-    const std::size_t head_size = std::size_t{blocks} * kPositionBlock * dim;
-    std::vector<float> k32(heads * head_size), v32(heads * head_size);
-    std::vector<std::uint16_t> k16(heads * head_size), v16(heads * head_size);
-    for (std::uint32_t position = 0; position < n; ++position)
-      for (const bool values : {false, true}) {
-        const Floats x = normal(heads * dim, random);
-        store(CacheType::kF32, x.data(), heads, dim, position, head_size, values ? v32.data() : k32.data());
-        store(CacheType::kF16, x.data(), heads, dim, position, head_size, values ? v16.data() : k16.data());
-      }
-    for (std::size_t i = 0; i < k32.size(); ++i) {
-      // Without the processor's own conversion Highway's may round the last bit the other way.
-      ASSERT_LE(std::abs(k16[i] - f32_to_f16(k32[i])), 1);
-      ASSERT_LE(std::abs(v16[i] - f32_to_f16(v32[i])), 1);
-    }
-    const Floats q = normal(4 * dim, random);
-    Floats scores(4 * 64), wide(4 * dim), narrow(4 * dim);
-    for (std::uint32_t head = 0; head < heads; ++head) {
-      attention(CacheType::kF32, q.data(), dim, 4, 1, k32.data() + head * head_size,
-                v32.data() + head * head_size, n - 3, dim, 0.3f, scores.data(), 64, wide.data(), dim);
-      attention(CacheType::kF16, q.data(), dim, 4, 1, k16.data() + head * head_size,
-                v16.data() + head * head_size, n - 3, dim, 0.3f, scores.data(), 64, narrow.data(), dim);
-      for (std::size_t i = 0; i < wide.size(); ++i) EXPECT_NEAR(wide[i], narrow[i], 5e-3);
+/// What one position's head holds in a cache, by the layout that kernels.h tells of.
+Floats held(CacheType type, const std::byte* cache, std::uint32_t dim, std::uint32_t position) {
+  const std::byte* const block = cache + position / kPositionBlock * cache_block_bytes(type, dim);
+  Floats out(dim);
+  for (std::uint32_t i = 0; i < dim; ++i) {
+    const std::size_t at = std::size_t{i} * kPositionBlock + position % kPositionBlock;
+    std::uint16_t half = 0;
+    float scale = 0;
+    switch (type) {
+      case CacheType::kF32:
+        std::memcpy(&out[i], block + 4 * at, 4);
+        break;
+      case CacheType::kF16:
+        std::memcpy(&half, block + 2 * at, 2);
+        out[i] = f16_to_f32(half);
+        break;
+      case CacheType::kQ8:
+        std::memcpy(&scale, block + (std::size_t{dim} * kPositionBlock + position % kPositionBlock * 4), 4);
+        out[i] = scale * static_cast<float>(std::to_integer<int>(block[at] ^ std::byte{128}) - 128);
+        break;
     }
   }
+  return out;
+}
+
+TEST_P(Kernels, CachesHoldWhatIsStoredAndAttentionReadsIt) {
+  std::mt19937 random(8);
+  for (const CacheType type : {CacheType::kF32, CacheType::kF16, CacheType::kQ8})
+    for (const std::uint32_t dim : {1u, 6u, 16u, 19u, 48u, 64u}) {
+      const std::uint32_t heads = 3, n = 37, blocks = 3;
+      const std::size_t head_bytes = blocks * cache_block_bytes(type, dim);
+      std::vector<std::byte> k(heads * head_bytes), v(heads * head_bytes);
+      for (std::uint32_t position = 0, count; position < n; position += count) {
+        count = std::min(n - position, static_cast<std::uint32_t>(1 + random() % kAttentionTokens));
+        for (auto* cache : {&k, &v}) {
+          const std::size_t wide = heads * dim + 5;
+          Floats x = normal(count * wide, random, position % 5 == 0 ? 30 : 0.1f);
+          if (position < 9) std::fill(x.begin(), x.begin() + dim, 0.0f);
+          store({x.data(), wide, count, heads, dim}, type, position, head_bytes, cache->data());
+          for (std::uint32_t t = 0; t < count; ++t)
+            for (std::uint32_t head = 0; head < heads; ++head) {
+              const float* const mine = &x[t * wide + head * dim];
+              const Floats got = held(type, cache->data() + head * head_bytes, dim, position + t);
+              float top = 0;
+              for (std::uint32_t i = 0; i < dim; ++i) top = std::max(top, std::fabs(mine[i]));
+              for (std::uint32_t i = 0; i < dim; ++i)
+                ASSERT_NEAR(got[i], mine[i],
+                            type == CacheType::kF32   ? 0
+                            : type == CacheType::kF16 ? std::fabs(mine[i]) / 1024 + 1e-7f
+                                                      : top / 127 * 0.5001f)
+                    << dim << " wide, position " << position + t;
+            }
+        }
+      }
+      const std::size_t stride = blocks * kPositionBlock;
+      const Floats q = normal(4 * dim, random);
+      Floats scores(4 * stride), out(4 * dim), alone(dim);
+      for (std::uint32_t head = 0; head < heads; ++head) {
+        const std::byte *keys = &k[head * head_bytes], *values = &v[head * head_bytes];
+        const Heads one{type, keys, values, 0, 1, dim};
+        attention({q.data(), dim, 4}, one, n - 3, 1, 0.3f, {scores.data(), stride}, {out.data(), dim});
+        for (std::uint32_t t = 0; t < 4; ++t) {
+          std::vector<double> p(n - 3 + t), sums(dim), sizes(dim);
+          double top = -1e300, total = 0;
+          for (std::uint32_t j = 0; j < p.size(); ++j) {
+            const Floats key = held(type, keys, dim, j);
+            p[j] = 0.3 * std::inner_product(key.begin(), key.end(), &q[t * dim], 0.0);
+            top = std::max(top, p[j]);
+          }
+          for (std::uint32_t j = 0; j < p.size(); ++j) {
+            const double share = std::exp(p[j] - top);
+            const Floats value = held(type, values, dim, j);
+            total += share;
+            for (std::uint32_t i = 0; i < dim; ++i)
+              sums[i] += share * value[i], sizes[i] += share * std::fabs(value[i]);
+          }
+          for (std::uint32_t i = 0; i < dim; ++i)
+            EXPECT_NEAR(out[t * dim + i], sums[i] / total, 1e-4 * sizes[i] / total + 1e-6);
+          attention({&q[t * dim], dim, 1}, one, n - 3 + t, 1, 0.3f, {scores.data(), stride},
+                    {alone.data(), dim});
+          EXPECT_TRUE(std::equal(alone.begin(), alone.end(), &out[t * dim])) << "the batch changes a bit";
+        }
+      }
+      // Heads together give what each gives alone, with any number of queries.
+      for (std::uint32_t count = 1; count <= kAttentionTokens; ++count) {
+        const Floats queries = normal(heads * count * dim, random);
+        Floats rows(kScoreRows * stride), together(heads * count * dim), each = together;
+        attention({queries.data(), dim, count}, {type, k.data(), v.data(), head_bytes, heads, dim}, n, 0,
+                  0.3f, {rows.data(), stride}, {together.data(), dim});
+        for (std::uint32_t head = 0; head < heads; ++head)
+          for (std::uint32_t t = 0; t < count; ++t) {
+            const std::size_t at = (head * count + t) * dim;
+            attention({&queries[at], dim, 1},
+                      {type, &k[head * head_bytes], &v[head * head_bytes], head_bytes, 1, dim}, n, 0, 0.3f,
+                      {rows.data(), stride}, {&each[at], dim});
+          }
+        EXPECT_EQ(together, each);
+      }
+    }
 }
 
 }  // namespace

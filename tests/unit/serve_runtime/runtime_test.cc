@@ -138,15 +138,20 @@ std::shared_ptr<const Model> tiny(const TemporaryFolder& folder, ModelFamily fam
 }
 
 TEST(Session, ChunksThreadsAndRewindGiveTheSameLogits) {
+  using kernels::CacheType;
   for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2})
-    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kQ8_0, TensorType::kQ4_0}) {
+    for (const auto& [type, cache] : {std::pair{TensorType::kF32, CacheType::kF32},
+                                      {TensorType::kF16, CacheType::kQ8},
+                                      {TensorType::kQ8_0, CacheType::kF32},
+                                      {TensorType::kQ8_0, CacheType::kF16},
+                                      {TensorType::kQ4_0, CacheType::kQ8}}) {
       TemporaryFolder folder;
       const auto model = tiny(folder, family, type);
       const auto ids =
           model->tokenizer().encode("the server reads mail and the client writes it to the log", true);
       ThreadTeam one(1), two(2);
-      auto single = Session::create(model, one, {.batch = 1});
-      auto chunked = Session::create(model, two, {.batch = 7});
+      auto single = Session::create(model, one, {.batch = 1, .cache = cache});
+      auto chunked = Session::create(model, two, {.batch = 7, .cache = cache});
       ASSERT_OK(single);
       ASSERT_OK(chunked);
       const auto a = (*single)->evaluate(ids);
@@ -159,6 +164,33 @@ TEST(Session, ChunksThreadsAndRewindGiveTheSameLogits) {
       ASSERT_OK((*single)->evaluate(std::span(ids).subspan(3)));
       EXPECT_EQ(std::vector<float>(a->begin(), a->end()), first);
     }
+}
+
+TEST(Session, NarrowCachesTakeLessAndChangeLittle) {
+  TemporaryFolder folder;
+  const auto model = tiny(folder, ModelFamily::kLlama, TensorType::kF32);
+  const auto ids =
+      model->tokenizer().encode("the server reads mail and the client writes it to the log", true);
+  ThreadTeam team(1);
+  std::vector<std::vector<float>> logits;
+  std::vector<std::uint64_t> bytes;
+  for (const auto cache : {kernels::CacheType::kF32, kernels::CacheType::kF16, kernels::CacheType::kQ8}) {
+    bytes.push_back(plan_memory(*model, {.cache = cache}, 1).kv_cache_bytes);
+    auto session = Session::create(model, team, {.cache = cache});
+    ASSERT_OK(session);
+    const auto last = (*session)->evaluate(ids);
+    ASSERT_OK(last);
+    logits.emplace_back(last->begin(), last->end());
+  }
+  EXPECT_EQ(bytes[1] * 2, bytes[0]);
+  EXPECT_LT(bytes[2] * 2, bytes[0]);
+  float top = 0;
+  for (const float x : logits[0]) top = std::max(top, std::fabs(x));
+  for (std::size_t i = 0; i < logits[0].size(); ++i) {
+    EXPECT_NEAR(logits[1][i], logits[0][i], 1e-3f * top);
+    EXPECT_NEAR(logits[2][i], logits[0][i], 2e-2f * top);
+  }
+  EXPECT_NE(logits[2], logits[0]);
 }
 
 TEST(Session, StreamsComputedTogetherGiveWhatEachGivesAlone) {
