@@ -29,7 +29,7 @@ std::uint8_t nearest(float x) {
 
 }  // namespace
 
-void encode_iq4_nl(std::span<const float> all, std::byte* out) {
+void encode_iq4_nl(std::span<const float> all, std::span<const float> weights, std::byte* out) {
   for (std::size_t i = 0; i < all.size(); i += 32, out += sizeof(Block)) {
     float x[32], extreme = 0;
     for (std::size_t j = 0; j < 32; ++j) {
@@ -44,10 +44,11 @@ void encode_iq4_nl(std::span<const float> all, std::byte* out) {
         const float inverse =
             (static_cast<float>(kIq4NlValues[0]) + 2.0f * static_cast<float>(step)) / extreme;
         float along = 0, square = 0;
-        for (const float v : x) {
-          const auto value = static_cast<float>(kIq4NlValues[nearest(v * inverse)]);
-          along += v * value;
-          square += value * value;
+        for (std::size_t j = 0; j < 32; ++j) {
+          const auto value = static_cast<float>(kIq4NlValues[nearest(x[j] * inverse)]);
+          const float weighted = weights.empty() ? value : weights[i + j] * value;
+          along += x[j] * weighted;
+          square += value * weighted;
         }
         if (square > 0 && along * along > best_gain * square) {
           best_gain = along * along / square;

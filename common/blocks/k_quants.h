@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 /// The values that IQ4_NL's four bits stand for, times its scale.
 namespace retort::blocks {
@@ -25,5 +26,11 @@ KBlock read_q3_k(const std::byte* block);  ///< 16 runs of 16, q −4…3, no mi
 KBlock read_q4_k(const std::byte* block);  ///< 8 runs of 32, q 0…15
 KBlock read_q5_k(const std::byte* block);  ///< 8 runs of 32, q 0…31
 KBlock read_q6_k(const std::byte* block);  ///< 16 runs of 16, q −32…31, no min
+
+/// Replaces a block's q, in the same numbers, and leaves its scales.
+void put_levels_q3_k(std::byte* block, std::span<const std::int8_t, 256> q);
+void put_levels_q4_k(std::byte* block, std::span<const std::int8_t, 256> q);
+void put_levels_q5_k(std::byte* block, std::span<const std::int8_t, 256> q);
+void put_levels_q6_k(std::byte* block, std::span<const std::int8_t, 256> q);
 
 }  // namespace retort::blocks

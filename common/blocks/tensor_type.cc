@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "common/blocks/encoded_matrix.h"
 #include "common/blocks/formats.h"
 
 namespace retort {
@@ -115,7 +116,13 @@ TensorType stored_type(TensorType wanted, std::uint64_t columns) {
 }
 
 void encode_row(TensorType type, std::span<const float> values, std::span<std::byte> out) {
+  encode_row(type, values, out, {});
+}
+
+void encode_row(TensorType type, std::span<const float> values, std::span<std::byte> out,
+                std::span<const float> weights) {
   assert(row_bytes(type, values.size()) == out.size());
+  assert(weights.empty() || weights.size() == values.size());
   switch (type) {
     case TensorType::kF32:
       std::memcpy(out.data(), values.data(), out.size());
@@ -127,22 +134,22 @@ void encode_row(TensorType type, std::span<const float> values, std::span<std::b
       encode_16(values, out.data(), f32_to_bf16);
       return;
     case TensorType::kQ4_0:
-      blocks::encode_q4_0(values, out.data());
+      blocks::encode_q4_0(values, weights, out.data());
       return;
     case TensorType::kQ3K:
-      blocks::encode_q3_k(values, out.data());
+      blocks::encode_q3_k(values, weights, out.data());
       return;
     case TensorType::kQ4K:
-      blocks::encode_q4_k(values, out.data());
+      blocks::encode_q4_k(values, weights, out.data());
       return;
     case TensorType::kQ5K:
-      blocks::encode_q5_k(values, out.data());
+      blocks::encode_q5_k(values, weights, out.data());
       return;
     case TensorType::kQ6K:
-      blocks::encode_q6_k(values, out.data());
+      blocks::encode_q6_k(values, weights, out.data());
       return;
     case TensorType::kIq4Nl:
-      blocks::encode_iq4_nl(values, out.data());
+      blocks::encode_iq4_nl(values, weights, out.data());
       return;
     case TensorType::kQ8_0:
       encode_q8_0(values, out.data());

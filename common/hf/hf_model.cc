@@ -1,4 +1,4 @@
-#include "common/hf/hf_model.h"
+#include "common/hf/encoded_weights.h"
 
 #include <algorithm>
 #include <cstring>
@@ -142,16 +142,16 @@ std::vector<std::uint64_t> gguf_shape(const Mapping& m) {
 }
 
 /// Hugging Face's Llama rotates the first half of a head against the second; GGUF's rotates neighbours. Row r
-/// of the first half goes to 2r, of the second half to 2r + 1, head by head.
-void permute(std::vector<float>& values, std::uint64_t columns, std::uint32_t heads) {
-  const std::uint64_t rows = values.size() / columns, head = rows / heads;
-  std::vector<float> out(values.size());
+/// of the first half goes to 2r, of the second half to 2r + 1, head by head. A row is `length` values.
+template <typename T>
+void permute(std::span<T> values, std::uint64_t length, std::uint32_t heads) {
+  const std::uint64_t rows = values.size() / length, head = rows / heads;
+  const std::vector<T> from(values.begin(), values.end());
   for (std::uint64_t r = 0; r < rows; ++r) {
     const std::uint64_t base = r / head * head, i = r % head;
     const std::uint64_t to = base + (i < head / 2 ? 2 * i : 2 * (i - head / 2) + 1);
-    std::memcpy(&out[to * columns], &values[r * columns], columns * sizeof(float));
+    std::memcpy(&values[to * length], &from[r * length], length * sizeof(T));
   }
-  values = std::move(out);
 }
 
 void transpose(std::vector<float>& values, std::uint64_t rows, std::uint64_t columns) {
@@ -488,6 +488,13 @@ std::vector<TensorSource> weight_sources(const HfModel& model) {
 Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConfig& c,
                               const Tokenizer& tokenizer, const std::vector<TensorSource>& weights,
                               TensorType matrix_type, const GgufMetadata& extra) {
+  return write_gguf_model(path, c, tokenizer, weights, matrix_type, extra, {});
+}
+
+Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConfig& c,
+                              const Tokenizer& tokenizer, const std::vector<TensorSource>& weights,
+                              TensorType matrix_type, const GgufMetadata& extra,
+                              const EncodedWeights& encoded_weights) {
   RETORT_TRY(validate(c, path.string()));
   if (tokenizer.vocabulary_size() != c.n_vocab)
     return fail(ErrorCode::kInvalid, path.string(), "the tokenizer has {} tokens, the model {}",
@@ -577,11 +584,25 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
     else
       type = stored_type(type, shape[0]);
     const std::uint64_t columns = shape[0];
+    if (const auto found = encoded_weights.find(m.hf_name); found != encoded_weights.end()) {
+      const EncodedMatrix* encoded = &found->second;
+      if (encoded->columns != columns || encoded->rows * columns != count_of(shape) ||
+          encoded->bytes.size() != encoded->rows * row_bytes(encoded->type, columns).value_or(0))
+        return fail(ErrorCode::kInvalid, path.string(), "tensor '{}' is encoded in another shape", m.hf_name);
+      writer.add_tensor(m.gguf_name, std::move(shape), encoded->type,
+                        [m, encoded](std::span<std::byte> out) -> Result<void> {
+                          std::copy(encoded->bytes.begin(), encoded->bytes.end(), out.begin());
+                          if (m.rearrange == Rearrange::kPermute)
+                            permute(out, encoded->bytes.size() / encoded->rows, m.heads);
+                          return {};
+                        });
+      continue;
+    }
     writer.add_tensor(m.gguf_name, std::move(shape), type,
                       [m, source = &*source, type, columns](std::span<std::byte> out) -> Result<void> {
                         std::vector<float> values(count_of(m.hf_shape));
                         RETORT_TRY(source->read(values));
-                        if (m.rearrange == Rearrange::kPermute) permute(values, columns, m.heads);
+                        if (m.rearrange == Rearrange::kPermute) permute(std::span(values), columns, m.heads);
                         if (m.rearrange == Rearrange::kTranspose)
                           transpose(values, m.hf_shape[0], m.hf_shape[1]);
                         const std::uint64_t bytes = *row_bytes(type, columns);

@@ -32,8 +32,9 @@ std::uint32_t TokenStream::window_length(std::uint32_t wanted) const {
   return static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, tokens_.size() - 1));
 }
 
-void TokenStream::window(std::uint64_t seed, std::uint64_t index, std::uint32_t length, std::int64_t* out) {
-  const std::uint64_t windows = (tokens_.size() - 1) / length;
+std::uint64_t TokenStream::window(std::uint64_t seed, std::uint64_t index, std::uint32_t length,
+                                  std::int64_t* out) {
+  const std::uint64_t windows = this->windows(length);
   const std::uint64_t epoch = index / windows;
   if (epoch != epoch_ || seed != seed_ || order_.size() != windows) {
     order_.resize(windows);
@@ -43,8 +44,10 @@ void TokenStream::window(std::uint64_t seed, std::uint64_t index, std::uint32_t 
     epoch_ = epoch;
     seed_ = seed;
   }
-  const auto first = tokens_.begin() + static_cast<std::ptrdiff_t>(order_[index % windows]) * length;
+  const std::uint64_t at = order_[index % windows];
+  const auto first = tokens_.begin() + static_cast<std::ptrdiff_t>(at * length);
   std::copy(first, first + length + 1, out);
+  return at;
 }
 
 }  // namespace retort

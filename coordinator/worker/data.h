@@ -24,8 +24,11 @@ class TokenStream {
   std::uint64_t tokens() const { return tokens_.size(); }
   /// Tokens that one window of `wanted` really has, without the last.
   std::uint32_t window_length(std::uint32_t wanted) const;
-  /// Copies window number `index` of the endless sequence that `seed` shuffles: length + 1 ids.
-  void window(std::uint64_t seed, std::uint64_t index, std::uint32_t length, std::int64_t* out);
+  /// Windows of that length in the text.
+  std::uint64_t windows(std::uint32_t length) const { return (tokens_.size() - 1) / length; }
+  /// Copies window number `index` of the endless sequence that `seed` shuffles: length + 1 ids. Returns which
+  /// window of the text it is.
+  std::uint64_t window(std::uint64_t seed, std::uint64_t index, std::uint32_t length, std::int64_t* out);
 
  private:
   std::vector<TokenId> tokens_;

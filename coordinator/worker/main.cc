@@ -7,6 +7,7 @@
 
 #include "common/core/units.h"
 #include "common/process/process.h"
+#include "coordinator/worker/blas.h"
 #include "coordinator/worker/run.h"
 
 namespace {
@@ -49,7 +50,7 @@ int main(int argc, char** argv) {
 
   retort::RunOptions options;
   int threads = 0;
-  std::string memory;
+  std::string memory, cache_limit;
   auto* run = app.add_subcommand("run", "run a recipe, or go on with it");
   run->footer(kExamples);
   run->add_option("RECIPE", options.recipe, "the recipe, YAML")->required();
@@ -59,6 +60,9 @@ int main(int argc, char** argv) {
   run->add_option("--memory-limit", memory,
                   "refuse what needs more, for example 4GiB (default: what is free)");
   run->add_option("--serve-binary", options.serve_binary, "retort-serve, which judges exported files");
+  auto* cache = run->add_option("--cache", options.cache,
+                                "folder where teachers' outputs are kept, for all runs over the same text");
+  run->add_option("--cache-limit", cache_limit, "what that folder may hold (default: 8GiB)")->needs(cache);
   auto* dry = run->add_flag("--dry-run", options.dry_run, "print the plan, do nothing");
   run->add_flag("--json", options.json, "the plan as JSON")->needs(dry);
 
@@ -75,13 +79,17 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  if (!memory.empty()) {
-    const auto bytes = retort::parse_bytes(memory);
+  for (const auto& [name, text] : {std::pair{"--memory-limit", &memory}, {"--cache-limit", &cache_limit}}) {
+    if (text->empty()) continue;
+    const auto bytes = retort::parse_bytes(*text);
     if (!bytes) {
-      std::cerr << "retort-worker: --memory-limit: " << bytes.error().describe() << "\n";
+      std::cerr << "retort-worker: " << name << ": " << bytes.error().describe() << "\n";
       return 2;
     }
-    options.memory_limit = *bytes;
+    if (text == &memory)
+      options.memory_limit = *bytes;
+    else
+      options.cache_limit = *bytes;
   }
   if (threads == 0) threads = std::max(1, static_cast<int>(retort::cpu_allowance()));
   options.threads = threads;

@@ -11,119 +11,135 @@ namespace {
 
 using at::Tensor;
 
-/// Scores of the keys that a query may not see.
-Tensor causal_mask(std::int64_t length) { return at::full({length, length}, -1e30f).triu_(1); }
-
-/// q [B, S, H, D], k and v [B, S, G, D] with G dividing H → [B, S, H, D].
-Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask) {
+/// q [B, S, H, D], k and v [B, K, G, D] with G dividing H → [B, S, H, D]. `maps`, when given, gets the
+/// attention [B, H, S, K].
+Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask,
+              std::vector<Tensor>* maps) {
   const std::int64_t b = q.size(0), s = q.size(1), h = q.size(2), d = q.size(3), g = k.size(2);
+  const std::int64_t seen = k.size(1);
   const auto heads = [&](const Tensor& x) {
     Tensor y = x.transpose(1, 2);
-    if (x.size(2) != h) y = y.unsqueeze(2).expand({b, g, h / g, s, d}).reshape({b, h, s, d});
-    return y.reshape({b * h, s, d});
+    if (x.size(2) != h) y = y.unsqueeze(2).expand({b, g, h / g, seen, d}).reshape({b, h, seen, d});
+    return y.reshape({b * h, x.size(1), d});
   };
   const Tensor scores = at::baddbmm(mask.unsqueeze(0), heads(q), heads(k).transpose(1, 2), 1,
                                     1 / std::sqrt(static_cast<double>(d)));
-  return at::bmm(at::softmax(scores, -1), heads(v)).view({b, h, s, d}).transpose(1, 2);
+  const Tensor attention = at::softmax(scores, -1);
+  if (maps != nullptr) maps->push_back(attention.view({b, h, s, seen}));
+  return at::bmm(attention, heads(v)).view({b, h, s, d}).transpose(1, 2);
 }
 
-struct Rotary {
-  Tensor cos, sin;  ///< [S, 1, D]
-  Rotary(std::int64_t length, std::int64_t dim, double theta) {
-    const Tensor rate = at::pow(theta, at::arange(0, dim, 2, at::kDouble) / -static_cast<double>(dim));
-    const Tensor angle = at::arange(length, at::kDouble).unsqueeze(1) * rate.unsqueeze(0);
-    const Tensor both = at::cat({angle, angle}, 1).unsqueeze(1);
-    cos = both.cos().to(at::kFloat);
-    sin = both.sin().to(at::kFloat);
-  }
-  /// Rotate-half pairing: feature i with i + D/2.
-  Tensor operator()(const Tensor& x) const {
-    const std::int64_t half = x.size(3) / 2;
-    const Tensor turned = at::cat({-x.slice(3, half), x.slice(3, 0, half)}, 3);
-    return x * cos + turned * sin;
-  }
-};
-
-void note_heads(ActivationStatistics* statistics, std::size_t layer, const Tensor& output) {
-  if (statistics == nullptr) return;
-  statistics->layers[layer].heads += output.detach().norm(2, -1).sum(at::IntArrayRef({0, 1}));
+/// Rotate-half pairing: feature i with i + D/2.
+Tensor rotate(const Tensor& x, const Positions& positions) {
+  const std::int64_t half = x.size(3) / 2;
+  const Tensor turned = at::cat({-x.slice(3, half), x.slice(3, 0, half)}, 3);
+  return x * positions.cos + turned * positions.sin;
 }
 
-void note_ffn(ActivationStatistics* statistics, std::size_t layer, const Tensor& activation) {
-  if (statistics == nullptr) return;
-  statistics->layers[layer].ffn += activation.detach().abs().sum(at::IntArrayRef({0, 1}));
+Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon) {
+  return x * at::rsqrt(x.square().mean(-1, true) + static_cast<double>(epsilon)) * weight;
 }
 
-void note_layer(ActivationStatistics* statistics, std::size_t layer, const Tensor& in, const Tensor& out) {
-  if (statistics == nullptr) return;
-  statistics->layers[layer].similarity +=
-      at::cosine_similarity(in.detach(), out.detach(), -1).sum().item<double>();
+Tensor layer_norm(const Network& n, const Tensor& x, const std::string& name) {
+  return at::layer_norm(x, {n.config.n_embd}, n.weight(name + ".weight"), n.weight(name + ".bias"),
+                        static_cast<double>(n.config.norm_eps));
 }
 
-Tensor llama(const Network& n, const Tensor& ids, ActivationStatistics* statistics) {
+void tell(Trace* trace, const std::string& weight, const Tensor& input) {
+  if (trace != nullptr && trace->inputs) trace->inputs(weight, input);
+}
+
+void note_projections(Trace* trace, const Tensor& q, const Tensor& k, const Tensor& v) {
+  if (trace == nullptr || !trace->keep) return;
+  trace->query.push_back(q);
+  trace->key.push_back(k);
+  trace->value.push_back(v);
+}
+
+void note_heads(Trace* trace, std::size_t layer, const Tensor& output) {
+  if (trace == nullptr || trace->statistics == nullptr) return;
+  trace->statistics->layers[layer].heads += output.detach().norm(2, -1).sum(at::IntArrayRef({0, 1}));
+}
+
+void note_ffn(Trace* trace, std::size_t layer, const Tensor& activation) {
+  if (trace == nullptr || trace->statistics == nullptr) return;
+  trace->statistics->layers[layer].ffn += activation.detach().abs().sum(at::IntArrayRef({0, 1}));
+}
+
+void note_layer(Trace* trace, std::size_t layer, const Tensor& in, const Tensor& out) {
+  if (trace == nullptr) return;
+  if (trace->keep) trace->hidden.push_back(out);
+  if (trace->statistics != nullptr)
+    trace->statistics->layers[layer].similarity +=
+        at::cosine_similarity(in.detach(), out.detach(), -1).sum().item<double>();
+}
+
+/// Puts what was before in front of a layer's keys and values.
+void take_past(Trace* trace, std::size_t layer, Tensor& k, Tensor& v) {
+  if (trace == nullptr || trace->past == nullptr) return;
+  Trace::Past& past = trace->past->at(layer);
+  if (past.key.defined()) k = at::cat({past.key, k}, 1), v = at::cat({past.value, v}, 1);
+  past = {k, v};
+}
+
+std::vector<Tensor>* maps_of(Trace* trace) {
+  return trace != nullptr && trace->keep ? &trace->attention : nullptr;
+}
+
+Tensor llama_layer(const Network& n, std::size_t layer, const Tensor& in, const Positions& positions,
+                   Trace* trace) {
   const ModelConfig& c = n.config;
-  const std::int64_t b = ids.size(0), s = ids.size(1), d = c.head_dim;
-  const Tensor mask = causal_mask(s);
-  const Rotary rotate(s, d, c.rope_theta);
-  const auto norm = [&](const Tensor& x, const Tensor& w) {
-    return x * at::rsqrt(x.square().mean(-1, true) + static_cast<double>(c.norm_eps)) * w;
+  const std::int64_t b = in.size(0), s = in.size(1), d = c.head_dim;
+  const std::string p = layer_prefix(c, layer);
+  const LayerShape& shape = c.layers[layer];
+  const auto product = [&](const Tensor& x, const char* name) {
+    tell(trace, p + name, x);
+    return at::linear(x, n.weight(p + name));
   };
-  Tensor x = at::embedding(n.weight("model.embed_tokens.weight"), ids);
-  for (std::size_t i = 0; i < c.layers.size(); ++i) {
-    const std::string p = "model.layers." + std::to_string(i) + ".";
-    const LayerShape& shape = c.layers[i];
-    const Tensor in = x;
-    Tensor h = norm(x, n.weight(p + "input_layernorm.weight"));
-    const Tensor q = at::linear(h, n.weight(p + "self_attn.q_proj.weight")).view({b, s, shape.n_head, d});
-    const Tensor k = at::linear(h, n.weight(p + "self_attn.k_proj.weight")).view({b, s, shape.n_head_kv, d});
-    const Tensor v = at::linear(h, n.weight(p + "self_attn.v_proj.weight")).view({b, s, shape.n_head_kv, d});
-    const Tensor attention = attend(rotate(q), rotate(k), v, mask);
-    note_heads(statistics, i, attention);
-    x = x + at::linear(attention.reshape({b, s, shape.n_head * d}), n.weight(p + "self_attn.o_proj.weight"));
-    h = norm(x, n.weight(p + "post_attention_layernorm.weight"));
-    const Tensor active = at::silu(at::linear(h, n.weight(p + "mlp.gate_proj.weight"))) *
-                          at::linear(h, n.weight(p + "mlp.up_proj.weight"));
-    note_ffn(statistics, i, active);
-    x = x + at::linear(active, n.weight(p + "mlp.down_proj.weight"));
-    note_layer(statistics, i, in, x);
-  }
-  x = norm(x, n.weight("model.norm.weight"));
-  return at::linear(x, n.weight(c.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"));
+  Tensor h = rms_norm(in, n.weight(p + "input_layernorm.weight"), c.norm_eps);
+  const Tensor q = product(h, "self_attn.q_proj.weight").view({b, s, shape.n_head, d});
+  const Tensor k = product(h, "self_attn.k_proj.weight").view({b, s, shape.n_head_kv, d});
+  Tensor v = product(h, "self_attn.v_proj.weight").view({b, s, shape.n_head_kv, d});
+  note_projections(trace, q, k, v);
+  Tensor keys = rotate(k, positions);
+  take_past(trace, layer, keys, v);
+  const Tensor attention = attend(rotate(q, positions), keys, v, positions.mask, maps_of(trace));
+  note_heads(trace, layer, attention);
+  Tensor x = in + product(attention.reshape({b, s, shape.n_head * d}), "self_attn.o_proj.weight");
+  h = rms_norm(x, n.weight(p + "post_attention_layernorm.weight"), c.norm_eps);
+  const Tensor active = at::silu(product(h, "mlp.gate_proj.weight")) * product(h, "mlp.up_proj.weight");
+  note_ffn(trace, layer, active);
+  x = x + product(active, "mlp.down_proj.weight");
+  note_layer(trace, layer, in, x);
+  return x;
 }
 
-Tensor gpt2(const Network& n, const Tensor& ids, ActivationStatistics* statistics) {
+Tensor gpt2_layer(const Network& n, std::size_t layer, const Tensor& in, const Positions& positions,
+                  Trace* trace) {
   const ModelConfig& c = n.config;
-  const std::int64_t b = ids.size(0), s = ids.size(1), d = c.head_dim;
-  const Tensor mask = causal_mask(s);
-  const auto norm = [&](const Tensor& x, const std::string& name) {
-    return at::layer_norm(x, {c.n_embd}, n.weight(name + ".weight"), n.weight(name + ".bias"),
-                          static_cast<double>(c.norm_eps));
-  };
+  const std::int64_t b = in.size(0), s = in.size(1), d = c.head_dim, heads = c.layers[layer].n_head;
+  const std::string p = layer_prefix(c, layer);
   const auto conv = [&](const Tensor& x, const std::string& name) {  // Conv1D: weight [in, out]
-    return at::matmul(x, n.weight(name + ".weight")) + n.weight(name + ".bias");
+    tell(trace, p + name + ".weight", x);
+    return at::matmul(x, n.weight(p + name + ".weight")) + n.weight(p + name + ".bias");
   };
-  Tensor x = at::embedding(n.weight("transformer.wte.weight"), ids) +
-             n.weight("transformer.wpe.weight").slice(0, 0, s).unsqueeze(0);
-  for (std::size_t i = 0; i < c.layers.size(); ++i) {
-    const std::string p = "transformer.h." + std::to_string(i) + ".";
-    const std::int64_t heads = c.layers[i].n_head;
-    const Tensor in = x;
-    const Tensor qkv = conv(norm(x, p + "ln_1"), p + "attn.c_attn").view({b, s, 3, heads, d});
-    const Tensor attention = attend(qkv.select(2, 0), qkv.select(2, 1), qkv.select(2, 2), mask);
-    note_heads(statistics, i, attention);
-    x = x + conv(attention.reshape({b, s, heads * d}), p + "attn.c_proj");
-    const Tensor active = at::gelu(conv(norm(x, p + "ln_2"), p + "mlp.c_fc"), "tanh");
-    note_ffn(statistics, i, active);
-    x = x + conv(active, p + "mlp.c_proj");
-    note_layer(statistics, i, in, x);
-  }
-  x = norm(x, "transformer.ln_f");
-  return at::linear(x, n.weight(c.tied_embeddings ? "transformer.wte.weight" : "lm_head.weight"));
+  const Tensor qkv = conv(layer_norm(n, in, p + "ln_1"), "attn.c_attn").view({b, s, 3, heads, d});
+  Tensor k = qkv.select(2, 1), v = qkv.select(2, 2);
+  note_projections(trace, qkv.select(2, 0), k, v);
+  take_past(trace, layer, k, v);
+  const Tensor attention = attend(qkv.select(2, 0), k, v, positions.mask, maps_of(trace));
+  note_heads(trace, layer, attention);
+  Tensor x = in + conv(attention.reshape({b, s, heads * d}), "attn.c_proj");
+  const Tensor active = at::gelu(conv(layer_norm(n, x, p + "ln_2"), "mlp.c_fc"), "tanh");
+  note_ffn(trace, layer, active);
+  x = x + conv(active, "mlp.c_proj");
+  note_layer(trace, layer, in, x);
+  return x;
 }
 
 Result<Network> gather(const ModelConfig& config,
                        const std::function<const SafeTensor*(const std::string&)>& find) {
-  Network network{config, {}};
+  Network network{config, {}, {}};
   for (const WeightShape& wanted : hf_weights(config)) {
     const SafeTensor* tensor = find(wanted.name);
     if (tensor == nullptr || tensor->shape != wanted.shape)
@@ -141,29 +157,83 @@ Result<Network> gather(const ModelConfig& config,
 
 const at::Tensor& Network::weight(const std::string& name) const { return weights.at(name); }
 
-Tensor forward(const Network& network, const Tensor& ids, ActivationStatistics* statistics) {
-  if (statistics != nullptr) {
-    if (statistics->layers.empty())
-      for (const LayerShape& layer : network.config.layers)
-        statistics->layers.push_back({at::zeros({layer.n_ff}), at::zeros({layer.n_head}), 0});
-    statistics->tokens += ids.numel();
-  }
-  return network.config.family == ModelFamily::kLlama ? llama(network, ids, statistics)
-                                                      : gpt2(network, ids, statistics);
+std::string head_weight(const ModelConfig& config) {
+  if (!config.tied_embeddings) return "lm_head.weight";
+  return config.family == ModelFamily::kLlama ? "model.embed_tokens.weight" : "transformer.wte.weight";
 }
 
-Tensor distillation_loss(const Tensor& student_logits, const Tensor& teacher_logits, const Tensor& targets,
-                         double temperature, double alpha) {
-  Tensor teacher;
-  {
-    torch::NoGradGuard no_grad;
-    teacher = at::log_softmax(teacher_logits / temperature, -1);
+std::string layer_prefix(const ModelConfig& config, std::size_t layer) {
+  return (config.family == ModelFamily::kLlama ? "model.layers." : "transformer.h.") + std::to_string(layer) +
+         ".";
+}
+
+Positions::Positions(const ModelConfig& config, std::int64_t length, std::int64_t first)
+    : mask(at::full({length, first + length}, -1e30f).triu_(first + 1)) {
+  if (config.family != ModelFamily::kLlama) return;
+  const std::int64_t dim = config.head_dim;
+  const Tensor rate = at::pow(static_cast<double>(config.rope_theta),
+                              at::arange(0, dim, 2, at::kDouble) / -static_cast<double>(dim));
+  const Tensor angle = at::arange(first, first + length, at::kDouble).unsqueeze(1) * rate.unsqueeze(0);
+  const Tensor both = at::cat({angle, angle}, 1).unsqueeze(1);  // [length, 1, head_dim]
+  cos = both.cos().to(at::kFloat);
+  sin = both.sin().to(at::kFloat);
+}
+
+Tensor embed(const Network& n, const Tensor& ids, std::int64_t first) {
+  if (n.config.family == ModelFamily::kLlama)
+    return at::embedding(n.weight("model.embed_tokens.weight"), ids);
+  return at::embedding(n.weight("transformer.wte.weight"), ids) +
+         n.weight("transformer.wpe.weight").slice(0, first, first + ids.size(1)).unsqueeze(0);
+}
+
+Tensor run_layer(const Network& network, std::size_t layer, const Tensor& x, const Positions& positions,
+                 Trace* trace) {
+  return network.config.family == ModelFamily::kLlama ? llama_layer(network, layer, x, positions, trace)
+                                                      : gpt2_layer(network, layer, x, positions, trace);
+}
+
+Tensor logits_of(const Network& n, const Tensor& x, Trace* trace) {
+  const Tensor last = n.config.family == ModelFamily::kLlama
+                          ? rms_norm(x, n.weight("model.norm.weight"), n.config.norm_eps)
+                          : layer_norm(n, x, "transformer.ln_f");
+  const std::string head = head_weight(n.config);
+  tell(trace, head, last);
+  return at::linear(last, n.weight(head));
+}
+
+Tensor forward(const Network& network, const Tensor& ids, Trace* trace) {
+  if (trace != nullptr && trace->statistics != nullptr) {
+    ActivationStatistics& statistics = *trace->statistics;
+    if (statistics.layers.empty())
+      for (const LayerShape& layer : network.config.layers)
+        statistics.layers.push_back({at::zeros({layer.n_ff}), at::zeros({layer.n_head}), 0});
+    statistics.tokens += ids.numel();
   }
-  const Tensor student = at::log_softmax(student_logits / temperature, -1);
-  const Tensor divergence = (teacher.exp() * (teacher - student)).sum(-1).mean();
-  Tensor loss = divergence * (alpha * temperature * temperature);
-  if (alpha < 1) loss = loss + at::cross_entropy_loss(student_logits, targets) * (1 - alpha);
-  return loss;
+  const Positions positions(network.config, ids.size(1));
+  Tensor x = embed(network, ids);
+  if (trace != nullptr && trace->keep) trace->hidden.push_back(x);
+  for (std::size_t i = 0; i < network.config.layers.size(); ++i)
+    x = run_layer(network, i, x, positions, trace);
+  return logits_of(network, x, trace);
+}
+
+Tensor write_on(const Network& network, const Tensor& prompts, std::int64_t count, std::uint64_t seed) {
+  torch::NoGradGuard no_grad;
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  std::vector<Trace::Past> past(network.config.layers.size());
+  Trace trace;
+  trace.past = &past;
+  Tensor out = at::empty({prompts.size(0), 0}, at::kLong), next = prompts;
+  for (std::int64_t first = 0; out.size(1) < count; first += next.size(1)) {
+    if (out.size(1) > 0) next = out.slice(1, -1);
+    const Positions positions(network.config, next.size(1), first);
+    Tensor x = embed(network, next, first);
+    for (std::size_t i = 0; i < network.config.layers.size(); ++i)
+      x = run_layer(network, i, x, positions, &trace);
+    const Tensor chances = at::softmax(logits_of(network, x.slice(1, -1)).squeeze(1), -1);
+    out = at::cat({out, chances.multinomial(1, false, generator)}, 1);
+  }
+  return out;
 }
 
 Result<Network> load_network(const HfModel& model) {
@@ -176,7 +246,7 @@ Result<Network> load_network(const ModelConfig& config, const Safetensors& file,
 
 Network random_network(const ModelConfig& config, std::uint64_t seed) {
   at::Generator generator = at::detail::createCPUGenerator(seed);
-  Network network{config, {}};
+  Network network{config, {}, {}};
   const double narrow = 0.02 / std::sqrt(2.0 * config.n_layer());
   for (const WeightShape& wanted : hf_weights(config)) {
     const std::vector<std::int64_t> shape(wanted.shape.begin(), wanted.shape.end());

@@ -4,13 +4,14 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "common/core/result.h"
 #include "common/gguf/safetensors.h"
-#include "common/hf/hf_model.h"
+#include "common/hf/encoded_weights.h"
 #include "common/model/model_config.h"
 
 namespace retort {
@@ -19,9 +20,17 @@ namespace retort {
 struct Network {
   ModelConfig config;
   std::map<std::string, at::Tensor> weights;
+  /// What quantize.weights made of matrices, as the file will hold them; their `weights` are the same values
+  /// decoded. A pass that changes weights leaves it empty.
+  EncodedWeights encoded;
 
   const at::Tensor& weight(const std::string& name) const;
 };
+
+/// The matrix that turns the last hidden state into logits: with tied embeddings the embedding.
+std::string head_weight(const ModelConfig& config);
+/// "model.layers.3." or "transformer.h.3."
+std::string layer_prefix(const ModelConfig& config, std::size_t layer);
 
 /// What structured pruning needs to know (Minitron, 2407.14679, section 2.2), summed over tokens seen.
 struct ActivationStatistics {
@@ -34,14 +43,46 @@ struct ActivationStatistics {
   std::int64_t tokens = 0;
 };
 
-/// Logits [batch, seq, vocabulary] of token ids [batch, seq] (int64), causal, positions from 0. Autograd
-/// follows unless a NoGradGuard is in force. `statistics`, when given, is added to.
-at::Tensor forward(const Network& network, const at::Tensor& ids, ActivationStatistics* statistics = nullptr);
+/// What a forward pass notes down on its way.
+struct Trace {
+  ActivationStatistics* statistics = nullptr;  ///< added to
+  /// Told each matrix's name and its input [batch, seq, columns] before the product, in the order of the
+  /// computation; not of the embedding's look-up.
+  std::function<void(const std::string& weight, const at::Tensor& input)> inputs;
+  bool keep = false;                  ///< fill what follows
+  std::vector<at::Tensor> hidden;     ///< [batch, seq, n_embd]: the embedding's, then each layer's output
+  std::vector<at::Tensor> attention;  ///< each layer's [batch, n_head, seq, seq], rows sum to one
+  std::vector<at::Tensor> query, key, value;  ///< each layer's [batch, seq, heads, head_dim], not yet rotated
+  /// Each layer's keys (rotated) and values of the positions before; when given, a layer sees them and adds
+  /// its own.
+  struct Past {
+    at::Tensor key, value;
+  };
+  std::vector<Past>* past = nullptr;
+};
 
-/// α T² KL(softmax(z_t/T) ‖ softmax(z_s/T)) + (1−α) CE, mean per token (Hinton et al., 1503.02531, section
-/// 2). Logits [tokens, vocabulary], targets [tokens] int64.
-at::Tensor distillation_loss(const at::Tensor& student_logits, const at::Tensor& teacher_logits,
-                             const at::Tensor& targets, double temperature, double alpha);
+/// What all layers need to know of positions first … first + length − 1: which keys from 0 on each may see,
+/// and a Llama's rotations.
+struct Positions {
+  at::Tensor mask, cos, sin;
+  Positions(const ModelConfig& config, std::int64_t length, std::int64_t first = 0);
+};
+
+/// A forward pass in pieces. x: [batch, seq, n_embd].
+at::Tensor embed(const Network& network, const at::Tensor& ids,
+                 std::int64_t first = 0);  ///< position of the first
+at::Tensor run_layer(const Network& network, std::size_t layer, const at::Tensor& x,
+                     const Positions& positions, Trace* trace = nullptr);
+at::Tensor logits_of(const Network& network, const at::Tensor& x, Trace* trace = nullptr);
+
+/// `count` tokens that the network writes after each prompt [batch, seq], drawn at temperature 1: [batch,
+/// count]. Keys and values are kept from token to token. No gradient.
+at::Tensor write_on(const Network& network, const at::Tensor& prompts, std::int64_t count,
+                    std::uint64_t seed);
+
+/// Logits [batch, seq, vocabulary] of token ids [batch, seq] (int64), causal, positions from 0. Autograd
+/// follows unless a NoGradGuard is in force.
+at::Tensor forward(const Network& network, const at::Tensor& ids, Trace* trace = nullptr);
 
 /// Every weight of the opened folder, copied to F32.
 Result<Network> load_network(const HfModel& model);
@@ -51,7 +92,7 @@ Result<Network> load_network(const ModelConfig& config, const Safetensors& file,
 /// same for the same seed.
 Network random_network(const ModelConfig& config, std::uint64_t seed);
 
-/// Reads from the network when asked, so it must outlive the sources.
+/// Read from the tensors when asked, so these must outlive the sources.
 std::vector<TensorSource> sources_of(const std::map<std::string, at::Tensor>& tensors,
                                      const std::string& prefix);
 std::vector<TensorSource> weight_sources(const Network& network);

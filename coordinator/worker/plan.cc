@@ -102,12 +102,17 @@ std::uint32_t micro_batch(std::uint32_t windows, std::uint32_t window, std::uint
   return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(fits, 1, windows));
 }
 
+std::uint32_t calibration_batch(const ModelConfig& config, std::uint64_t window) {
+  return static_cast<std::uint32_t>(
+      std::clamp<std::uint64_t>((64ull << 20) / (4 * window * config.n_vocab), 1, 16));
+}
+
 StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dimensions) {
   if (dimensions < 2 || name.ends_with("wpe.weight")) return {};
   return {true, family == ModelFamily::kGpt2 && !name.ends_with("wte.weight") && name != "lm_head.weight"};
 }
 
-std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
+std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass& formats,
                                    std::uint64_t vocabulary_bytes) {
   std::uint64_t bytes = vocabulary_bytes * 4 / 5 + 2048;
   for (const WeightShape& weight : hf_weights(config)) {
@@ -118,18 +123,88 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
       bytes += 4 * count;
       continue;
     }
+    if (formats.bits) {
+      bytes += static_cast<std::uint64_t>(static_cast<double>(count) * *formats.bits / 8);
+      continue;
+    }
     const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
-    bytes += *row_bytes(stored_type(format, columns), columns) * (count / columns);
+    bytes += *row_bytes(stored_type(format_of(formats, weight.name), columns), columns) * (count / columns);
   }
   return bytes;
 }
+
+namespace {
+
+/// Rules that match nothing are mistakes; the error names what there is.
+Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
+  for (const QuantizePass::Rule& rule : pass.formats) {
+    std::string names;
+    bool matches = false;
+    for (const WeightShape& weight : hf_weights(config)) {
+      if (!stored_as(config.family, weight.name, weight.shape.size()).matrix) continue;
+      const QuantizePass alone{.formats = {rule}};
+      matches |= fixed_format(alone, weight.name).has_value();
+      if (names.size() < 300) names += (names.empty() ? "" : ", ") + weight.name;
+    }
+    if (!matches)
+      return fail(ErrorCode::kInvalid, where,
+                  "quantize.weights: '{}' matches no matrix of this model; its matrices are {}, …",
+                  rule.match, names);
+  }
+  return {};
+}
+
+/// What a mixture's parts ask of the two shapes.
+Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, const ModelConfig& teacher,
+                           const std::string& where) {
+  if (mixture.outputs != TeacherOutputs::kFull && mixture.k >= teacher.n_vocab)
+    return fail(ErrorCode::kInvalid, where, "distil: k is {}, and the teacher has only {} tokens", mixture.k,
+                teacher.n_vocab);
+  if (student.n_layer() > teacher.n_layer() && (mixture.attention > 0 || mixture.hidden > 0))
+    return fail(ErrorCode::kInvalid, where,
+                "distil: attention and hidden states need a teacher with at least the student's {} layers",
+                student.n_layer());
+  if (mixture.relation <= 0) return {};
+  const std::uint32_t heads =
+      mixture.relation_heads != 0 ? mixture.relation_heads : student.layers.back().n_head_kv;
+  for (const ModelConfig* model : {&student, &teacher}) {
+    const LayerShape& last = model->layers.back();
+    if (last.n_head * model->head_dim % heads != 0 || last.n_head_kv * model->head_dim % heads != 0)
+      return fail(ErrorCode::kInvalid, where,
+                  "distil: relation_heads is {}, which does not divide the {}'s {} query and {} key features",
+                  heads, model == &student ? "student" : "teacher", last.n_head * model->head_dim,
+                  last.n_head_kv * model->head_dim);
+  }
+  return {};
+}
+
+/// Weights' statistics, one layer's at a time, and the text's hidden states (quantize.h).
+std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config) {
+  std::uint64_t widest = config.n_embd, largest = std::uint64_t{config.n_vocab} * config.n_embd;
+  for (const LayerShape& layer : config.layers) {
+    widest = std::max<std::uint64_t>({widest, layer.n_ff, std::uint64_t{layer.n_head} * config.head_dim});
+    largest = std::max(largest, std::uint64_t{layer.n_ff} * config.n_embd);
+  }
+  std::uint64_t bytes = parameter_count(config) + 16 * largest;  // encoded; one matrix, whole and rounded
+  if (!pass.needs_calibration()) return bytes;
+  const std::uint64_t window = config.n_ctx, batch = calibration_batch(config, window);
+  bytes += batch * window * (activation_bytes(config, config.n_ctx, false) + 12ull * config.n_vocab);
+  if (pass.needs_statistics())
+    bytes += pass.calibration_tokens * config.n_embd * 8 + widest * widest * (4 * 4 + 4 * 8);
+  if (pass.bits)
+    bytes +=
+        pass.sensitivity_tokens * (4ull * config.n_embd * (config.n_layer() + 1) + 4ull * config.n_vocab);
+  return bytes;
+}
+
+}  // namespace
 
 Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const ModelConfig* teacher,
                        std::uint64_t data_bytes, std::uint64_t vocabulary_bytes) {
   constexpr std::uint64_t kBase = 220ull << 20;  // LibTorch and OpenBLAS, loaded and warm (measured)
   Plan plan;
   ModelConfig config = start;
-  std::optional<TensorType> quantized;
+  std::optional<QuantizePass> quantized;
   const std::uint64_t kept = teacher == nullptr ? 0 : 4 * parameter_count(*teacher);
   for (const Pass& pass : recipe.passes) {
     PlannedPass planned;
@@ -144,8 +219,16 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
       planned.flops = 3 * forward_flops(config, window) * static_cast<double>(planned.tokens);
       extra = 4 * extra + micro * window * (activation_bytes(config, window, true) + 16ull * config.n_vocab);
       if (p->distil && teacher != nullptr) {
+        RETORT_TRY(check_mixture(*p->distil, config, *teacher, recipe.where));
         planned.flops += forward_flops(*teacher, window) * static_cast<double>(planned.tokens);
-        extra += micro * window * (activation_bytes(*teacher, window, false) + 24ull * config.n_vocab);
+        extra += micro * window *
+                 (activation_bytes(*teacher, window, p->distil->needs_trace()) + 24ull * config.n_vocab);
+        planned.flops +=
+            p->distil->on_policy * forward_flops(config, window) * static_cast<double>(planned.tokens);
+      }
+      if (p->aware) {
+        RETORT_TRY(check_rules(*p->aware, config, recipe.where));
+        extra += 4 * parameter_count(config);
       }
       extra += data_bytes * 2;  // the text, then its tokens
     } else if (const auto* cut = std::get_if<PrunePass>(&pass)) {
@@ -159,16 +242,36 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
       }
       extra += 4 * parameter_count(config);
     } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
-      quantized = rounding->format;
+      RETORT_TRY(check_rules(*rounding, config, recipe.where));
+      quantized = *rounding;
+      extra += quantize_bytes(*rounding, config);
+      const double forward = forward_flops(config, config.n_ctx);
+      if (rounding->needs_statistics()) {
+        planned.tokens = rounding->calibration_tokens;
+        const bool again = rounding->method == QuantizePass::Method::kGptq;
+        planned.flops += (again ? 5 : 2) * forward * static_cast<double>(planned.tokens);
+      }
+      if (rounding->bits)
+        planned.flops += static_cast<double>(rounding->candidates.size() * 7ull * config.n_layer()) / 2 *
+                         forward * static_cast<double>(rounding->sensitivity_tokens);
     } else if (std::holds_alternative<EvaluatePass>(pass)) {
       planned.tokens = recipe.held_out->max_tokens;
       planned.flops = forward_flops(config, config.n_ctx) * static_cast<double>(planned.tokens);
       extra += 16ull * config.n_ctx * config.n_vocab;
     } else if (const auto* out = std::get_if<ExportPass>(&pass)) {
-      planned.format = out->huggingface
-                           ? (out->dtype == SafeTensor::DType::kF32 ? TensorType::kF32 : TensorType::kF16)
-                           : out->format.value_or(quantized.value_or(TensorType::kF16));
-      planned.file_bytes = predicted_file_bytes(config, planned.format, vocabulary_bytes);
+      if (out->huggingface) {
+        const bool wide = out->dtype == SafeTensor::DType::kF32;
+        planned.format = wide ? "F32" : "F16";
+        planned.file_bytes = parameter_count(config) * (wide ? 4 : 2);
+      } else {
+        QuantizePass formats{.format = out->format.value_or(TensorType::kF16)};
+        if (!out->format && quantized)
+          formats = *quantized;
+        else
+          planned.rewritten = formats.format;
+        planned.format = formats.bits || !formats.formats.empty() ? "mixed" : info(formats.format).name;
+        planned.file_bytes = predicted_file_bytes(config, formats, vocabulary_bytes);
+      }
       planned.name += " " + out->file;
     }
     planned.after = config;
@@ -203,7 +306,7 @@ json::object to_json(const Plan& plan, double flops_per_second) {
                      {"estimated_seconds", pass.flops / flops_per_second}};
     if (pass.file_bytes != 0) {
       out["file_bytes"] = pass.file_bytes;
-      out["format"] = info(pass.format).name;
+      out["format"] = pass.format;
     }
     passes.push_back(std::move(out));
   }

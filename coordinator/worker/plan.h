@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,9 @@ namespace retort {
 struct PlannedPass {
   std::string name;
   ModelConfig before, after;
-  TensorType format = TensorType::kF16;  ///< export: its tensors' type
+  std::string format;  ///< export: its matrices' type, or "mixed"
+  std::optional<TensorType>
+      rewritten;  ///< export: the type that matrices are encoded in, unless they already are
   std::uint64_t tokens = 0, steps = 0, file_bytes = 0, peak_bytes = 0;
   double flops = 0;
 };
@@ -45,6 +48,9 @@ std::uint32_t micro_batch(std::uint32_t windows, std::uint32_t window, std::uint
 Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const ModelConfig* teacher,
                        std::uint64_t data_bytes, std::uint64_t vocabulary_bytes);
 
+/// Windows of calibration text that go through the model at once.
+std::uint32_t calibration_batch(const ModelConfig& config, std::uint64_t window);
+
 /// How a GGUF stores a weight: as a matrix of the export's type (GPT-2's Conv1D transposed), or in F32.
 struct StoredAs {
   bool matrix = false, transposed = false;
@@ -52,7 +58,7 @@ struct StoredAs {
 StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dimensions);
 
 /// Bytes of a GGUF of this shape, to within a few per cent.
-std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
+std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass& formats,
                                    std::uint64_t vocabulary_bytes);
 
 json::object to_json(const Plan& plan, double flops_per_second);

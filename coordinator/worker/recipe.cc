@@ -1,5 +1,6 @@
 #include "coordinator/worker/recipe.h"
 
+#include <fnmatch.h>
 #include <yaml-cpp/yaml.h>
 
 #include <cmath>
@@ -46,6 +47,7 @@ class Fields {
 
   bool has(const char* key) const { return !error_ && node_[key].IsDefined() && !node_[key].IsNull(); }
   YAML::Node node(const char* key) const { return node_[key]; }
+  std::string place() const { return at_line(where_, node_); }
   std::string at(const YAML::Node& node) const { return at_line(where_, node); }
   std::string at(const char* key) const { return at(node_[key]); }
   void refuse(const YAML::Node& node, std::string message) {
@@ -97,6 +99,11 @@ class Fields {
     refuse(node_[key], fmt::format("'{}' is '{}', but can only be {}{}", key, out, fmt::join(choices, ", "),
                                    near ? fmt::format("; did you mean '{}'?", *near) : ""));
   }
+  void flag(const char* key, bool& out) {
+    std::string given = out ? "true" : "false";
+    choice(key, given, {"true", "false"});
+    out = given == "true";
+  }
   void path(const char* key, std::filesystem::path& out, const std::filesystem::path& folder,
             bool directory) {
     std::string given;
@@ -138,36 +145,48 @@ struct Reader {
     return out;
   }
 
-  Result<Pass> optimise(const YAML::Node& node, bool distil) {
+  /// train, distil.soft, distil, quantize.aware.
+  Result<Pass> optimise(const YAML::Node& node, const std::string& name) {
     OptimisePass out;
-    out.distil = distil;
+    out.name = name;
+    const bool train = name == "train", mixture = name == "distil", aware = name == "quantize.aware";
+    if (!train) out.distil.emplace();
     std::vector<std::string> keys{"tokens",       "batch_tokens",      "context", "learning_rate",
                                   "warmup",       "schedule",          "decay",   "clip",
                                   "weight_decay", "checkpoint_seconds"};
-    if (distil)
-      keys.insert(keys.end(), {"temperature", "alpha"});
-    else
-      keys.push_back("init");
-    Fields fields(node, where, distil ? "distil.soft" : "train", keys);
+    if (train) keys.push_back("init");
+    if (!train) keys.insert(keys.end(), {"temperature", "teacher_outputs", "k"});
+    if (!train && !mixture) keys.push_back("alpha");
+    if (mixture)
+      keys.insert(keys.end(), {"labels", "soft", "divergence", "beta", "attention", "hidden", "relation",
+                               "relation_heads", "on_policy"});
+    if (aware) keys.insert(keys.end(), {"format", "formats"});
+    Fields fields(node, where, name, keys);
     if (fields.need("tokens")) fields.whole("tokens", out.tokens, 1, 1ull << 50);
     fields.whole("batch_tokens", out.batch_tokens, 1, 1u << 24);
     fields.whole("context", out.context, 2, 1u << 20);
     if (!fields.has("init")) out.learning_rate = 2e-4;  // 1e-3 undoes what a cut model still knows
+    if (aware) out.learning_rate = 5e-5;                // and rounding has undone much less
     fields.number("learning_rate", out.learning_rate, 1e-9, 1);
     fields.number("warmup", out.warmup, 0, 1);
     fields.number("decay", out.decay, 0, 1);
     fields.number("clip", out.clip, 1e-6, 1e6);
     fields.number("weight_decay", out.weight_decay, 0, 10);
-    fields.number("temperature", out.temperature, 0.05, 100);
-    fields.number("alpha", out.alpha, 0, 1);
     fields.whole("checkpoint_seconds", out.checkpoint_seconds, 1, 86400);
     std::string schedule = "cosine";
     fields.choice("schedule", schedule, {"cosine", "wsd", "constant"});
     out.schedule = schedule == "wsd"        ? OptimisePass::Schedule::kWsd
                    : schedule == "constant" ? OptimisePass::Schedule::kConstant
                                             : OptimisePass::Schedule::kCosine;
+    if (out.distil) RETORT_TRY(read_mixture(fields, *out.distil, mixture));
     RETORT_TRY(fields.result());
-    if (!distil && fields.has("init")) {
+    if (aware) {
+      QuantizePass& rounding = out.aware.emplace();
+      rounding.format = RETORT_TRY(format(fields, "format"));
+      RETORT_TRY(read_rules(fields, rounding));
+    }
+    RETORT_TRY(fields.result());
+    if (train && fields.has("init")) {
       Fields shape(fields.node("init"), where, "init",
                    {"hidden", "layers", "heads", "kv_heads", "ffn", "context", "tokenizer"});
       InitShape init;
@@ -215,25 +234,133 @@ struct Reader {
     return out;
   }
 
+  Result<TensorType> format_named(const std::string& name, const std::string& key, const std::string& place) {
+    const auto type = tensor_type_from(name);
+    if (!type)
+      return fail(
+          ErrorCode::kInvalid, place,
+          "'{}' is '{}', but can only be F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0 or IQ4_NL", key,
+          name);
+    return *type;
+  }
   Result<TensorType> format(Fields& fields, const char* key) {
     std::string name = "Q8_0";
     fields.text(key, name);
     RETORT_TRY(fields.result());
-    const auto type = tensor_type_from(name);
-    if (!type)
+    return format_named(name, key, fields.at(key));
+  }
+
+  Result<void> read_mixture(Fields& fields, Mixture& out, bool mixture) {
+    fields.number("temperature", out.temperature, 0.05, 100);
+    std::string outputs = "full", divergence = "forward";
+    fields.choice("teacher_outputs", outputs, {"full", "top_k", "sampled"});
+    out.outputs = outputs == "top_k"     ? TeacherOutputs::kTopK
+                  : outputs == "sampled" ? TeacherOutputs::kSampled
+                                         : TeacherOutputs::kFull;
+    fields.whole("k", out.k, 1, 65535);
+    if (out.outputs == TeacherOutputs::kFull && fields.has("k"))
+      fields.refuse(fields.node("k"), "'k' belongs to teacher_outputs: top_k or sampled");
+    if (!mixture) {
+      out.soft = 0.9;
+      fields.number("alpha", out.soft, 0, 1);
+      out.labels = 1 - out.soft;
+      return fields.result();
+    }
+    fields.number("labels", out.labels, 0, 1e6);
+    fields.number("soft", out.soft, 0, 1e6);
+    fields.choice("divergence", divergence, {"forward", "reverse", "jsd"});
+    out.divergence = divergence == "reverse" ? Divergence::kReverse
+                     : divergence == "jsd"   ? Divergence::kJensenShannon
+                                             : Divergence::kForward;
+    fields.number("beta", out.beta, 0.001, 0.999);
+    if (out.divergence != Divergence::kJensenShannon && fields.has("beta"))
+      fields.refuse(fields.node("beta"), "'beta' belongs to divergence: jsd");
+    fields.number("attention", out.attention, 0, 1e6);
+    fields.number("hidden", out.hidden, 0, 1e6);
+    fields.number("relation", out.relation, 0, 1e6);
+    fields.whole("relation_heads", out.relation_heads, 1, 4096);
+    fields.number("on_policy", out.on_policy, 0, 1);
+    if (out.outputs != TeacherOutputs::kFull &&
+        (out.needs_trace() || out.on_policy > 0 || out.divergence != Divergence::kForward))
+      fields.refuse(fields.node("teacher_outputs"),
+                    "attention, hidden, relation, on_policy and divergences other than forward need "
+                    "'teacher_outputs: full'");
+    if (out.labels + out.soft + out.attention + out.hidden + out.relation <= 0)
+      return fail(ErrorCode::kInvalid, fields.place(), "'distil' has no part with a weight above zero");
+    return fields.result();
+  }
+
+  Result<void> read_rules(Fields& fields, QuantizePass& out) {
+    if (!fields.has("formats")) return {};
+    const YAML::Node list = fields.node("formats");
+    if (!list.IsSequence())
+      return fail(ErrorCode::kInvalid, fields.at("formats"),
+                  "'formats' must be a list of {{match: PATTERN, format: FORMAT}}");
+    for (const YAML::Node& item : list) {
+      Fields rule(item, where, "formats", {"match", "format"});
+      QuantizePass::Rule made{};
+      if (rule.need("match")) rule.text("match", made.match);
+      rule.need("format");
+      RETORT_TRY(rule.result());
+      made.format = RETORT_TRY(format(rule, "format"));
+      out.formats.push_back(std::move(made));
+    }
+    return {};
+  }
+
+  Result<Pass> quantize(const YAML::Node& node) {
+    QuantizePass out;
+    Fields fields(node, where, "quantize.weights",
+                  {"format", "formats", "method", "awq", "act_order", "damping", "calibration_tokens", "bits",
+                   "candidates", "sensitivity_tokens"});
+    RETORT_TRY(fields.result());
+    out.format = RETORT_TRY(format(fields, "format"));
+    std::string method = "nearest";
+    fields.choice("method", method, {"nearest", "importance", "gptq"});
+    out.method = method == "gptq"         ? QuantizePass::Method::kGptq
+                 : method == "importance" ? QuantizePass::Method::kImportance
+                                          : QuantizePass::Method::kNearest;
+    fields.flag("awq", out.awq);
+    fields.flag("act_order", out.act_order);
+    fields.number("damping", out.damping, 0, 10);
+    fields.whole("calibration_tokens", out.calibration_tokens, 16, 1ull << 30);
+    fields.whole("sensitivity_tokens", out.sensitivity_tokens, 16, 1ull << 30);
+    if (fields.has("bits")) {
+      double bits = 0;
+      fields.number("bits", bits, 1, 32);
+      out.bits = bits;
+    }
+    RETORT_TRY(fields.result());
+    if (out.method != QuantizePass::Method::kGptq && (fields.has("act_order") || fields.has("damping")))
+      return fail(ErrorCode::kInvalid, at_line(where, node),
+                  "'act_order' and 'damping' belong to method: gptq");
+    if (!out.bits && (fields.has("candidates") || fields.has("sensitivity_tokens")))
+      return fail(ErrorCode::kInvalid, at_line(where, node),
+                  "'candidates' and 'sensitivity_tokens' belong to a budget of 'bits'");
+    if (out.bits && fields.has("format"))
       return fail(
-          ErrorCode::kInvalid, fields.at(key),
-          "'{}' is '{}', but can only be F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0 or IQ4_NL", key,
-          name);
-    return *type;
+          ErrorCode::kInvalid, fields.at("format"),
+          "'format' and 'bits' exclude each other: a budget chooses each matrix's format; 'formats' may "
+          "fix some");
+    if (fields.has("candidates")) {
+      const YAML::Node list = fields.node("candidates");
+      if (!list.IsSequence() || list.size() == 0)
+        return fail(ErrorCode::kInvalid, fields.at("candidates"), "'candidates' must be a list of formats");
+      out.candidates.clear();
+      for (const YAML::Node& item : list)
+        out.candidates.push_back(
+            RETORT_TRY(format_named(item.IsScalar() ? item.Scalar() : "", "candidates", fields.at(item))));
+    }
+    RETORT_TRY(read_rules(fields, out));
+    return out;
   }
 
   Result<Pass> exported(const YAML::Node& node) {
     ExportPass out;
     Fields fields(node, where, "export", {"file", "kind", "format", "dtype", "label", "hf"});
     if (fields.need("file")) fields.text("file", out.file);
-    std::string kind = "gguf", dtype = "F16", also = "false";
-    fields.choice("hf", also, {"true", "false"});
+    std::string kind = "gguf", dtype = "F16";
+    fields.flag("hf", out.also_huggingface);
     fields.choice("kind", kind, {"gguf", "huggingface"});
     fields.choice("dtype", dtype, {"F16", "F32"});
     RETORT_TRY(fields.result());
@@ -242,7 +369,6 @@ struct Reader {
     if (fields.has("format")) out.format = RETORT_TRY(format(fields, "format"));
     RETORT_TRY(fields.result());
     out.huggingface = kind == "huggingface";
-    out.also_huggingface = also == "true";
     out.dtype = dtype == "F32" ? SafeTensor::DType::kF32 : SafeTensor::DType::kF16;
     if (out.file.find('/') != std::string::npos || out.file[0] == '.')
       return fail(ErrorCode::kInvalid, fields.at("file"),
@@ -262,23 +388,19 @@ struct Reader {
   }
 
   Result<Pass> pass(const YAML::Node& node) {
-    const std::vector<std::string> names{
-        "train", "prune.structured", "distil.soft", "quantize.weights", "evaluate", "export"};
+    const std::vector<std::string> names{"train",          "prune.structured", "distil.soft", "distil",
+                                         "quantize.aware", "quantize.weights", "evaluate",    "export"};
     if (!node.IsMap() || node.size() != 1)
       return fail(ErrorCode::kInvalid, at_line(where, node), "each pass is one line 'name: {{…}}' of {}",
                   fmt::join(names, ", "));
     const std::string name = node.begin()->first.Scalar();
     YAML::Node body = node.begin()->second;
     if (body.IsNull()) body = YAML::Load("{}");
-    if (name == "train") return optimise(body, false);
-    if (name == "distil.soft") return optimise(body, true);
+    if (name == "train" || name == "distil.soft" || name == "distil" || name == "quantize.aware")
+      return optimise(body, name);
     if (name == "prune.structured") return prune(body);
     if (name == "export") return exported(body);
-    if (name == "quantize.weights") {
-      Fields fields(body, where, name, {"format"});
-      RETORT_TRY(fields.result());
-      return QuantizePass{RETORT_TRY(format(fields, "format"))};
-    }
+    if (name == "quantize.weights") return quantize(body);
     if (name == "evaluate") {
       Fields fields(body, where, name, {"label"});
       EvaluatePass out;
@@ -301,6 +423,7 @@ struct Reader {
       const std::string place = at_line(where, list[i]);
       const auto* optimise = std::get_if<OptimisePass>(&pass);
       const auto* prune = std::get_if<PrunePass>(&pass);
+      const auto* quantize = std::get_if<QuantizePass>(&pass);
       if (i == 0 && recipe.teacher.empty() && (optimise == nullptr || !optimise->init))
         return fail(ErrorCode::kInvalid, place,
                     "there is no model to work on: name a teacher, or begin with train and init");
@@ -308,17 +431,22 @@ struct Reader {
         return fail(ErrorCode::kInvalid, place,
                     "train with init makes a new model, so it can only come first");
       if (optimise != nullptr && optimise->distil && recipe.teacher.empty())
-        return fail(ErrorCode::kInvalid, place, "distil.soft needs a teacher");
+        return fail(ErrorCode::kInvalid, place, "{} needs a teacher", pass_name(pass));
       if (quantized && (optimise != nullptr || prune != nullptr))
         return fail(
             ErrorCode::kInvalid, place,
             "{} cannot follow quantize.weights: its steps would undo the rounding; quantize afterwards",
             pass_name(pass));
-      if ((optimise != nullptr || (prune != nullptr && prune->activation)) && !recipe.train)
+      if (quantized && quantize != nullptr)
+        return fail(ErrorCode::kInvalid, place,
+                    "the weights are rounded already by an earlier quantize.weights");
+      if ((optimise != nullptr || (prune != nullptr && prune->activation) ||
+           (quantize != nullptr && quantize->needs_calibration())) &&
+          !recipe.train)
         return fail(ErrorCode::kInvalid, place, "{} needs data.train", pass_name(pass));
       if (std::holds_alternative<EvaluatePass>(pass) && !recipe.held_out)
         return fail(ErrorCode::kInvalid, place, "evaluate needs data.held_out");
-      if (std::holds_alternative<QuantizePass>(pass)) quantized = true;
+      if (quantize != nullptr) quantized = true;
       if (const auto* out = std::get_if<ExportPass>(&pass)) {
         exported = true;
         if (!files.insert(out->file).second)
@@ -334,9 +462,19 @@ struct Reader {
 
 }  // namespace
 
+std::optional<TensorType> fixed_format(const QuantizePass& pass, const std::string& name) {
+  for (const QuantizePass::Rule& rule : pass.formats)
+    if (::fnmatch(rule.match.c_str(), name.c_str(), 0) == 0) return rule.format;
+  return std::nullopt;
+}
+
+TensorType format_of(const QuantizePass& pass, const std::string& name) {
+  return fixed_format(pass, name).value_or(pass.format);
+}
+
 std::string_view pass_name(const Pass& pass) {
   struct Name {
-    std::string_view operator()(const OptimisePass& p) const { return p.distil ? "distil.soft" : "train"; }
+    std::string_view operator()(const OptimisePass& p) const { return p.name; }
     std::string_view operator()(const PrunePass&) const { return "prune.structured"; }
     std::string_view operator()(const QuantizePass&) const { return "quantize.weights"; }
     std::string_view operator()(const EvaluatePass&) const { return "evaluate"; }

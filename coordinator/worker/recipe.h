@@ -19,17 +19,66 @@ struct InitShape {
   std::filesystem::path tokenizer;  ///< folder with tokenizer.json
 };
 
-/// train and distil.soft: AdamW over `tokens` tokens. Units and sources: docs/recipes.md.
+/// quantize.weights. Units and sources: docs/recipes.md.
+struct QuantizePass {
+  TensorType format = TensorType::kQ8_0;
+  struct Rule {
+    std::string match;  ///< shell pattern of Hugging Face's names
+    TensorType format;
+  };
+  std::vector<Rule> formats;  ///< the first that matches wins over `format` and over the budget
+  enum class Method { kNearest, kImportance, kGptq } method = Method::kNearest;
+  bool awq = false, act_order = false;
+  double damping = 0.01;
+  std::uint64_t calibration_tokens = 16384;
+  std::optional<double> bits;  ///< budget: mean bits a weight over all matrices
+  std::vector<TensorType> candidates{TensorType::kQ3K, TensorType::kQ4K, TensorType::kQ5K, TensorType::kQ6K,
+                                     TensorType::kQ8_0};
+  std::uint64_t sensitivity_tokens = 2048;
+
+  bool needs_statistics() const { return method != Method::kNearest || awq; }
+  bool needs_calibration() const { return needs_statistics() || bits; }
+};
+
+/// How much of a teacher's distribution a distillation sees for each token.
+enum class TeacherOutputs {
+  kFull,  ///< all of it, computed at each step
+  kTopK,  ///< the k largest probabilities and what is left as one; once for a corpus, where there is a cache
+  kSampled,  ///< k draws, unbiased (Sparse Logit Sampling, 2503.16870); likewise
+};
+
+/// Which way round student and teacher are compared (distil.h).
+enum class Divergence { kForward, kReverse, kJensenShannon };
+
+/// What a distillation minimizes: a weighted sum, each part a mean per token.
+struct Mixture {
+  double labels = 0.1;  ///< cross-entropy on the text
+  double soft = 0.9;    ///< T² divergence from the teacher
+  double temperature = 2.0;
+  Divergence divergence = Divergence::kForward;
+  double beta = 0.5;  ///< of the generalized Jensen–Shannon divergence
+  double attention = 0, hidden = 0, relation = 0;
+  std::uint32_t relation_heads = 0;  ///< 0: the student's last layer's key/value heads
+  double on_policy = 0;              ///< share of windows that the student itself writes on
+  TeacherOutputs outputs = TeacherOutputs::kFull;
+  std::uint32_t k = 64;
+
+  bool needs_trace() const { return attention > 0 || hidden > 0 || relation > 0; }
+};
+
+/// train, distil.soft and distil: AdamW over `tokens` tokens. Units and sources: docs/recipes.md.
 struct OptimisePass {
-  bool distil = false;
+  std::string name = "train";
+  std::optional<Mixture> distil;
   std::optional<InitShape> init;
   std::uint64_t tokens = 0;
   std::uint32_t batch_tokens = 2048, context = 0;  ///< context 0: the model's own
   double learning_rate = 1e-3, warmup = 0.03, weight_decay = 0.1, clip = 1.0;
   enum class Schedule { kCosine, kWsd, kConstant } schedule = Schedule::kCosine;
   double decay = 0.2;  ///< of a wsd schedule: the share of steps over which the rate falls to zero
-  double temperature = 2.0, alpha = 0.9;
   std::uint32_t checkpoint_seconds = 60;
+  /// quantize.aware: matrices are rounded in the forward pass, the gradient passes straight through.
+  std::optional<QuantizePass> aware;
 };
 
 struct PrunePass {
@@ -38,9 +87,10 @@ struct PrunePass {
   std::uint64_t calibration_tokens = 8192;
 };
 
-struct QuantizePass {
-  TensorType format = TensorType::kQ8_0;
-};
+/// The format that a rule fixes for a matrix; nothing where none does.
+std::optional<TensorType> fixed_format(const QuantizePass& pass, const std::string& name);
+/// fixed_format's, else `format`.
+TensorType format_of(const QuantizePass& pass, const std::string& name);
 
 struct EvaluatePass {
   std::string label = "in-training";

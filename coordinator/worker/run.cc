@@ -12,12 +12,18 @@
 #include "common/core/documents.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
+#include "common/gguf/gguf.h"
 #include "common/process/process.h"
+#include "coordinator/worker/blas.h"
 #include "coordinator/worker/data.h"
+#include "coordinator/worker/evaluate.h"
 #include "coordinator/worker/network.h"
-#include "coordinator/worker/passes.h"
+#include "coordinator/worker/optimise.h"
 #include "coordinator/worker/plan.h"
 #include "coordinator/worker/progress.h"
+#include "coordinator/worker/prune.h"
+#include "coordinator/worker/quantize.h"
+#include "coordinator/worker/teacher_cache.h"
 
 #ifndef RETORT_VERSION
 #define RETORT_VERSION "0.1.0"
@@ -229,7 +235,9 @@ class Run {
     }
     for (const auto& entry : fs::directory_iterator(out_)) {  // what a crash left behind
       const std::string name = entry.path().filename().string();
-      if (name.starts_with("checkpoint-") && name != state_.checkpoint) fs::remove(entry.path());
+      if (name.starts_with("checkpoint-") && name != state_.checkpoint &&
+          entry.path() != encoded_file(state_.checkpoint))
+        fs::remove(entry.path());
     }
     return {};
   }
@@ -238,12 +246,20 @@ class Run {
     ModelConfig config = state_.pass == 0 ? start_ : plan_.passes[state_.pass - 1].after;
     if (state_.checkpoint.empty()) {
       const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
-      network_ = first != nullptr && first->init ? random_network(start_, recipe_.seed)
-                                                 : RETORT_TRY(load_network(*teacher_model_));
+      // The teacher's tensors are the student's too, until a pass gives it its own.
+      network_ = first != nullptr && first->init ? random_network(start_, recipe_.seed) : *teacher_;
       return {};
     }
     const Safetensors file = RETORT_TRY(Safetensors::open(out_ / state_.checkpoint));
     network_ = RETORT_TRY(load_network(config, file, "w."));
+    for (const auto& [name, tensor] : file.tensors())  // a hidden-state loss's projections
+      if (name.starts_with("w.distil.")) {
+        at::Tensor values =
+            at::empty(std::vector<std::int64_t>(tensor.shape.begin(), tensor.shape.end()), at::kFloat);
+        tensor.read_f32(0, {values.data_ptr<float>(), static_cast<std::size_t>(values.numel())});
+        network_.weights.emplace(name.substr(2), std::move(values));
+      }
+    RETORT_TRY(load_encoded(state_.checkpoint));
     moments_ = {};
     for (const auto& [name, tensor] : network_.weights)
       for (const auto& [prefix, where] :
@@ -279,6 +295,7 @@ class Run {
       std::vector<TensorSource> more = sources_of(*moments, prefix);
       std::move(more.begin(), more.end(), std::back_inserter(all));
     }
+    RETORT_TRY(save_encoded(name));
     RETORT_TRY(on_disk(write_safetensors(out_ / name, all, SafeTensor::DType::kF32)));
     const std::string old = std::exchange(state_.checkpoint, name);
     if (auto saved = save_state(); !saved) {
@@ -286,7 +303,37 @@ class Run {
       return saved;
     }
     std::error_code ignored;
-    if (!old.empty() && old != name) fs::remove(out_ / old, ignored);
+    if (!old.empty() && old != name) {
+      fs::remove(out_ / old, ignored);
+      fs::remove(encoded_file(old), ignored);
+    }
+    return {};
+  }
+
+  /// Where a checkpoint's encoded matrices stand: a GGUF with Hugging Face's names, beside it.
+  fs::path encoded_file(const std::string& checkpoint) const { return out_ / (checkpoint + ".gguf"); }
+
+  Result<void> save_encoded(const std::string& checkpoint) {
+    if (network_.encoded.empty()) return {};
+    GgufWriter writer;
+    for (const auto& [name, matrix] : network_.encoded)
+      writer.add_tensor(name, {matrix.columns, matrix.rows}, matrix.type,
+                        [&matrix = matrix](std::span<std::byte> out) -> Result<void> {
+                          std::copy(matrix.bytes.begin(), matrix.bytes.end(), out.begin());
+                          return {};
+                        });
+    return on_disk(writer.write(encoded_file(checkpoint)));
+  }
+
+  Result<void> load_encoded(const std::string& checkpoint) {
+    std::error_code ignored;
+    if (!fs::exists(encoded_file(checkpoint), ignored)) return {};
+    const GgufFile file = RETORT_TRY(GgufFile::open(encoded_file(checkpoint)));
+    for (const GgufTensor& tensor : file.tensors())
+      network_.encoded.emplace(
+          tensor.name,
+          EncodedMatrix{
+              tensor.type, tensor.rows(), tensor.columns(), {tensor.data.begin(), tensor.data.end()}});
     return {};
   }
 
@@ -304,8 +351,38 @@ class Run {
     return {};
   }
 
+  Result<TeacherOutputsKey> outputs_key(const Mixture& mixture, std::uint32_t window) {
+    TeacherOutputsKey key;
+    key.teacher_sha256 = teacher_sha256_;
+    key.tokenizer_sha256 = RETORT_TRY(sha256_file_hex(recipe_.teacher / "tokenizer.json"));
+    key.data_sha256 = data_sha256_;
+    key.limit_documents = recipe_.train->limit_documents;
+    key.windows = stream_->windows(window);
+    key.window = window;
+    key.vocabulary = teacher_->config.n_vocab;
+    key.outputs = mixture.outputs;
+    key.k = mixture.k;
+    key.temperature = mixture.temperature;
+    if (mixture.outputs == TeacherOutputs::kSampled) key.seed = recipe_.seed;
+    return key;
+  }
+
+  /// A cache that cannot be had costs time and no more.
+  std::optional<TeacherCache> open_cache(const TeacherOutputsKey& key) {
+    if (options_.cache.empty()) return std::nullopt;
+    Result<TeacherCache> cache = TeacherCache::open(options_.cache, key, options_.cache_limit);
+    if (cache) return std::move(*cache);
+    progress_.warning("the teacher's outputs are computed anew: " + cache.error().describe());
+    return std::nullopt;
+  }
+
   Result<void> run(std::size_t index, const OptimisePass& pass) {
     RETORT_TRY(need_stream());
+    if (teacher_)  // steps are in place
+      for (auto& [name, tensor] : network_.weights) {
+        const auto found = teacher_->weights.find(name);
+        if (found != teacher_->weights.end() && tensor.is_same(found->second)) tensor = tensor.clone();
+      }
     const std::uint32_t window = stream_->window_length(window_of(pass, network_.config));
     const std::uint32_t windows = windows_per_step(pass, window);
     const std::uint64_t per_step = std::uint64_t{windows} * window;
@@ -316,6 +393,18 @@ class Run {
     const auto since = [](Time::time_point then) {
       return std::chrono::duration<double>(Time::now() - then).count();
     };
+    std::optional<Teacher> teacher;
+    std::optional<TeacherCache> cache;
+    if (pass.distil) {
+      teacher.emplace(Teacher{*teacher_, {}});
+      if (pass.distil->outputs != TeacherOutputs::kFull) {
+        teacher->key = RETORT_TRY(outputs_key(*pass.distil, window));
+        cache = open_cache(teacher->key);
+        teacher->cache = cache ? &*cache : nullptr;
+      }
+      if (pass.distil->hidden > 0) add_projections(network_, teacher_->config, seed);
+    }
+    RunawayLoss runaway;
     Time::time_point saved = Time::now(), told = {}, mark = Time::now();
     std::uint64_t mark_step = state_.step;
     double rate = 0;
@@ -332,13 +421,17 @@ class Run {
         steps = state_.steps = std::min(steps, state_.step + std::max<std::uint64_t>(1, fall));
         RETORT_TRY(save_checkpoint());
       }
-      const StepReport report = optimise_step(network_, moments_, pass.distil ? &*teacher_ : nullptr,
-                                              *stream_, pass, seed, state_.step, steps, window, windows);
-      if (!std::isfinite(report.loss))
-        return fail(ErrorCode::kInvalid, recipe_.where,
-                    "{}: the loss is not a number any more at step {}; lower "
-                    "learning_rate",
-                    pass_name(recipe_.passes[index]), state_.step);
+      const StepReport report = optimise_step(network_, moments_, teacher ? &*teacher : nullptr, *stream_,
+                                              pass, seed, state_.step, steps, window, windows);
+      runaway.add(std::isfinite(report.loss) ? report.loss : 0);
+      if (!std::isfinite(report.loss) || runaway.gone())
+        return fail(ErrorCode::kInvalid, recipe_.where, "{}: at step {} the {}; lower learning_rate{}",
+                    pass.name, state_.step,
+                    std::isfinite(report.loss) ? fmt::format("loss has run away, to {:.2f} from {:.2f}",
+                                                             runaway.mean(), runaway.least())
+                                               : "loss or its gradient is not a number any more",
+                    state_.checkpoint.empty() ? std::string()
+                                              : ". " + state_.checkpoint + " holds the last good weights");
       ++state_.step;
       const bool first = state_.step == mark_step + 1 && rate == 0, last = state_.step == steps;
       if (since(mark) > 5 || first || last) {
@@ -360,12 +453,19 @@ class Run {
                         {"tokens_per_second", rate},
                         {"seconds_left", static_cast<double>((steps - state_.step) * per_step) / rate}});
       }
-      if (!last && since(saved) >= pass.checkpoint_seconds) {
+      if (!last && since(saved) >= pass.checkpoint_seconds && !runaway.rising()) {
         RETORT_TRY(save_checkpoint());
         saved = Time::now();
       }
     }
     for (auto& [name, tensor] : network_.weights) tensor = tensor.detach();
+    drop_projections(network_);
+    if (teacher && pass.distil->outputs != TeacherOutputs::kFull)
+      progress_.emit("teacher_outputs",
+                     {{"pass_index", index},
+                      {"windows_computed", teacher->forwards},
+                      {"windows_used", steps * windows},
+                      {"cache", cache ? json::value(cache->path().string()) : json::value(nullptr)}});
     fs::remove(out_ / "finish", ignored);
     return pass_done(true);
   }
@@ -373,23 +473,66 @@ class Run {
   Result<void> run(std::size_t index, const PrunePass& pass) {
     std::optional<ActivationStatistics> statistics;
     if (pass.activation) {
-      RETORT_TRY(need_stream());
       torch::NoGradGuard no_grad;
-      statistics.emplace();
-      const std::uint32_t window = stream_->window_length(network_.config.n_ctx);
-      std::vector<std::int64_t> ids(window + 1);
-      for (std::uint64_t i = 0; i * window < pass.calibration_tokens; ++i) {
+      Trace trace;
+      trace.statistics = &statistics.emplace();
+      for (const at::Tensor& ids : RETORT_TRY(calibration(index, pass.calibration_tokens))) {
         RETORT_TRY(check_stop());
-        stream_->window(recipe_.seed * 1000003 + index, i, window, ids.data());
-        forward(network_, at::tensor(ids, at::kLong).slice(0, 0, window).unsqueeze(0), &*statistics);
+        forward(network_, ids, &trace);
       }
     }
     network_ = prune(network_, plan_.passes[index].after, statistics ? &*statistics : nullptr);
     return pass_done(true);
   }
 
-  Result<void> run(std::size_t, const QuantizePass& pass) {
-    round_weights(network_, pass.format);
+  /// Token ids [batch, window] of the training text, at least `tokens` of them as far as it goes.
+  Result<std::vector<at::Tensor>> calibration(std::size_t index, std::uint64_t tokens) {
+    RETORT_TRY(need_stream());
+    const std::uint32_t window = stream_->window_length(network_.config.n_ctx);
+    const std::uint64_t windows = (std::min(tokens, stream_->tokens()) + window - 1) / window;
+    const std::uint64_t batch = calibration_batch(network_.config, window);
+    std::vector<std::int64_t> ids(window + 1);
+    std::vector<at::Tensor> out;
+    for (std::uint64_t first = 0; first < windows; first += batch) {
+      const std::uint64_t count = std::min(batch, windows - first);
+      out.push_back(at::empty({static_cast<std::int64_t>(count), window}, at::kLong));
+      for (std::uint64_t i = 0; i < count; ++i) {
+        stream_->window(recipe_.seed * 1000003 + index, first + i, window, ids.data());
+        std::copy_n(ids.begin(), window, out.back().data_ptr<std::int64_t>() + i * window);
+      }
+    }
+    return out;
+  }
+
+  Result<void> run(std::size_t index, const QuantizePass& pass) {
+    std::vector<at::Tensor> text;
+    if (pass.needs_calibration())
+      text = RETORT_TRY(calibration(index, std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,
+                                                    pass.bits ? pass.sensitivity_tokens : 0)));
+    json::array tensors;
+    std::uint64_t values = 0, bytes = 0;
+    for (const QuantizedMatrix& matrix :
+         RETORT_TRY(quantize(network_, pass, text, [&] { return check_stop(); }))) {
+      json::object line{
+          {"tensor", matrix.name},
+          {"format", info(matrix.type).name},
+          {"bits_per_weight", 8.0 * static_cast<double>(matrix.bytes) / static_cast<double>(matrix.values)},
+          {"weight_error", matrix.weight_error}};
+      if (matrix.output_error) line["output_error"] = *matrix.output_error;
+      if (pass.awq) line["alpha"] = matrix.alpha;
+      if (!matrix.sensitivity.empty()) {
+        json::object each;
+        for (const auto& [type, divergence] : matrix.sensitivity) each[info(type).name] = divergence;
+        line["kl_divergence_alone"] = std::move(each);
+      }
+      tensors.push_back(std::move(line));
+      values += matrix.values;
+      bytes += matrix.bytes;
+    }
+    progress_.emit("quantized",
+                   {{"pass_index", index},
+                    {"bits_per_weight", 8.0 * static_cast<double>(bytes) / static_cast<double>(values)},
+                    {"tensors", std::move(tensors)}});
     return pass_done(true);
   }
 
@@ -418,7 +561,7 @@ class Run {
 
   Result<void> run(std::size_t index, const ExportPass& pass) {
     const fs::path path = out_ / pass.file;
-    const TensorType type = plan_.passes[index].format;
+    const std::optional<TensorType> rewritten = plan_.passes[index].rewritten;
     const std::uint64_t parameters = parameter_count(network_.config);
     json::object artifact{{"file", pass.file}, {"label", pass.label}};
     fs::path bytes_of = path;
@@ -433,8 +576,9 @@ class Run {
                          {"retort.tool_version", std::string(RETORT_VERSION)}};
       if (!teacher_sha256_.empty()) extra.emplace_back("retort.teacher.sha256", teacher_sha256_);
       if (!data_sha256_.empty()) extra.emplace_back("retort.data.sha256", data_sha256_);
-      RETORT_TRY(on_disk(
-          write_gguf_model(path, network_.config, *tokenizer_, weight_sources(network_), type, extra)));
+      RETORT_TRY(on_disk(write_gguf_model(path, network_.config, *tokenizer_, weight_sources(network_),
+                                          rewritten.value_or(TensorType::kF16), extra,
+                                          rewritten ? EncodedWeights{} : network_.encoded)));
       if (pass.also_huggingface)
         RETORT_TRY(on_disk(write_hf_model(out_ / path.stem(), network_.config, weight_sources(network_),
                                           SafeTensor::DType::kF16, tokenizer_folder_)));
@@ -444,8 +588,7 @@ class Run {
     artifact["bytes"] = bytes;
     artifact["parameters"] = parameters;
     artifact["bits_per_weight"] = 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
-    artifact["format"] =
-        pass.huggingface ? (pass.dtype == SafeTensor::DType::kF32 ? "F32" : "F16") : info(type).name;
+    artifact["format"] = plan_.passes[index].format;
     progress_.emit("exported", artifact);
     artifact["evaluation"] = nullptr;
     if (!serve_.empty() && !pass.huggingface) {

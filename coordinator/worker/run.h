@@ -14,6 +14,8 @@ struct RunOptions {
   std::filesystem::path recipe, out, serve_binary;  ///< serve_binary empty: beside us, then on PATH
   int threads = 1;
   std::optional<std::uint64_t> memory_limit;  ///< bytes; without one, the least of cgroup and free memory
+  std::filesystem::path cache;                ///< of teachers' outputs; empty: none
+  std::uint64_t cache_limit = 8ull << 30;     ///< bytes that all files in it may take
   bool dry_run = false, json = false;
 };
 
@@ -23,9 +25,6 @@ extern std::atomic<bool> run_interrupted;
 /// Runs a recipe in DIR (or goes on where an earlier run stopped); a dry run only prints its plan. The
 /// process's exit status: 130 after an interruption, that of the error, or 0.
 int run_recipe(const RunOptions& options);
-
-/// Threads of LibTorch's own loops (the BLAS takes its number from the environment); call it first.
-void set_loop_threads(int threads);
 
 /// Checks a Hugging Face folder and prints what it is as JSON.
 Result<void> inspect_model(const std::filesystem::path& folder);

@@ -4,6 +4,8 @@
 #include <limits>
 #include <vector>
 
+#include "common/blocks/block_grid.h"
+#include "common/blocks/encoded_matrix.h"
 #include "common/blocks/tensor_type.h"
 #include "common/core/random.h"
 #include "tests/support/support.h"
@@ -195,6 +197,76 @@ TEST(KQuants, KnownBytes) {
     const auto out = decoded(TensorType::kIq4Nl, iq4);
     EXPECT_EQ(out[3], -127.0f);
     EXPECT_EQ(out[19], 113.0f);
+  }
+}
+
+/// Weighted error of a row against itself encoded with and without the weights.
+TEST(EncodeRow, WeightsLowerTheErrorThatTheyWeigh) {
+  const std::vector<float> values = sample();
+  SeededRandom random(9);
+  std::vector<float> weights(values.size());
+  for (float& w : weights) w = random.next_unit() < 0.1 ? 100.0f : 0.1f;
+  for (const TensorType type : {TensorType::kQ3K, TensorType::kQ4K, TensorType::kQ5K, TensorType::kQ6K,
+                                TensorType::kQ4_0, TensorType::kIq4Nl}) {
+    std::vector<std::byte> bytes(*row_bytes(type, values.size()));
+    std::vector<float> back(values.size());
+    const auto error = [&](std::span<const float> w) {
+      encode_row(type, values, bytes, w);
+      decode_row(type, bytes, back);
+      double sum = 0;
+      for (std::size_t i = 0; i < values.size(); ++i)
+        sum += double{weights[i]} * (double{values[i]} - back[i]) * (double{values[i]} - back[i]);
+      return sum;
+    };
+    const double without = error({});
+    EXPECT_LT(error(weights), 0.8 * without) << info(type).name;
+    // Equal weights are no weights, but for Q4_0, which searches only when it has some.
+    const std::vector<float> ones(values.size(), 1.0f);
+    if (type != TensorType::kQ4_0) {
+      EXPECT_EQ(error(ones), without) << info(type).name;
+    } else {
+      EXPECT_LE(error(ones), without);
+    }
+  }
+}
+
+/// What block_grid says of an encoded block is what decoding it gives, and levels put back change nothing.
+TEST(BlockGrid, TakesEveryFormatApartAndTogether) {
+  const std::vector<float> values = sample();
+  for (const TensorType type : {TensorType::kQ3K, TensorType::kQ4K, TensorType::kQ5K, TensorType::kQ6K,
+                                TensorType::kQ4_0, TensorType::kIq4Nl, TensorType::kQ8_0}) {
+    ASSERT_TRUE(has_levels(type));
+    const std::size_t n = info(type).block_values;
+    std::vector<std::byte> bytes(*row_bytes(type, n));
+    std::vector<float> back(n);
+    encode_row(type, std::span(values).first(n), bytes);
+    decode_row(type, bytes, back);
+    const BlockGrid grid = block_grid(type, bytes);
+    const LevelSet set = level_set(type);
+    const auto value = [&](std::size_t i, int level) {
+      return grid.scale[i] * static_cast<float>(level) - grid.min[i];
+    };
+    std::vector<std::int8_t> levels(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      levels[i] = set.nearest((back[i] + grid.min[i]) / grid.scale[i]);
+      EXPECT_NEAR(value(i, levels[i]), back[i], 1e-6) << info(type).name << " " << i;
+      // Nothing on the grid is nearer to the original than what `nearest` takes.
+      const std::int8_t best = set.nearest((values[i] + grid.min[i]) / grid.scale[i]);
+      for (int other = -128; other < 128; ++other) {
+        const bool there = set.table.empty()
+                               ? other >= set.low && other <= set.high
+                               : std::find(set.table.begin(), set.table.end(), other) != set.table.end();
+        if (!there) continue;
+        EXPECT_LE(std::fabs(value(i, best) - values[i]), std::fabs(value(i, other) - values[i]) + 1e-5f);
+      }
+    }
+    std::vector<std::byte> again = bytes;
+    const std::vector<std::int8_t> highest(n, static_cast<std::int8_t>(set.high));
+    put_levels(type, highest, again);
+    decode_row(type, again, back);
+    for (std::size_t i = 0; i < n; ++i) EXPECT_NEAR(back[i], value(i, set.high), 1e-5) << info(type).name;
+    put_levels(type, levels, again);
+    EXPECT_EQ(again, bytes) << info(type).name;
   }
 }
 

@@ -1,13 +1,13 @@
 #include "coordinator/worker/network.h"
-#include "common/core/documents.h"
 
 #include <cmath>
 
 #include "common/core/json.h"
-#include "coordinator/worker/passes.h"
 #include "coordinator/worker/plan.h"
+#include "coordinator/worker/prune.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
+#include "tests/unit/worker/small_network.h"
 
 namespace retort {
 namespace {
@@ -81,35 +81,37 @@ TEST(Network, Gpt2SortsEveryInput) {
   EXPECT_TRUE(inputs.slice(1, 6).equal(sorted));
 }
 
-TEST(DistillationLoss, AsByHand) {
-  // Student (0, ln 3), teacher (0, 0), T = 1: KL = ½ ln(½/¼) + ½ ln(½/¾); CE of target 0 = ln 4.
-  const at::Tensor student = at::tensor({0.0f, std::log(3.0f)}).unsqueeze(0);
-  const at::Tensor teacher = at::zeros({1, 2});
-  const at::Tensor target = at::zeros({1}, at::kLong);
-  const double kl = 0.5 * std::log(0.5 / 0.25) + 0.5 * std::log(0.5 / 0.75);
-  EXPECT_NEAR(distillation_loss(student, teacher, target, 1, 0.75).item<double>(),
-              0.75 * kl + 0.25 * std::log(4.0), 1e-6);
-  // T = 2 turns ln 3 into ln √3; the factor T² keeps gradients' size.
-  const double s = std::sqrt(3.0), soft = 0.5 * std::log(0.5 * (1 + s)) + 0.5 * std::log(0.5 * (1 + s) / s);
-  EXPECT_NEAR(distillation_loss(student, teacher, target, 2, 1).item<double>(), 4 * soft, 1e-6);
-  EXPECT_NEAR(distillation_loss(teacher, teacher, target, 3, 1).item<double>(), 0, 1e-7);
+class WriteOn : public ::testing::TestWithParam<ModelFamily> {};
+INSTANTIATE_TEST_SUITE_P(Families, WriteOn, ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2));
+
+/// With kept keys and values each token's distribution is that of a whole forward pass: a network whose
+/// logits are far apart writes what greedy search would.
+TEST_P(WriteOn, DrawsFromWhatAWholePassSays) {
+  torch::NoGradGuard no_grad;
+  Network n = random_network(testing::small(GetParam()), 3);
+  for (auto& [name, tensor] : n.weights)
+    if (tensor.dim() > 1) tensor *= 8;
+  n.weights.at(head_weight(n.config)) *= 30;
+  const at::Tensor prompts = at::arange(8, at::kLong).view({2, 4});
+  const at::Tensor written = write_on(n, prompts, 12, 1);
+  ASSERT_EQ(written.sizes().vec(), (std::vector<std::int64_t>{2, 12}));
+  at::Tensor ids = prompts;
+  for (int i = 0; i < 12; ++i) {
+    const at::Tensor logp = at::log_softmax(forward(n, ids).select(1, -1), -1);
+    for (int row = 0; row < 2; ++row)  // never anything that is all but impossible
+      EXPECT_GT(logp[row][written[row][i].item<std::int64_t>()].item<float>(), -12) << row << " " << i;
+    ids = at::cat({ids, written.slice(1, i, i + 1)}, 1);
+  }
 }
 
-ModelConfig small(ModelFamily family) {
-  ModelConfig c;
-  c.family = family;
-  c.n_vocab = 50;
-  c.n_ctx = 16;
-  c.n_embd = 32;
-  c.head_dim = 8;
-  c.layers.assign(3, family == ModelFamily::kLlama ? LayerShape{4, 2, 40} : LayerShape{4, 4, 40});
-  return c;
-}
+using testing::small;
 
 ActivationStatistics observe(const Network& network) {
   torch::NoGradGuard no_grad;
   ActivationStatistics s;
-  forward(network, at::arange(32, at::kLong).view({2, 16}), &s);
+  Trace trace;
+  trace.statistics = &s;
+  forward(network, at::arange(32, at::kLong).view({2, 16}), &trace);
   return s;
 }
 
@@ -192,56 +194,6 @@ TEST_P(Prune, TheLayerThatDoesNothingGoes) {
   const at::Tensor ids = at::arange(16, at::kLong).unsqueeze(0);
   const Network cut = prune(n, *pruned_config(n.config, pass, "test"), &s);
   EXPECT_TRUE(at::allclose(forward(n, ids), forward(cut, ids), 1e-5, 1e-6));
-}
-
-TEST(Optimise, LearnsAndRepeatsExactly) {
-  TemporaryFolder folder;
-  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
-  auto model = open_hf_model(folder / "m");
-  ASSERT_OK(model);
-  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
-  auto stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
-  ASSERT_OK(stream);
-  const auto train = [&] {
-    Network n = random_network(model->config, 9);
-    Moments moments;
-    OptimisePass pass;
-    pass.learning_rate = 3e-3;
-    std::vector<double> losses;
-    for (int i = 0; i < 12; ++i)
-      losses.push_back(optimise_step(n, moments, nullptr, *stream, pass, 1, i, 12, 32, 4).loss);
-    return losses;
-  };
-  const std::vector<double> a = train(), b = train();
-  EXPECT_EQ(a, b);
-  EXPECT_LT(a.back(), a.front() - 0.5);
-}
-
-TEST(Schedule, WarmsUpAndFalls) {
-  OptimisePass pass;
-  pass.warmup = 0.1;
-  EXPECT_NEAR(schedule_factor(pass, 0, 100), 0.1, 1e-9);
-  EXPECT_NEAR(schedule_factor(pass, 10, 100), 1, 1e-9);
-  EXPECT_NEAR(schedule_factor(pass, 55, 100), 0.55, 1e-9);
-  pass.schedule = OptimisePass::Schedule::kWsd;
-  EXPECT_NEAR(schedule_factor(pass, 79, 100), 1, 1e-9);
-  EXPECT_NEAR(schedule_factor(pass, 90, 100), 0.5, 1e-9);
-}
-
-TEST(RoundWeights, IsWhatWritingAndReadingGives) {
-  Network n = random_network(small(ModelFamily::kGpt2), 7);
-  Network once = n;
-  round_weights(once, TensorType::kQ8_0);
-  Network twice = once;
-  round_weights(twice, TensorType::kQ8_0);
-  for (const auto& [name, tensor] : n.weights) {
-    EXPECT_LT((once.weight(name) - tensor).abs().max().item<float>(),
-              tensor.abs().max().item<float>() / 200 + 1e-9);
-    EXPECT_TRUE(twice.weight(name).equal(once.weight(name))) << name;
-    if (tensor.dim() < 2) {
-      EXPECT_TRUE(once.weight(name).equal(tensor)) << name;
-    }
-  }
 }
 
 }  // namespace

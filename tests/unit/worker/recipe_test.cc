@@ -55,9 +55,10 @@ TEST_F(RecipeTest, WholeRecipe) {
   ASSERT_OK(good);
   ASSERT_EQ(good->passes.size(), 5u);
   const auto& distil = std::get<OptimisePass>(good->passes[1]);
-  EXPECT_TRUE(distil.distil);
+  ASSERT_TRUE(distil.distil);
   EXPECT_EQ(distil.tokens, 300000u);
-  EXPECT_EQ(distil.temperature, 2.5);
+  EXPECT_EQ(distil.distil->temperature, 2.5);
+  EXPECT_NEAR(distil.distil->labels, 0.1, 1e-12);
   EXPECT_FALSE(std::get<PrunePass>(good->passes[0]).activation);
 }
 
@@ -99,6 +100,45 @@ TEST_F(RecipeTest, Order) {
                             "version: 1\nteacher: {model: teacher}\n"),
                       4, {"data.train"}));
   EXPECT_TRUE(refused(parse(kExport, "version: 1\n"), 3, {"no model"}));
+}
+
+TEST_F(RecipeTest, Quantization) {
+  const auto good = parse(
+      R"(  - distil: {tokens: 100, soft: 1, labels: 0, attention: 10, relation: 1, divergence: jsd, beta: 0.3, on_policy: 0.25}
+  - quantize.aware: {tokens: 100, format: Q4_K}
+  - quantize.weights:
+      bits: 4.75
+      candidates: [Q4_0, Q8_0]
+      method: gptq
+      act_order: true
+      formats: [{match: "*embed*", format: Q6_K}]
+  - export: {file: s.gguf}
+)");
+  ASSERT_OK(good);
+  const auto& mixture = *std::get<OptimisePass>(good->passes[0]).distil;
+  EXPECT_EQ(mixture.attention, 10);
+  EXPECT_EQ(mixture.divergence, Divergence::kJensenShannon);
+  EXPECT_EQ(mixture.on_policy, 0.25);
+  EXPECT_EQ(std::get<OptimisePass>(good->passes[1]).aware->format, TensorType::kQ4K);
+  const auto& rounding = std::get<QuantizePass>(good->passes[2]);
+  EXPECT_EQ(rounding.bits, 4.75);
+  EXPECT_EQ(rounding.method, QuantizePass::Method::kGptq);
+  EXPECT_EQ(format_of(rounding, "model.embed_tokens.weight"), TensorType::kQ6K);
+  EXPECT_EQ(rounding.candidates.size(), 2u);
+  const auto with = [&](const std::string& pass) { return parse("  - " + pass + "\n" + kExport); };
+  EXPECT_TRUE(refused(with("quantize.weights: {method: gtpq}"), 5, {"'method'", "did you mean 'gptq'"}));
+  EXPECT_TRUE(refused(with("quantize.weights: {act_order: true}"), 5, {"gptq"}));
+  EXPECT_TRUE(refused(with("quantize.weights: {format: Q4_K, bits: 4}"), 5, {"'bits'"}));
+  EXPECT_TRUE(refused(with("quantize.weights: {candidates: [Q4_K]}"), 5, {"'bits'"}));
+  EXPECT_TRUE(refused(with("quantize.weights: {formats: [{match: x}]}"), 5, {"needs 'format'"}));
+  EXPECT_TRUE(refused(with("distil: {tokens: 5, on_policy: 0.5, teacher_outputs: top_k}"), 5, {"full"}));
+  EXPECT_TRUE(refused(with("distil: {tokens: 5, labels: 0, soft: 0}"), 5, {"no part"}));
+  EXPECT_TRUE(refused(with("distil.soft: {tokens: 5, k: 3}"), 5, {"'k'"}));
+  EXPECT_TRUE(refused(parse(std::string("  - quantize.weights:\n  - quantize.weights:\n") + kExport), 6,
+                      {"earlier"}));
+  EXPECT_TRUE(refused(parse(std::string("  - quantize.weights: {method: gptq}\n") + kExport,
+                            "version: 1\nteacher: {model: teacher}\n"),
+                      4, {"data.train"}));
 }
 
 TEST_F(RecipeTest, MissingFiles) {

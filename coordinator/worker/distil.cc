@@ -1,0 +1,149 @@
+#include "coordinator/worker/distil.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace retort {
+namespace {
+
+using at::Tensor;
+
+/// Mean over rows of KL(p ‖ q), both as logarithms.
+Tensor mean_divergence(const Tensor& p, const Tensor& q) { return (p.exp() * (p - q)).sum(-1).mean(); }
+
+/// log(1 − Σ eˣ) over the last dimension, for logarithms of probabilities that sum to less than one.
+Tensor log_rest(const Tensor& logs) { return (1 - logs.exp().sum(-1, true)).clamp_min(1e-7).log(); }
+
+}  // namespace
+
+Tensor soft_loss(const Tensor& student_logits, const Tensor& teacher_logits, double temperature,
+                 Divergence divergence, double beta) {
+  Tensor teacher;
+  {
+    torch::NoGradGuard no_grad;
+    teacher = at::log_softmax(teacher_logits / temperature, -1);
+  }
+  const Tensor student = at::log_softmax(student_logits / temperature, -1);
+  Tensor loss;
+  switch (divergence) {
+    case Divergence::kForward:
+      loss = mean_divergence(teacher, student);
+      break;
+    case Divergence::kReverse:
+      loss = mean_divergence(student, teacher);
+      break;
+    case Divergence::kJensenShannon: {
+      const Tensor mixed = at::logaddexp(teacher + std::log(beta), student + std::log(1 - beta));
+      loss = mean_divergence(teacher, mixed) * beta + mean_divergence(student, mixed) * (1 - beta);
+      break;
+    }
+  }
+  return loss * (temperature * temperature);
+}
+
+TeacherTargets teacher_targets(const Tensor& teacher_logits, TeacherOutputs outputs, std::uint32_t k,
+                               double temperature, std::uint64_t seed) {
+  torch::NoGradGuard no_grad;
+  const Tensor logs = at::log_softmax(teacher_logits / temperature, -1);
+  if (outputs == TeacherOutputs::kSampled) {
+    at::Generator generator = at::detail::createCPUGenerator(seed);
+    return {logs.exp().multinomial(k, /*replacement=*/true, generator), {}};
+  }
+  const auto [top, ids] = logs.topk(k, -1);
+  return {ids, at::cat({top, log_rest(top)}, -1)};
+}
+
+std::vector<std::byte> pack_targets(const TeacherTargets& targets, const TeacherOutputsKey& key) {
+  std::vector<std::byte> out(key.record_bytes());
+  const std::size_t id_bytes = key.vocabulary <= 65536 ? 2 : 4;
+  const Tensor ids = targets.ids.contiguous();
+  const std::int64_t* id = ids.data_ptr<std::int64_t>();
+  std::byte* at = out.data();
+  for (std::int64_t i = 0; i < ids.numel(); ++i, at += id_bytes) {
+    const auto value = static_cast<std::uint32_t>(id[i]);
+    std::memcpy(at, &value, id_bytes);  // little-endian, as all our files
+  }
+  if (key.outputs == TeacherOutputs::kTopK) {
+    const Tensor logs = targets.logs.contiguous();
+    for (std::int64_t i = 0; i < logs.numel(); ++i, at += 2) {
+      const std::uint16_t bits = f32_to_f16(std::max(logs.data_ptr<float>()[i], -60000.0f));
+      std::memcpy(at, &bits, 2);
+    }
+  }
+  return out;
+}
+
+TeacherTargets unpack_targets(std::span<const std::byte> record, const TeacherOutputsKey& key) {
+  const std::size_t id_bytes = key.vocabulary <= 65536 ? 2 : 4;
+  const std::int64_t tokens = key.window, k = key.k;
+  TeacherTargets out;
+  out.ids = at::empty({tokens, k}, at::kLong);
+  const std::byte* at = record.data();
+  for (std::int64_t i = 0; i < out.ids.numel(); ++i, at += id_bytes) {
+    std::uint32_t value = 0;
+    std::memcpy(&value, at, id_bytes);
+    out.ids.data_ptr<std::int64_t>()[i] = std::min(value, key.vocabulary - 1);
+  }
+  if (key.outputs == TeacherOutputs::kTopK) {
+    out.logs = at::empty({tokens, k + 1}, at::kFloat);
+    for (std::int64_t i = 0; i < out.logs.numel(); ++i, at += 2) {
+      std::uint16_t bits;
+      std::memcpy(&bits, at, 2);
+      out.logs.data_ptr<float>()[i] = f16_to_f32(bits);
+    }
+  }
+  return out;
+}
+
+Tensor soft_loss(const Tensor& student_logits, const TeacherTargets& targets, double temperature) {
+  const Tensor all = at::log_softmax(student_logits / temperature, -1);
+  const Tensor kept = all.gather(-1, targets.ids);
+  const double factor = temperature * temperature;
+  if (!targets.logs.defined()) return kept.mean() * -factor;
+  return mean_divergence(targets.logs, at::cat({kept, log_rest(kept)}, -1)) * factor;
+}
+
+std::vector<std::size_t> layer_map(std::size_t student_layers, std::size_t teacher_layers) {
+  std::vector<std::size_t> out;
+  for (std::size_t i = 0; i < student_layers; ++i)
+    out.push_back(((i + 1) * teacher_layers + student_layers - 1) / student_layers - 1);
+  return out;
+}
+
+Tensor attention_loss(const Trace& student, const Trace& teacher, const std::vector<std::size_t>& layers) {
+  Tensor sum = at::zeros({});
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    Tensor s = student.attention.at(i), t = teacher.attention.at(layers[i]).detach();
+    if (s.size(1) != t.size(1)) s = s.mean(1), t = t.mean(1);
+    sum = sum + (s - t).square().mean();
+  }
+  return sum / static_cast<double>(layers.size());
+}
+
+Tensor hidden_loss(const Trace& student, const Trace& teacher, const std::vector<std::size_t>& layers,
+                   const std::vector<Tensor>& projections) {
+  Tensor sum = at::zeros({});
+  for (std::size_t i = 0; i <= layers.size(); ++i) {  // 0: the embedding
+    Tensor s = student.hidden.at(i);
+    if (!projections.empty()) s = at::matmul(s, projections.at(i));
+    sum = sum + (s - teacher.hidden.at(i == 0 ? 0 : layers[i - 1] + 1).detach()).square().mean();
+  }
+  return sum / static_cast<double>(layers.size() + 1);
+}
+
+Tensor relation_loss(const Trace& student, std::size_t student_layer, const Trace& teacher,
+                     std::size_t teacher_layer, std::int64_t heads) {
+  const auto relation = [&](const Tensor& x) {  // [B, S, H, D] → log-softmax [B, R, S, S]
+    const std::int64_t b = x.size(0), s = x.size(1), d = x.size(2) * x.size(3) / heads;
+    const Tensor cut = x.reshape({b, s, heads, d}).transpose(1, 2);
+    return at::log_softmax(at::matmul(cut, cut.transpose(-1, -2)) / std::sqrt(static_cast<double>(d)), -1);
+  };
+  Tensor sum = at::zeros({});
+  for (const auto member : {&Trace::query, &Trace::key, &Trace::value})
+    sum = sum + mean_divergence(relation((teacher.*member).at(teacher_layer).detach()),
+                                relation((student.*member).at(student_layer)));
+  return sum;
+}
+
+}  // namespace retort

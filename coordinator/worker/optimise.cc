@@ -1,0 +1,254 @@
+#include "coordinator/worker/optimise.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "coordinator/worker/distil.h"
+#include "coordinator/worker/matrix_quantizer.h"
+#include "coordinator/worker/plan.h"
+
+namespace retort {
+namespace {
+
+using at::Tensor;
+
+/// Windows that go through the model together, and which of them the student wrote on itself.
+struct Batch {
+  Tensor ids;                               ///< [count, window + 1]
+  std::vector<std::uint64_t> at;            ///< which windows of the text
+  std::vector<std::int64_t> written, read;  ///< on the student's own text, on the corpus's
+};
+
+/// A number of [0, 1) from a window's place in the run.
+double chance(std::uint64_t seed, std::uint64_t index) {
+  std::uint64_t x = seed * 0x9E3779B97F4A7C15ull + index + 1;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return static_cast<double>((x ^ (x >> 31)) >> 11) * 0x1p-53;
+}
+
+Batch take(TokenStream& stream, std::uint64_t seed, std::uint64_t first, std::int64_t count,
+           std::uint32_t window, double on_policy) {
+  Batch out;
+  out.ids = at::empty({count, window + 1}, at::kLong);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::uint64_t index = first + static_cast<std::uint64_t>(i);
+    out.at.push_back(stream.window(seed, index, window, out.ids.data_ptr<std::int64_t>() + i * (window + 1)));
+    (chance(seed, index) < on_policy ? out.written : out.read).push_back(i);
+  }
+  return out;
+}
+
+/// The kept outputs for a batch's windows: from the cache, else from the teacher, and then into the cache.
+TeacherTargets targets_of(Teacher& teacher, const Batch& batch, const Tensor& inputs) {
+  const TeacherOutputsKey& key = teacher.key;
+  std::vector<TeacherTargets> each(batch.at.size());
+  std::vector<std::int64_t> missing;
+  std::vector<std::byte> record(key.record_bytes());
+  for (std::size_t i = 0; i < each.size(); ++i) {
+    if (teacher.cache != nullptr && teacher.cache->read(batch.at[i], record))
+      each[i] = unpack_targets(record, key);
+    else
+      missing.push_back(static_cast<std::int64_t>(i));
+  }
+  if (!missing.empty()) {
+    torch::NoGradGuard no_grad;
+    const Tensor logits = forward(teacher.network, inputs.index_select(0, at::tensor(missing, at::kLong)));
+    for (std::size_t i = 0; i < missing.size(); ++i) {
+      const auto at = static_cast<std::size_t>(missing[i]);
+      const TeacherTargets made =
+          teacher_targets(logits[static_cast<std::int64_t>(i)], key.outputs, key.k, key.temperature,
+                          key.seed * 0x9E3779B97F4A7C15ull + batch.at[at]);
+      // Through the stored form in any case, so that a cache changes speed and not results.
+      const std::vector<std::byte> packed = pack_targets(made, key);
+      if (teacher.cache != nullptr && !teacher.cache->write(batch.at[at], packed)) teacher.cache = nullptr;
+      each[at] = unpack_targets(packed, key);
+      ++teacher.forwards;
+    }
+  }
+  TeacherTargets out;
+  std::vector<Tensor> ids, logs;
+  for (const TeacherTargets& one : each) ids.push_back(one.ids), logs.push_back(one.logs);
+  out.ids = at::cat(ids);
+  if (logs[0].defined()) out.logs = at::cat(logs);
+  return out;
+}
+
+Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch, const Mixture& mixture) {
+  const Tensor inputs = batch.ids.slice(1, 0, -1).contiguous();
+  const std::int64_t vocabulary = student.config.n_vocab;
+  Trace ours, theirs;
+  ours.keep = theirs.keep = mixture.needs_trace();
+  const Tensor logits = forward(student, inputs, &ours);
+  Tensor loss = at::zeros({});
+  if (mixture.outputs == TeacherOutputs::kFull) {
+    Tensor teacher_logits;
+    if (mixture.soft > 0 || mixture.needs_trace()) {
+      torch::NoGradGuard no_grad;
+      teacher_logits = forward(teacher.network, inputs, &theirs).view({-1, vocabulary});
+      teacher.forwards += batch.at.size();
+    }
+    if (mixture.soft > 0)
+      loss = loss + soft_loss(logits.view({-1, vocabulary}), teacher_logits, mixture.temperature,
+                              mixture.divergence, mixture.beta) *
+                        mixture.soft;
+  } else {
+    loss = loss +
+           soft_loss(logits.view({-1, vocabulary}), targets_of(teacher, batch, inputs), mixture.temperature) *
+               mixture.soft;
+  }
+  if (mixture.labels > 0 && !batch.read.empty()) {  // what the student wrote is no label
+    Tensor from = logits, targets = batch.ids.slice(1, 1);
+    if (!batch.written.empty()) {
+      const Tensor read = at::tensor(batch.read, at::kLong);
+      from = from.index_select(0, read), targets = targets.index_select(0, read);
+    }
+    const double share = static_cast<double>(batch.read.size()) / static_cast<double>(batch.at.size());
+    loss = loss + at::cross_entropy_loss(from.reshape({-1, vocabulary}), targets.reshape({-1})) *
+                      (mixture.labels * share);
+  }
+  if (!mixture.needs_trace()) return loss;
+  const std::size_t student_layers = student.config.layers.size(),
+                    layers = teacher.network.config.layers.size();
+  const std::vector<std::size_t> map = layer_map(student_layers, layers);
+  if (mixture.attention > 0) loss = loss + attention_loss(ours, theirs, map) * mixture.attention;
+  if (mixture.hidden > 0) {
+    std::vector<Tensor> projections;
+    for (std::size_t i = 0; student.weights.contains("distil.hidden." + std::to_string(i)); ++i)
+      projections.push_back(student.weight("distil.hidden." + std::to_string(i)));
+    loss = loss + hidden_loss(ours, theirs, map, projections) * mixture.hidden;
+  }
+  if (mixture.relation > 0) {
+    const std::int64_t heads =
+        mixture.relation_heads != 0 ? mixture.relation_heads : student.config.layers.back().n_head_kv;
+    loss = loss + relation_loss(ours, student_layers - 1, theirs, layers - 1, heads) * mixture.relation;
+  }
+  return loss;
+}
+
+/// The network with its matrices rounded as they will be stored, so that gradients pass straight through to
+/// the unrounded ones (Bengio et al., 1308.3432): value Q(w), derivative that of w.
+Network rounded_copy(const Network& network, const QuantizePass& formats) {
+  Network out{network.config, network.weights, {}};
+  for (auto& [name, tensor] : out.weights) {
+    const StoredAs stored = stored_as(network.config.family, name, static_cast<std::size_t>(tensor.dim()));
+    if (!stored.matrix || name.starts_with("distil.")) continue;
+    Tensor lost;
+    {
+      torch::NoGradGuard no_grad;
+      const Tensor whole = stored.transposed ? tensor.detach().t().contiguous() : tensor.detach();
+      const TensorType type =
+          stored_type(format_of(formats, name), static_cast<std::uint64_t>(whole.size(1)));
+      lost = decode_matrix(encode_matrix(whole, type)) - whole;
+      if (stored.transposed) lost = lost.t();
+    }
+    tensor = tensor + lost;
+  }
+  return out;
+}
+
+}  // namespace
+
+void add_projections(Network& network, const ModelConfig& teacher, std::uint64_t seed) {
+  if (network.config.n_embd == teacher.n_embd) return;
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  for (std::size_t i = 0; i <= network.config.layers.size(); ++i) {
+    const std::string name = "distil.hidden." + std::to_string(i);
+    if (network.weights.contains(name)) continue;
+    network.weights[name] =
+        at::empty({network.config.n_embd, teacher.n_embd}, at::kFloat)
+            .normal_(0, 1 / std::sqrt(static_cast<double>(network.config.n_embd)), generator);
+  }
+}
+
+void drop_projections(Network& network) {
+  std::erase_if(network.weights, [](const auto& entry) { return entry.first.starts_with("distil."); });
+}
+
+void RunawayLoss::add(double loss) {
+  ++steps_;
+  const double share = std::max(1.0 / static_cast<double>(steps_), 0.1);
+  mean_ += share * (loss - mean_);
+  least_ = std::min(least_, mean_);
+}
+
+double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64_t steps) {
+  const double at = static_cast<double>(step), all = static_cast<double>(steps);
+  const double warm = std::max(1.0, std::floor(pass.warmup * all));
+  if (at < warm) return (at + 1) / warm;
+  if (pass.schedule == OptimisePass::Schedule::kCosine) {
+    const double share = all > warm ? (at - warm) / (all - warm) : 1;
+    return 0.1 + 0.45 * (1 + std::cos(M_PI * share));
+  }
+  if (pass.schedule == OptimisePass::Schedule::kWsd) {
+    const double fall = std::max(1.0, pass.decay * all);
+    return std::min(1.0, (all - at) / fall);
+  }
+  return 1;
+}
+
+StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
+                         const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
+                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows) {
+  constexpr double kBeta1 = 0.9, kBeta2 = 0.95, kEpsilon = 1e-8;
+  for (auto& [name, tensor] : network.weights) {
+    tensor.set_requires_grad(true);
+    tensor.mutable_grad() = Tensor();
+  }
+  StepReport report;
+  const std::uint32_t micro = micro_batch(windows, window, network.config.n_vocab);
+  const double on_policy = pass.distil ? pass.distil->on_policy : 0;
+  for (std::uint32_t first = 0; first < windows; first += micro) {
+    const std::uint32_t count = std::min(micro, windows - first);
+    Batch batch = take(stream, seed, step * windows + first, count, window, on_policy);
+    // With rounding in the forward pass, the gradients still land on network's own weights.
+    const Network rounded = pass.aware ? rounded_copy(network, *pass.aware) : Network{};
+    const Network& student = pass.aware ? rounded : network;
+    if (!batch.written.empty()) {  // the text's beginning, and the student goes on
+      const std::int64_t prompt = std::max<std::int64_t>(1, window / 4);
+      const Tensor rows = at::tensor(batch.written, at::kLong);
+      const Tensor begun = batch.ids.index_select(0, rows).slice(1, 0, prompt);
+      const Tensor own = write_on(student, begun, window + 1 - prompt, seed * 31 + step * windows + first);
+      batch.ids.index_copy_(0, rows, at::cat({begun, own}, 1));
+    }
+    Tensor loss;
+    if (pass.distil) {
+      loss = distillation(student, *teacher, batch, *pass.distil);
+    } else {
+      const Tensor logits = forward(student, batch.ids.slice(1, 0, window).contiguous());
+      loss = at::cross_entropy_loss(logits.view({-1, network.config.n_vocab}),
+                                    batch.ids.slice(1, 1).reshape({-1}));
+    }
+    loss = loss * (static_cast<double>(count) / windows);
+    loss.backward();
+    report.loss += loss.item<double>();
+  }
+  torch::NoGradGuard no_grad;
+  double squares = 0;
+  for (auto& [name, tensor] : network.weights)
+    if (tensor.grad().defined()) squares += tensor.grad().square().sum().item<double>();
+  if (!std::isfinite(squares) || !std::isfinite(report.loss)) {
+    report.loss = std::numeric_limits<double>::quiet_NaN();
+    return report;
+  }
+  const double norm = std::sqrt(squares), scale = norm > pass.clip ? pass.clip / norm : 1;
+  report.learning_rate = pass.learning_rate * schedule_factor(pass, step, steps);
+  const double correct1 = 1 - std::pow(kBeta1, static_cast<double>(step + 1));
+  const double correct2 = 1 - std::pow(kBeta2, static_cast<double>(step + 1));
+  for (auto& [name, tensor] : network.weights) {
+    if (!tensor.grad().defined()) continue;
+    Tensor& first = moments.first[name];
+    Tensor& second = moments.second[name];
+    if (!first.defined()) first = at::zeros_like(tensor), second = at::zeros_like(tensor);
+    const Tensor gradient = scale == 1 ? tensor.grad() : tensor.grad() * scale;
+    first.mul_(kBeta1).add_(gradient, 1 - kBeta1);
+    second.mul_(kBeta2).addcmul_(gradient, gradient, 1 - kBeta2);
+    if (tensor.dim() > 1) tensor.mul_(1 - report.learning_rate * pass.weight_decay);
+    tensor.addcdiv_(first, (second / correct2).sqrt_().add_(kEpsilon), -report.learning_rate / correct1);
+    tensor.mutable_grad() = Tensor();
+  }
+  return report;
+}
+
+}  // namespace retort

@@ -1,0 +1,58 @@
+#pragma once
+
+#include "coordinator/worker/data.h"
+#include "coordinator/worker/network.h"
+#include "coordinator/worker/recipe.h"
+#include "coordinator/worker/teacher_cache.h"
+
+namespace retort {
+
+/// AdamW's first and second moments, by weight.
+struct Moments {
+  std::map<std::string, at::Tensor> first, second;
+};
+
+struct StepReport {
+  double loss = 0, learning_rate = 0;
+};
+
+/// The learning rate's factor at `step` of `steps`: linear warm-up, then cosine down to a tenth, or constant
+/// and (wsd) linear to zero over the last `decay` of the steps (2405.18392, section 3).
+double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64_t steps);
+
+/// A teacher, and its outputs where the pass keeps only a part of them.
+struct Teacher {
+  const Network& network;
+  TeacherOutputsKey key;          ///< for outputs other than kFull
+  TeacherCache* cache = nullptr;  ///< nullptr: computed at each step
+  std::uint64_t forwards = 0;     ///< windows that went through the teacher
+};
+
+/// Gives the network the projections that a hidden-state loss learns ("distil.hidden.0" …), where widths
+/// differ and it has none yet, from `seed`; drop_projections takes them away when the pass is done.
+void add_projections(Network& network, const ModelConfig& teacher, std::uint64_t seed);
+void drop_projections(Network& network);
+
+/// One step of AdamW (1711.05101, algorithm 2; β 0.9 and 0.95) on `windows` windows of the stream. Matrices
+/// decay, vectors do not. The result depends only on the arguments and on the number of threads. `teacher`
+/// for distilling. When loss or gradient is not finite, nothing is changed and the loss is NaN.
+StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
+                         const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
+                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows);
+
+/// Tells when a loss has run away: its mean over some 20 steps is a nat and a half above the least that it
+/// has been. Thread: one.
+class RunawayLoss {
+ public:
+  void add(double loss);
+  bool rising() const { return mean_ > least_ + 0.5; }  ///< no state worth keeping
+  bool gone() const { return steps_ > 20 && mean_ > least_ + 1.5; }
+  double mean() const { return mean_; }
+  double least() const { return least_; }
+
+ private:
+  std::uint64_t steps_ = 0;
+  double mean_ = 0, least_ = 1e300;
+};
+
+}  // namespace retort

@@ -1,0 +1,139 @@
+#include "coordinator/worker/prune.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace retort {
+namespace {
+
+using at::Tensor;
+
+Tensor index_tensor(const std::vector<std::int64_t>& values) {
+  return at::tensor(values, at::TensorOptions().dtype(at::kLong));
+}
+
+/// The `count` largest, in ascending order of position (ties: the earlier one).
+std::vector<std::int64_t> largest(const std::vector<double>& scores, std::size_t count) {
+  std::vector<std::int64_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return scores[a] > scores[b]; });
+  order.resize(count);
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+std::vector<double> to_vector(const Tensor& tensor) {
+  const Tensor values = tensor.to(at::kDouble).contiguous();
+  return {values.data_ptr<double>(), values.data_ptr<double>() + values.numel()};
+}
+
+/// Features of the given heads: head h owns [h·D, (h+1)·D).
+Tensor features(const std::vector<std::int64_t>& heads, std::int64_t dim, std::int64_t offset = 0) {
+  std::vector<std::int64_t> out;
+  for (const std::int64_t head : heads)
+    for (std::int64_t i = 0; i < dim; ++i) out.push_back(offset + head * dim + i);
+  return index_tensor(out);
+}
+
+/// Scores by weight norms, in the statistics' shape, where no activations were taken.
+ActivationStatistics magnitudes(const Network& n) {
+  ActivationStatistics out;
+  out.tokens = 1;
+  const ModelConfig& c = n.config;
+  for (std::size_t i = 0; i < c.layers.size(); ++i) {
+    const std::string p = layer_prefix(c, i);
+    const std::int64_t heads = c.layers[i].n_head;
+    ActivationStatistics::Layer layer;
+    if (c.family == ModelFamily::kLlama) {
+      layer.ffn = n.weight(p + "mlp.gate_proj.weight").square().sum(1) +
+                  n.weight(p + "mlp.up_proj.weight").square().sum(1) +
+                  n.weight(p + "mlp.down_proj.weight").square().sum(0);
+      layer.heads = n.weight(p + "self_attn.q_proj.weight").view({heads, -1}).square().sum(1) +
+                    n.weight(p + "self_attn.o_proj.weight").t().reshape({heads, -1}).square().sum(1);
+    } else {
+      layer.ffn =
+          n.weight(p + "mlp.c_fc.weight").square().sum(0) + n.weight(p + "mlp.c_proj.weight").square().sum(1);
+      layer.heads = n.weight(p + "attn.c_proj.weight").view({heads, -1}).square().sum(1);
+    }
+    double norm = 0;
+    for (const auto& [name, tensor] : n.weights)
+      if (name.starts_with(p)) norm += tensor.square().sum().item<double>();
+    layer.similarity = -norm;  // small weights look like a layer that changes little
+    out.layers.push_back(std::move(layer));
+  }
+  return out;
+}
+
+}  // namespace
+
+Network prune(const Network& network, const ModelConfig& target, const ActivationStatistics* given) {
+  torch::NoGradGuard no_grad;
+  ActivationStatistics by_weight;
+  if (given == nullptr) by_weight = magnitudes(network);
+  const ActivationStatistics& scores = given != nullptr ? *given : by_weight;
+  const ModelConfig& c = network.config;
+  const std::int64_t d = c.head_dim;
+
+  std::vector<double> change;
+  for (const auto& layer : scores.layers)
+    change.push_back(1 - layer.similarity / static_cast<double>(scores.tokens));
+  const std::vector<std::int64_t> kept = largest(change, target.layers.size());
+
+  Network out{target, {}, {}};
+  for (const auto& [name, tensor] : network.weights)
+    if (!name.starts_with(c.family == ModelFamily::kLlama ? "model.layers." : "transformer.h."))
+      out.weights.emplace(name, tensor.detach().clone());
+
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    const auto from = static_cast<std::size_t>(kept[i]);
+    const LayerShape& have = c.layers[from];
+    const LayerShape& want = target.layers[i];
+    const std::string p = layer_prefix(c, from), q = layer_prefix(target, i);
+
+    const Tensor neurons = index_tensor(largest(to_vector(scores.layers[from].ffn), want.n_ff));
+    // Groups by the sum of their heads, then the best heads of each group that stays.
+    const std::vector<double> head_scores = to_vector(scores.layers[from].heads);
+    const std::uint32_t group = have.n_head / have.n_head_kv;
+    std::vector<double> group_scores(have.n_head_kv, 0);
+    for (std::size_t h = 0; h < head_scores.size(); ++h) group_scores[h / group] += head_scores[h];
+    const std::vector<std::int64_t> groups = largest(group_scores, want.n_head_kv);
+    std::vector<std::int64_t> heads;
+    for (const std::int64_t g : groups) {
+      const auto begin = head_scores.begin() + g * group;
+      for (const std::int64_t h : largest({begin, begin + group}, want.n_head / want.n_head_kv))
+        heads.push_back(g * group + h);
+    }
+    const Tensor query = features(heads, d), key = features(groups, d);
+
+    for (const auto& [name, tensor] : network.weights) {
+      if (!name.starts_with(p)) continue;
+      const std::string part = name.substr(p.size());
+      Tensor cut = tensor.detach();
+      if (part == "self_attn.q_proj.weight")
+        cut = cut.index_select(0, query);
+      else if (part == "self_attn.k_proj.weight" || part == "self_attn.v_proj.weight")
+        cut = cut.index_select(0, key);
+      else if (part == "self_attn.o_proj.weight")
+        cut = cut.index_select(1, query);
+      else if (part == "mlp.gate_proj.weight" || part == "mlp.up_proj.weight")
+        cut = cut.index_select(0, neurons);
+      else if (part == "mlp.down_proj.weight")
+        cut = cut.index_select(1, neurons);
+      else if (part == "attn.c_attn.weight" || part == "attn.c_attn.bias")
+        cut =
+            cut.index_select(cut.dim() - 1, at::cat({features(heads, d), features(heads, d, have.n_head * d),
+                                                     features(heads, d, 2 * have.n_head * d)}));
+      else if (part == "attn.c_proj.weight")
+        cut = cut.index_select(0, query);
+      else if (part == "mlp.c_fc.weight" || part == "mlp.c_fc.bias")
+        cut = cut.index_select(cut.dim() - 1, neurons);
+      else if (part == "mlp.c_proj.weight")
+        cut = cut.index_select(0, neurons);
+      out.weights.emplace(q + part, cut.clone());
+    }
+  }
+  return out;
+}
+
+}  // namespace retort

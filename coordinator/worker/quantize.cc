@@ -1,0 +1,290 @@
+#include "coordinator/worker/quantize.h"
+
+#include <cmath>
+
+#include "coordinator/worker/format_budget.h"
+#include "coordinator/worker/matrix_quantizer.h"
+#include "coordinator/worker/plan.h"
+
+namespace retort {
+namespace {
+
+using at::Tensor;
+
+/// Matrices of a layer that share one input, in the order of the computation, and the weight whose output
+/// that input is, up to a factor a column (AWQ folds its scale in there): a norm, or the rows of a matrix.
+struct InputGroup {
+  std::vector<std::string> matrices;
+  std::string source;  ///< empty: none that a scale could pass through
+};
+
+std::vector<InputGroup> input_groups(const ModelConfig& c, std::size_t layer) {
+  const std::string p = layer_prefix(c, layer);
+  // A grouped head's values feed several columns, and GELU lets no factor through.
+  const bool own_values = c.layers[layer].n_head == c.layers[layer].n_head_kv;
+  if (c.family == ModelFamily::kLlama)
+    return {{{p + "self_attn.q_proj.weight", p + "self_attn.k_proj.weight", p + "self_attn.v_proj.weight"},
+             p + "input_layernorm.weight"},
+            {{p + "self_attn.o_proj.weight"}, own_values ? p + "self_attn.v_proj.weight" : ""},
+            {{p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"}, p + "post_attention_layernorm.weight"},
+            {{p + "mlp.down_proj.weight"}, p + "mlp.up_proj.weight"}};
+  return {{{p + "attn.c_attn.weight"}, p + "ln_1.weight"},
+          {{p + "attn.c_proj.weight"}, ""},
+          {{p + "mlp.c_fc.weight"}, p + "ln_2.weight"},
+          {{p + "mlp.c_proj.weight"}, ""}};
+}
+
+/// The matrices of one network as rows of outputs by columns of inputs, whatever the family's layout.
+class Matrices {
+ public:
+  Matrices(Network& network, const QuantizePass& pass) : network_(network) {
+    for (const auto& [name, tensor] : network.weights)
+      if (stored(name).matrix) {
+        const TensorType type = stored_type(format_of(pass, name), static_cast<std::uint64_t>(columns(name)));
+        types_.emplace(name, type);
+      }
+  }
+  const std::map<std::string, TensorType>& types() const { return types_; }
+  TensorType type(const std::string& name) const { return types_.at(name); }
+  void set_type(const std::string& name, TensorType type) { types_.at(name) = type; }
+  std::int64_t columns(const std::string& name) const {
+    const Tensor& tensor = network_.weight(name);
+    return stored(name).transposed ? tensor.size(0) : tensor.size(1);
+  }
+  Tensor get(const std::string& name) const {
+    const Tensor tensor = network_.weight(name).detach();
+    return stored(name).transposed ? tensor.t().contiguous() : tensor.contiguous();
+  }
+  void set(const std::string& name, const Tensor& values) {
+    network_.weights.at(name) = stored(name).transposed ? values.t().contiguous() : values;
+  }
+  /// Multiplies each column by its factor.
+  void scale_columns(const std::string& name, const Tensor& factor) {
+    set(name, get(name) * factor.unsqueeze(0));
+  }
+
+ private:
+  StoredAs stored(const std::string& name) const {
+    return stored_as(network_.config.family, name, static_cast<std::size_t>(network_.weight(name).dim()));
+  }
+  Network& network_;
+  std::map<std::string, TensorType> types_;
+};
+
+/// Quantizes one network; the steps' order is in run().
+class Quantizer {
+ public:
+  Quantizer(Network& network, const QuantizePass& pass, const std::vector<Tensor>& calibration,
+            const std::function<Result<void>()>& check_stop)
+      : network_(network),
+        pass_(pass),
+        ids_(calibration),
+        check_stop_(check_stop),
+        matrices_(network, pass) {}
+
+  Result<std::vector<QuantizedMatrix>> run() {
+    network_.encoded.clear();
+    if (pass_.bits) RETORT_TRY(allocate());
+    const std::string head = head_weight(network_.config);
+    if (pass_.needs_statistics()) {
+      std::vector<Tensor> hidden;
+      for (const Tensor& ids : ids_) hidden.push_back(embed(network_, ids));
+      const Positions positions(network_.config, ids_[0].size(1));
+      for (std::size_t layer = 0; layer < network_.config.layers.size(); ++layer) {
+        const auto groups = input_groups(network_.config, layer);
+        if (pass_.awq) {
+          for (const InputGroup& group : groups) {
+            if (group.source.empty()) continue;
+            RETORT_TRY(check_stop_());
+            fold(group, observe(layer, hidden, positions, {group.matrices[0]}).at(group.matrices[0]));
+          }
+        }
+        // GPTQ mends what the matrices before lost, so it looks again after each; importance only needs one
+        // look.
+        std::map<std::string, InputStatistics> seen;
+        for (const InputGroup& group : groups) {
+          RETORT_TRY(check_stop_());
+          if (pass_.method == QuantizePass::Method::kGptq)
+            seen = observe(layer, hidden, positions, {group.matrices[0]});
+          else if (seen.empty())
+            seen = observe(layer, hidden, positions, firsts(groups));
+          for (const std::string& name : group.matrices) round(name, &seen.at(group.matrices[0]));
+        }
+        for (Tensor& x : hidden) x = run_layer(network_, layer, x, positions);
+      }
+      InputStatistics last;
+      Trace trace;
+      trace.inputs = [&](const std::string&, const Tensor& input) { last.add(input); };
+      for (const Tensor& x : hidden) logits_of(network_, x, &trace);
+      round(head, &last);
+    }
+    for (const auto& [name, type] : matrices_.types()) {
+      if (network_.encoded.contains(name)) continue;
+      RETORT_TRY(check_stop_());
+      round(name, nullptr);
+    }
+    return std::move(report_);
+  }
+
+ private:
+  static std::vector<std::string> firsts(const std::vector<InputGroup>& groups) {
+    std::vector<std::string> out;
+    for (const InputGroup& group : groups) out.push_back(group.matrices[0]);
+    return out;
+  }
+
+  /// Input statistics of the named matrices of a layer, over the whole calibration text.
+  std::map<std::string, InputStatistics> observe(std::size_t layer, const std::vector<Tensor>& hidden,
+                                                 const Positions& positions,
+                                                 const std::vector<std::string>& names) {
+    std::map<std::string, InputStatistics> out;
+    for (const std::string& name : names) out[name];
+    Trace trace;
+    trace.inputs = [&](const std::string& name, const Tensor& input) {
+      if (const auto found = out.find(name); found != out.end()) found->second.add(input);
+    };
+    for (const Tensor& x : hidden) run_layer(network_, layer, x, positions, &trace);
+    return out;
+  }
+
+  void fold(const InputGroup& group, const InputStatistics& input) {
+    std::vector<std::pair<Tensor, TensorType>> matrices;
+    for (const std::string& name : group.matrices)
+      matrices.emplace_back(matrices_.get(name), matrices_.type(name));
+    const AwqScale found = awq_scale(matrices, input, pass_.method != QuantizePass::Method::kNearest);
+    for (const std::string& name : group.matrices) {
+      matrices_.scale_columns(name, found.scale);
+      alpha_[name] = found.alpha;
+    }
+    Tensor& source = network_.weights.at(group.source);
+    source = source.detach() / (source.dim() == 1 ? found.scale : found.scale.unsqueeze(1));
+    if (network_.config.family == ModelFamily::kGpt2) {  // a layer norm's bias passes there too
+      Tensor& bias = network_.weights.at(group.source.substr(0, group.source.size() - 6) + "bias");
+      bias = bias.detach() / found.scale;
+    }
+  }
+
+  /// `input`: nullptr where the method takes none, or where the matrix multiplies nothing (an embedding).
+  void round(const std::string& name, const InputStatistics* input) {
+    const Tensor weight = matrices_.get(name);
+    const TensorType type = matrices_.type(name);
+    EncodedMatrix encoded;
+    // A row of a tied embedding is also looked up by itself, where no later column makes up for an earlier
+    // one.
+    const bool looked_up = name == head_weight(network_.config) && network_.config.tied_embeddings;
+    if (input == nullptr || pass_.method == QuantizePass::Method::kNearest)
+      encoded = encode_matrix(weight, type);
+    else if (pass_.method == QuantizePass::Method::kImportance || looked_up)
+      encoded = encode_matrix(weight, type, input->importance());
+    else
+      encoded = gptq(weight, *input, type, {pass_.damping, pass_.act_order});
+    const Tensor rounded = decode_matrix(encoded);
+    QuantizedMatrix line{name, type, static_cast<std::uint64_t>(weight.numel()), encoded.bytes.size()};
+    const double power = weight.square().sum().item<double>();
+    line.weight_error = power > 0 ? (rounded - weight).square().sum().item<double>() / power : 0;
+    if (input != nullptr) line.output_error = output_error(weight, rounded, *input);
+    if (const auto found = alpha_.find(name); found != alpha_.end()) line.alpha = found->second;
+    if (const auto found = sensitivity_.find(name); found != sensitivity_.end())
+      line.sensitivity = found->second;
+    report_.push_back(std::move(line));
+    matrices_.set(name, rounded);
+    network_.encoded.emplace(name, std::move(encoded));
+  }
+
+  /// Measures what each format of each matrix costs and chooses within the budget.
+  Result<void> allocate() {
+    std::vector<Tensor> windows;
+    std::int64_t tokens = 0;
+    for (std::size_t i = 0; i < ids_.size() && tokens < static_cast<std::int64_t>(pass_.sensitivity_tokens);
+         ++i) {
+      windows.push_back(ids_[i]);
+      tokens += ids_[i].numel();
+    }
+    const Positions positions(network_.config, ids_[0].size(1));
+    const std::size_t layers = network_.config.layers.size();
+    std::vector<std::vector<Tensor>> hidden(layers + 1);  // [layer][window]: what goes into it
+    std::vector<Tensor> wanted;
+    for (const Tensor& ids : windows) {
+      Tensor x = embed(network_, ids);
+      for (std::size_t layer = 0; layer <= layers; ++layer) {
+        hidden[layer].push_back(x);
+        if (layer < layers) x = run_layer(network_, layer, x, positions);
+      }
+      wanted.push_back(at::log_softmax(logits_of(network_, x), -1));
+    }
+    const auto divergence = [&](std::size_t from, bool embedding) {
+      double sum = 0;
+      for (std::size_t i = 0; i < windows.size(); ++i) {
+        Tensor x = embedding ? embed(network_, windows[i]) : hidden[from][i];
+        for (std::size_t layer = from; layer < layers; ++layer) x = run_layer(network_, layer, x, positions);
+        const Tensor got = at::log_softmax(logits_of(network_, x), -1);
+        sum += (wanted[i].exp() * (wanted[i] - got)).sum().item<double>();
+      }
+      return sum / static_cast<double>(tokens);
+    };
+    std::vector<std::string> names;
+    std::vector<std::vector<TensorType>> types;
+    std::vector<std::vector<FormatChoice>> choices;
+    std::uint64_t values = 0;
+    for (const auto& [name, type] : matrices_.types()) {
+      const Tensor original = matrices_.get(name);
+      values += static_cast<std::uint64_t>(original.numel());
+      std::size_t from = layers;  // the first layer that this matrix changes
+      for (std::size_t layer = 0; layer < layers; ++layer)
+        if (name.starts_with(layer_prefix(network_.config, layer))) from = layer;
+      const bool head = name == head_weight(network_.config);
+      const bool embedding = from == layers && (!head || network_.config.tied_embeddings);
+      if (embedding) from = 0;
+      std::vector<TensorType> tried;
+      std::vector<FormatChoice> choice;
+      for (const TensorType wanted_type : fixed_format(pass_, name) ? std::vector{type} : pass_.candidates) {
+        RETORT_TRY(check_stop_());
+        const TensorType stored = stored_type(wanted_type, static_cast<std::uint64_t>(original.size(1)));
+        if (std::find(tried.begin(), tried.end(), stored) != tried.end()) continue;
+        EncodedMatrix encoded = encode_matrix(original, stored);
+        matrices_.set(name, decode_matrix(encoded));
+        tried.push_back(stored);
+        choice.push_back({encoded.bytes.size(), divergence(from, embedding)});
+        sensitivity_[name].emplace_back(stored, choice.back().divergence);
+      }
+      matrices_.set(name, original);
+      names.push_back(name);
+      types.push_back(std::move(tried));
+      choices.push_back(std::move(choice));
+    }
+    const auto budget = static_cast<std::uint64_t>(*pass_.bits / 8 * static_cast<double>(values));
+    const std::vector<std::size_t> chosen = choose_formats(choices, budget);
+    std::uint64_t used = 0;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      matrices_.set_type(names[i], types[i][chosen[i]]);
+      used += choices[i][chosen[i]].bytes;
+    }
+    if (used > budget)
+      return fail(
+          ErrorCode::kOutOfBudget, "quantize.weights",
+          "even the smallest candidates take {:.3f} bits a weight, and the budget is {}; give smaller "
+          "candidates, or widths that are multiples of 256, which those of 3 bits need",
+          8.0 * static_cast<double>(used) / static_cast<double>(values), *pass_.bits);
+    return {};
+  }
+
+  Network& network_;
+  const QuantizePass& pass_;
+  const std::vector<Tensor>& ids_;
+  const std::function<Result<void>()>& check_stop_;
+  Matrices matrices_;
+  std::map<std::string, double> alpha_;
+  std::map<std::string, std::vector<std::pair<TensorType, double>>> sensitivity_;
+  std::vector<QuantizedMatrix> report_;
+};
+
+}  // namespace
+
+Result<std::vector<QuantizedMatrix>> quantize(Network& network, const QuantizePass& pass,
+                                              const std::vector<Tensor>& calibration,
+                                              const std::function<Result<void>()>& check_stop) {
+  torch::NoGradGuard no_grad;
+  return Quantizer(network, pass, calibration, check_stop).run();
+}
+
+}  // namespace retort

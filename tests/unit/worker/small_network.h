@@ -1,0 +1,19 @@
+#pragma once
+
+#include "coordinator/worker/network.h"
+
+namespace retort::testing {
+
+/// Three layers, 32 wide, 50 tokens; a Llama has two heads a group.
+inline ModelConfig small(ModelFamily family) {
+  ModelConfig c;
+  c.family = family;
+  c.n_vocab = 50;
+  c.n_ctx = 16;
+  c.n_embd = 32;
+  c.head_dim = 8;
+  c.layers.assign(3, family == ModelFamily::kLlama ? LayerShape{4, 2, 40} : LayerShape{4, 4, 40});
+  return c;
+}
+
+}  // namespace retort::testing
