@@ -101,3 +101,23 @@ struct TokenRecord {
   expiresMillis @5 :Int64;         # 0: never
   usesLeft @6 :Int64;              # -1: without limit
 }
+
+struct AuditRecord {
+  sequence @0 :UInt64;
+  timeMillis @1 :Int64;
+  actor @2 :Text;
+  action @3 :Text;
+  target @4 :Text;
+  before @5 :Text;                 # SHA-256 of what the target's GET showed
+  after @6 :Text;
+  result @7 :Text;                 # ok, an error's code, interrupted; empty: under way
+  previous @8 :Text;
+  hash @9 :Text;
+}
+
+struct IdempotencyRecord {
+  fingerprint @0 :Text;            # SHA-256 of the request
+  createdMillis @1 :Int64;
+  status @2 :UInt16;
+  body @3 :Text;                   # empty where it held a secret
+}

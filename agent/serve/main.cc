@@ -58,6 +58,9 @@ int run(int argc, char** argv) {
   serve_command->add_option("--host", options.host, "address to listen on")->capture_default_str();
   serve_command->add_option("--port", options.port, "port, 0 for any free one")->capture_default_str();
   serve_command->add_option("--port-file", options.port_file, "file to write the port to when ready");
+  serve_command->add_option("--tls-cert", options.tls_certificate,
+                            "PEM file of a certificate: HTTPS instead of HTTP");
+  serve_command->add_option("--tls-key", options.tls_key, "PEM file of its key");
   serve_command->add_option("--name", options.name, "model name in answers (default: the file's)");
   serve_command
       ->add_option("--streams", options.streams, "requests computed at the same time, a KV cache each")

@@ -1,4 +1,6 @@
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/host_name_verification.hpp>
+#include <boost/asio/ssl/stream.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http/buffer_body.hpp>
@@ -8,6 +10,7 @@
 #include <boost/beast/http/write.hpp>
 
 #include "common/http/http.h"
+#include "common/http/tls_impl.h"
 
 namespace retort {
 namespace {
@@ -17,65 +20,67 @@ namespace beast = boost::beast;
 namespace http = boost::beast::http;
 using boost::system::error_code;
 
-}  // namespace
+/// An address in its parts.
+struct Address {
+  bool secure = false;
+  std::string authority, host, port, target;
+};
 
-Result<HttpResponse> http_call(const HttpCall& call) {
-  constexpr std::string_view kScheme = "http://";
-  std::string_view rest = call.url;
-  if (!rest.starts_with(kScheme))
-    return fail(ErrorCode::kUnsupported, call.url, "only http:// addresses are supported");
-  rest.remove_prefix(kScheme.size());
+Result<Address> parse_address(const std::string& url) {
+  Address out;
+  std::string_view rest = url;
+  out.secure = rest.starts_with("https://");
+  if (!out.secure && !rest.starts_with("http://"))
+    return fail(ErrorCode::kUnsupported, url, "only http:// and https:// addresses are supported");
+  rest.remove_prefix(out.secure ? 8 : 7);
   const std::size_t slash = std::min(rest.find_first_of("/?"), rest.size());
-  const std::string authority(rest.substr(0, slash));
-  std::string target(rest.substr(slash));
-  if (target.empty() || target[0] != '/') target.insert(0, "/");
-  const std::size_t colon = authority.rfind(':');
-  const std::string host = authority.substr(0, colon),
-                    port = colon == std::string::npos ? "80" : authority.substr(colon + 1);
-  if (host.empty() || target.find_first_of(" \r\n") != std::string::npos)
-    return fail(ErrorCode::kInvalid, call.url, "not a valid address");
+  out.authority = rest.substr(0, slash);
+  out.target = rest.substr(slash);
+  if (out.target.empty() || out.target[0] != '/') out.target.insert(0, "/");
+  const std::size_t colon = out.authority.rfind(':');
+  out.host = out.authority.substr(0, colon);
+  out.port = colon == std::string::npos ? (out.secure ? "443" : "80") : out.authority.substr(colon + 1);
+  if (out.host.empty() || out.target.find_first_of(" \r\n") != std::string::npos)
+    return fail(ErrorCode::kInvalid, url, "not a valid address");
+  return out;
+}
 
-  asio::io_context io;
-  beast::tcp_stream stream(io);
+/// One call over a connected stream. Each step runs alone on the call's own reactor, so that Beast's timeouts
+/// apply to it.
+template <typename Stream>
+Result<HttpResponse> exchange(const HttpCall& call, const Address& address, asio::io_context& io,
+                              Stream& stream) {
   error_code error;
-  // Each step runs alone on this call's own reactor, so that Beast's timeouts apply to it.
   const auto step = [&](auto start) {
-    stream.expires_after(call.timeout);
+    beast::get_lowest_layer(stream).expires_after(call.timeout);
     error = asio::error::would_block;
     start([&](error_code e, auto&&...) { error = e; });
     io.restart();
     io.run();
     return !error;
   };
-  const auto unreachable = [&](std::string_view what) {
+  const auto broke = [&](std::string_view what) {
     return fail(ErrorCode::kUnavailable, call.url, "{}: {}", what,
                 error == beast::error::timeout ? "no answer in time" : error.message());
   };
-  asio::ip::tcp::resolver resolver(io);
-  const auto endpoints = resolver.resolve(host, port, error);
-  if (error) return unreachable("cannot resolve the host");
-  if (!step([&](auto done) {
-        stream.async_connect(endpoints, [done](error_code e, const asio::ip::tcp::endpoint&) { done(e); });
-      }))
-    return unreachable("cannot connect");
   http::request<http::string_body> request;
   request.method_string(call.method);
-  request.target(target);
+  request.target(address.target);
   request.version(11);
-  request.set(http::field::host, authority);
+  request.set(http::field::host, address.authority);
   request.set(http::field::connection, "close");
   for (const auto& [name, value] : call.headers) request.set(name, value);
   request.body() = call.body;
   if (!call.body.empty() || call.method == "POST" || call.method == "PUT") request.prepare_payload();
   if (!step([&](auto done) { http::async_write(stream, request, done); }))
-    return unreachable("cannot send the request");
+    return broke("cannot send the request");
 
   beast::flat_buffer buffer;
   http::response_parser<http::buffer_body> parser;
   parser.body_limit(boost::none);
   if (call.method == "HEAD") parser.skip(true);
   if (!step([&](auto done) { http::async_read_header(stream, buffer, parser, done); }))
-    return unreachable("no answer");
+    return broke("no answer");
   HttpResponse response;
   response.status = parser.get().result_int();
   for (const auto& field : parser.get()) {
@@ -89,7 +94,7 @@ Result<HttpResponse> http_call(const HttpCall& call) {
     parser.get().body().data = piece;
     parser.get().body().size = sizeof piece;
     const bool ok = step([&](auto done) { http::async_read_some(stream, buffer, parser, done); });
-    if (!ok && error != http::error::need_buffer) return unreachable("the answer broke off");
+    if (!ok && error != http::error::need_buffer) return broke("the answer broke off");
     const std::string_view got(piece, sizeof piece - parser.get().body().size);
     if (hand_over) {
       if (!got.empty() && !call.on_body(got)) return response;
@@ -101,6 +106,89 @@ Result<HttpResponse> http_call(const HttpCall& call) {
     response.body.append(got);
   }
   return response;
+}
+
+/// `seen`: the certificate's fingerprint. kDenied where the certificate is not the pinned one, or where
+/// nothing is pinned and no authority of the system vouches for it.
+Result<HttpResponse> secure_exchange(const HttpCall& call, const Address& address, asio::io_context& io,
+                                     beast::tcp_stream& connected, std::string& seen) {
+  asio::ssl::context context(asio::ssl::context::tls_client);
+  SSL_CTX_set_min_proto_version(context.native_handle(), TLS1_2_VERSION);
+  error_code error;
+  asio::ssl::stream<beast::tcp_stream&> stream(connected, context);
+  stream.set_verify_mode(asio::ssl::verify_peer, error);
+  if (call.fingerprint.empty()) context.set_default_verify_paths(error);
+  error_code no_address;
+  (void)asio::ip::make_address(address.host, no_address);
+  if (no_address) SSL_set_tlsext_host_name(stream.native_handle(), address.host.c_str());
+  asio::ssl::host_name_verification by_authority(address.host);
+  stream.set_verify_callback(
+      [&](bool good, asio::ssl::verify_context& at) {
+        if (X509_STORE_CTX_get_error_depth(at.native_handle()) == 0)
+          seen = certificate_fingerprint(X509_STORE_CTX_get0_cert(at.native_handle()));
+        // Pinned: the leaf counts, whoever signed it; what is above it does not matter.
+        if (!call.fingerprint.empty())
+          return X509_STORE_CTX_get_error_depth(at.native_handle()) > 0 || seen == call.fingerprint;
+        return by_authority(good, at);
+      },
+      error);
+  connected.expires_after(call.timeout);
+  error = asio::error::would_block;
+  stream.async_handshake(asio::ssl::stream_base::client, [&](error_code e) { error = e; });
+  io.restart();
+  io.run();
+  if (error && !seen.empty() && seen != call.fingerprint)
+    return call.fingerprint.empty()
+               ? fail(ErrorCode::kDenied, call.url,
+                      "no authority of this system vouches for the server's certificate, whose fingerprint "
+                      "is {}",
+                      seen)
+               : fail(ErrorCode::kDenied, call.url,
+                      "the server's certificate is not the pinned one: its fingerprint is {}, pinned is {}",
+                      seen, call.fingerprint);
+  if (error)
+    return fail(ErrorCode::kUnavailable, call.url, "no TLS handshake: {}",
+                error == beast::error::timeout ? "no answer in time" : error.message());
+  return exchange(call, address, io, stream);
+}
+
+Result<HttpResponse> run(const HttpCall& call, std::string& seen) {
+  const Address address = RETORT_TRY(parse_address(call.url));
+  asio::io_context io;
+  beast::tcp_stream stream(io);
+  error_code error;
+  const auto unreachable = [&](std::string_view what) {
+    return fail(ErrorCode::kUnavailable, call.url, "{}: {}", what,
+                error == beast::error::timeout ? "no answer in time" : error.message());
+  };
+  asio::ip::tcp::resolver resolver(io);
+  const auto endpoints = resolver.resolve(address.host, address.port, error);
+  if (error) return unreachable("cannot resolve the host");
+  stream.expires_after(call.timeout);
+  error = asio::error::would_block;
+  stream.async_connect(endpoints, [&](error_code e, const asio::ip::tcp::endpoint&) { error = e; });
+  io.run();
+  if (error) return unreachable("cannot connect");
+  return address.secure ? secure_exchange(call, address, io, stream, seen)
+                        : exchange(call, address, io, stream);
+}
+
+}  // namespace
+
+Result<HttpResponse> http_call(const HttpCall& call) {
+  std::string seen;
+  return run(call, seen);
+}
+
+Result<std::string> https_fingerprint(const std::string& url) {
+  HttpCall call;
+  call.url = url;
+  call.timeout = std::chrono::seconds(10);
+  std::string seen;
+  const Result<HttpResponse> answer = run(call, seen);
+  if (!seen.empty()) return seen;
+  if (!answer) return fail(answer.error());
+  return fail(ErrorCode::kInvalid, url, "is no https address");
 }
 
 }  // namespace retort

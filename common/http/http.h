@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/core/result.h"
+#include "common/http/tls.h"
 
 namespace retort {
 
@@ -26,6 +27,7 @@ struct HttpRequest {
   std::map<std::string, std::string> headers;     ///< names in lower case
   std::map<std::string, std::string> parameters;  ///< what the router matched: {"id": …}
   std::string body;
+  std::string peer;  ///< the client's IP address
 
   /// "" when it is not there.
   const std::string& header(const std::string& lower_case_name) const;
@@ -51,18 +53,24 @@ class HttpResponder {
 struct HttpLimits {
   std::size_t header_bytes = 16 << 10;
   std::size_t body_bytes = 1 << 20;
-  std::size_t connections = 512;
-  std::chrono::seconds read_timeout{20};      ///< for a request to arrive whole
-  std::chrono::seconds idle_timeout{60};      ///< between requests of a kept connection
-  std::size_t stream_buffer_bytes = 8 << 20;  ///< unread stream output before a slow client is cut
+  std::size_t connections = 512;               ///< beyond, the one that has waited longest for a request goes
+  std::size_t connections_per_address = 256;   ///< likewise among those of one address
+  std::chrono::seconds handshake_timeout{10};  ///< TLS
+  std::chrono::seconds read_timeout{20};       ///< for a request to arrive whole
+  std::chrono::seconds idle_timeout{60};       ///< between requests of a kept connection
+  std::size_t stream_buffer_bytes = 8 << 20;   ///< unread stream output before a slow client is cut
 };
 
-/// HTTP/1.1 server on an Asio reactor; Beast parses. Thread: reactor.
+/// HTTP/1.1 server on an Asio reactor; Beast parses. Connections that wait for a request make room for new
+/// ones when there are too many, the one whose time is up first going first, so that clients who send half a
+/// request lock nobody out. Thread: reactor.
 class HttpServer {
  public:
   using Handler = std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)>;
 
-  HttpServer(boost::asio::io_context& reactor, HttpLimits limits, Handler handler);
+  /// With `tls` it speaks HTTPS and nothing else.
+  HttpServer(boost::asio::io_context& reactor, HttpLimits limits, Handler handler,
+             std::shared_ptr<const TlsServer> tls = nullptr);
   ~HttpServer();
   /// Binds host:port (0: any) and returns the port. kConflict names the address when it is in use.
   Result<std::uint16_t> listen(const std::string& host, std::uint16_t port);
@@ -105,16 +113,24 @@ struct HttpResponse {
 };
 
 struct HttpCall {
-  std::string method = "GET", url;  ///< "http://host:port/path?query"
+  std::string method = "GET", url;  ///< "http://host:port/path?query", or https
   HttpHeaders headers;
   std::string body;
   std::chrono::milliseconds timeout{30000};  ///< for each step: connect, write, the next bytes
   std::size_t body_limit_bytes = 64u << 20;
+  /// Of https: the certificate's (parse_fingerprint's form), instead of what the system's authorities say of
+  /// it.
+  std::string fingerprint;
   /// When set, body bytes of a 2xx answer go here as they come instead of into `body`; false ends the call.
   std::function<bool(std::string_view)> on_body;
 };
-/// Blocking client for one call; kUnavailable when the server cannot be reached or breaks off. Thread: any.
+/// Blocking client for one call. kUnavailable when the server cannot be reached or breaks off; kDenied when
+/// its certificate is not the pinned one, or none that the system's authorities vouch for (the message has
+/// its fingerprint). Thread: any.
 Result<HttpResponse> http_call(const HttpCall& call);
+
+/// Of the certificate that an https server shows, whoever vouches for it. Blocking. Thread: any.
+Result<std::string> https_fingerprint(const std::string& url);
 
 /// Percent-decoding of a path or query component ('+' stays); nothing when an escape is broken or gives NUL.
 std::optional<std::string> percent_decode(std::string_view text);

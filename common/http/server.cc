@@ -2,6 +2,7 @@
 
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
@@ -14,6 +15,7 @@
 #include "common/core/file.h"
 #include "common/core/log.h"
 #include "common/http/http.h"
+#include "common/http/tls_impl.h"
 
 namespace retort {
 namespace {
@@ -66,26 +68,32 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   struct Session;
   struct Responder;
 
-  Impl(asio::io_context& io, HttpLimits limit, Handler h)
-      : reactor(io), limits(limit), handler(std::move(h)), acceptor(io) {}
+  Impl(asio::io_context& io, HttpLimits limit, Handler h, std::shared_ptr<const TlsServer> t)
+      : reactor(io), limits(limit), handler(std::move(h)), tls(std::move(t)), acceptor(io) {}
   asio::io_context& reactor;
   HttpLimits limits;
   Handler handler;
+  std::shared_ptr<const TlsServer> tls;
   tcp::acceptor acceptor;
   std::map<Session*, std::weak_ptr<Session>> sessions;
+  std::map<asio::ip::address, std::size_t> of_address;
   bool stopped = false;
 
   void accept();
+  bool make_room(const asio::ip::address& newcomer);
 };
 
 /// One connection. Thread: reactor.
 struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
-  Session(std::shared_ptr<Impl> owner, tcp::socket socket)
-      : server(std::move(owner)), stream(std::move(socket)) {}
-  ~Session() { server->sessions.erase(this); }
+  Session(std::shared_ptr<Impl> owner, tcp::socket socket, asio::ip::address from)
+      : server(std::move(owner)), stream(std::move(socket)), address(std::move(from)) {}
+  ~Session() { leave(); }
 
   std::shared_ptr<Impl> server;
   beast::tcp_stream stream;
+  const asio::ip::address address;
+  std::optional<asio::ssl::stream<beast::tcp_stream&>> tls;
+  std::chrono::steady_clock::time_point deadline;  ///< of the request that it waits for
   beast::flat_buffer buffer;
   std::optional<http::request_parser<http::string_body>> parser;
   bool first = true, busy = false;
@@ -100,16 +108,52 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
   std::uint64_t file_offset = 0, file_left = 0;
   std::function<void()> on_closed;
 
+  void enter() {
+    server->sessions[this] = weak_from_this();
+    ++server->of_address[address];
+  }
+  /// Makes room for others: from now on it is not counted any more.
+  void leave() {
+    if (server->sessions.erase(this) == 0) return;
+    const auto count = server->of_address.find(address);
+    if (--count->second == 0) server->of_address.erase(count);
+  }
+
+  void start() {
+    if (!server->tls) return read();
+    tls.emplace(stream, server->tls->impl()->context);
+    expires_after(server->limits.handshake_timeout);
+    tls->async_handshake(asio::ssl::stream_base::server, [self = shared_from_this()](error_code error) {
+      if (error || self->broken) return self->close();
+      self->read();
+    });
+  }
+
+  void expires_after(std::chrono::seconds time) {
+    deadline = std::chrono::steady_clock::now() + time;
+    stream.expires_after(time);
+  }
+
+  /// Runs work(stream) on what requests come from and answers go to.
+  template <typename Work>
+  void on_stream(Work work) {
+    if (tls)
+      work(*tls);
+    else
+      work(stream);
+  }
+
   void read() {
     busy = false;
     if (server->stopped && !first) return close();
     parser.emplace();
     parser->header_limit(static_cast<std::uint32_t>(server->limits.header_bytes));
     parser->body_limit(server->limits.body_bytes);
-    stream.expires_after(first || buffer.size() > 0 ? server->limits.read_timeout
-                                                    : server->limits.idle_timeout);
-    http::async_read(stream, buffer, *parser,
-                     [self = shared_from_this()](error_code error, std::size_t) { self->on_read(error); });
+    expires_after(first || buffer.size() > 0 ? server->limits.read_timeout : server->limits.idle_timeout);
+    on_stream([this](auto& from) {
+      http::async_read(from, buffer, *parser,
+                       [self = shared_from_this()](error_code error, std::size_t) { self->on_read(error); });
+    });
   }
 
   void on_read(error_code error) {
@@ -121,9 +165,11 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     if (error == http::error::body_limit)
       return refuse(413, fmt::format("the body is larger than {} bytes", server->limits.body_bytes));
     if (error == http::error::header_limit) return refuse(431, "the header is too large");
-    if (error && (error == http::error::end_of_stream || error == asio::error::operation_aborted ||
-                  error == beast::error::timeout || error.category() == asio::error::get_system_category() ||
-                  error == http::error::partial_message || error == asio::error::eof))
+    if (error &&
+        (error == http::error::end_of_stream || error == asio::error::operation_aborted ||
+         error == beast::error::timeout || error.category() == asio::error::get_system_category() ||
+         error.category() == asio::error::get_ssl_category() || error == asio::ssl::error::stream_truncated ||
+         error == http::error::partial_message || error == asio::error::eof))
       return close();
     if (error) return refuse(400, "not a valid HTTP request: " + error.message());
     stream.expires_never();
@@ -139,6 +185,7 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     }
     keep_alive = message.keep_alive();
     head_only = request.method == "HEAD";
+    request.peer = address.to_string();
     request.body = std::move(message.body());
     watch_for_close(request_number);
     server->handler(std::move(request), make_responder());
@@ -189,29 +236,40 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
       if (!complete || (file && file_left > 0)) return;
       file.reset();
       on_closed = nullptr;
-      if (!keep_alive || server->stopped) return close();
+      if (!keep_alive || server->stopped) return close_gently();
       return read();
     }
     writing = true;
     stream.expires_after(std::chrono::seconds(60));
-    asio::async_write(stream, asio::buffer(output.front()),
-                      [self = shared_from_this()](error_code error, std::size_t) {
-                        self->writing = false;
-                        if (error || self->broken) return self->close();
-                        self->stream.expires_never();
-                        self->output_bytes -= self->output.front().size();
-                        self->output.pop_front();
-                        self->flush();
-                      });
+    on_stream([this](auto& to) {
+      asio::async_write(to, asio::buffer(output.front()),
+                        [self = shared_from_this()](error_code error, std::size_t) {
+                          self->writing = false;
+                          if (error || self->broken) return self->close();
+                          self->stream.expires_never();
+                          self->output_bytes -= self->output.front().size();
+                          self->output.pop_front();
+                          self->flush();
+                        });
+    });
+  }
+
+  /// Ends a complete answer's connection so that the client sees that nothing was cut off.
+  void close_gently() {
+    if (!tls || broken) return close();
+    expires_after(std::chrono::seconds(2));
+    tls->async_shutdown([self = shared_from_this()](error_code) { self->close(); });
   }
 
   void close() {
     if (broken) return;
     broken = true;
+    leave();
     error_code ignored;
     stream.socket().shutdown(tcp::socket::shutdown_both, ignored);
     stream.close();
-    output.clear();
+    // What a write under way still reads stays where it is.
+    if (!writing) output.clear();
     file.reset();
     if (on_closed) std::exchange(on_closed, nullptr)();
   }
@@ -239,8 +297,10 @@ struct HttpServer::Impl::Responder : HttpResponder {
     on_reactor([status, type = std::string(content_type), body = std::move(body),
                 headers = std::move(headers)](Session& s) mutable {
       if (s.answered) return;
-      s.answer_head(status, type, headers, fmt::format("Content-Length: {}\r\n", body.size()));
-      if (!s.head_only) s.push(std::move(body));
+      // A 304 has no body, and its length would have to be that of the 200 (RFC 9110 §8.6).
+      s.answer_head(status, type, headers,
+                    status == 304 ? "" : fmt::format("Content-Length: {}\r\n", body.size()));
+      if (!s.head_only && status != 304) s.push(std::move(body));
       s.complete = true;
       s.flush();
     });
@@ -307,21 +367,39 @@ std::shared_ptr<HttpResponder> HttpServer::Impl::Session::make_responder() {
 void HttpServer::Impl::accept() {
   acceptor.async_accept([self = shared_from_this()](error_code error, tcp::socket socket) {
     if (error == asio::error::operation_aborted || (error && self->stopped)) return;
+    error_code gone;
+    const tcp::endpoint from = error ? tcp::endpoint() : socket.remote_endpoint(gone);
     if (error) {
       log_warn("accept: {}", error.message());
-    } else if (self->sessions.size() < self->limits.connections) {
+    } else if (!gone && self->make_room(from.address())) {
       error_code ignored;
       socket.set_option(tcp::no_delay(true), ignored);
-      auto session = std::make_shared<Session>(self, std::move(socket));
-      self->sessions[session.get()] = session;
-      session->read();
-    }  // beyond the limit the connection is closed at once
+      const auto session = std::make_shared<Session>(self, std::move(socket), from.address());
+      session->enter();
+      session->start();
+    }  // where all connections are busy, the new one is closed at once
     if (!self->stopped) self->accept();
   });
 }
 
-HttpServer::HttpServer(asio::io_context& reactor, HttpLimits limits, Handler handler)
-    : impl_(std::make_shared<Impl>(reactor, limits, std::move(handler))) {}
+bool HttpServer::Impl::make_room(const asio::ip::address& newcomer) {
+  const auto own = of_address.find(newcomer);
+  const bool crowd = own != of_address.end() && own->second >= limits.connections_per_address;
+  if (!crowd && sessions.size() < limits.connections) return true;
+  std::shared_ptr<Session> first;
+  for (const auto& [raw, weak] : sessions) {
+    const auto session = weak.lock();
+    if (!session || session->busy || (crowd && session->address != newcomer)) continue;
+    if (!first || session->deadline < first->deadline) first = session;
+  }
+  if (!first) return false;
+  first->close();
+  return true;
+}
+
+HttpServer::HttpServer(asio::io_context& reactor, HttpLimits limits, Handler handler,
+                       std::shared_ptr<const TlsServer> tls)
+    : impl_(std::make_shared<Impl>(reactor, limits, std::move(handler), std::move(tls))) {}
 
 HttpServer::~HttpServer() {
   stop();

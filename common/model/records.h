@@ -64,4 +64,12 @@ struct TokenRecord {
   std::int64_t uses_left = -1;          ///< -1: without limit
 };
 
+/// The answer to a request that had an Idempotency-Key, to be given again.
+struct IdempotencyRecord {
+  std::string fingerprint;  ///< SHA-256 of method, target and body
+  UnixMillis created = 0;
+  std::uint16_t status = 0;
+  std::string body;  ///< "" where it held a secret
+};
+
 }  // namespace retort

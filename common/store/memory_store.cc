@@ -41,6 +41,10 @@ class MemoryStore final : public Store {
     return {};
   }
 
+  Result<void> checkpoint(const std::filesystem::path& folder) const override {
+    return fail(ErrorCode::kUnsupported, folder.string(), "a store in memory cannot be copied to a disk");
+  }
+
  private:
   using Rows = std::map<std::string, std::string, std::less<>>;
   mutable std::mutex mutex_;

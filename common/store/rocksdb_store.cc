@@ -1,4 +1,5 @@
 #include <rocksdb/db.h>
+#include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
@@ -76,6 +77,13 @@ class RocksdbStore final : public Store {
       if (!visit(view(row->key()), view(row->value()))) break;
     }
     return check(row->status(), folder_, "cannot read");
+  }
+
+  Result<void> checkpoint(const std::filesystem::path& folder) const override {
+    db::Checkpoint* made = nullptr;
+    RETORT_TRY(check(db::Checkpoint::Create(database_.get(), &made), folder, "cannot begin a checkpoint"));
+    const std::unique_ptr<db::Checkpoint> checkpoint(made);
+    return check(checkpoint->CreateCheckpoint(folder.string()), folder, "cannot write a checkpoint");
   }
 
  private:

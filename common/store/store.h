@@ -45,6 +45,9 @@ class Store {
   virtual Result<void> scan(
       std::string_view table, std::string_view prefix, std::string_view start_after,
       const std::function<bool(std::string_view key, std::string_view value)>& visit) const = 0;
+  /// All that is durable now, as a store of its own in a folder that does not exist yet; writes go on
+  /// meanwhile. kUnsupported in memory.
+  virtual Result<void> checkpoint(const std::filesystem::path& folder) const = 0;
 };
 
 /// Tables are fixed at opening. kConflict: another process has it open; kOutOfBudget: disk full.

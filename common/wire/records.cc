@@ -180,6 +180,64 @@ Result<TokenRecord> decode_record(std::string_view bytes) {
                                             });
 }
 
+std::string encode(const AuditEntry& record) {
+  capnp::MallocMessageBuilder message;
+  auto out = message.initRoot<schema::AuditRecord>();
+  out.setSequence(record.sequence);
+  out.setTimeMillis(record.time);
+  out.setActor(text(record.actor));
+  out.setAction(text(record.action));
+  out.setTarget(text(record.target));
+  out.setBefore(text(record.before));
+  out.setAfter(text(record.after));
+  out.setResult(text(record.result));
+  out.setPrevious(text(record.previous));
+  out.setHash(text(record.hash));
+  return to_bytes(message);
+}
+
+template <>
+Result<AuditEntry> decode_record(std::string_view bytes) {
+  return parse_message<schema::AuditRecord>(bytes, "AuditRecord",
+                                            [](schema::AuditRecord::Reader in) -> Result<AuditEntry> {
+                                              AuditEntry record;
+                                              record.sequence = in.getSequence();
+                                              record.time = in.getTimeMillis();
+                                              record.actor = text(in.getActor());
+                                              record.action = text(in.getAction());
+                                              record.target = text(in.getTarget());
+                                              record.before = text(in.getBefore());
+                                              record.after = text(in.getAfter());
+                                              record.result = text(in.getResult());
+                                              record.previous = text(in.getPrevious());
+                                              record.hash = text(in.getHash());
+                                              return record;
+                                            });
+}
+
+std::string encode(const IdempotencyRecord& record) {
+  capnp::MallocMessageBuilder message;
+  auto out = message.initRoot<schema::IdempotencyRecord>();
+  out.setFingerprint(text(record.fingerprint));
+  out.setCreatedMillis(record.created);
+  out.setStatus(record.status);
+  out.setBody(text(record.body));
+  return to_bytes(message);
+}
+
+template <>
+Result<IdempotencyRecord> decode_record(std::string_view bytes) {
+  return parse_message<schema::IdempotencyRecord>(
+      bytes, "IdempotencyRecord", [](schema::IdempotencyRecord::Reader in) -> Result<IdempotencyRecord> {
+        IdempotencyRecord record;
+        record.fingerprint = text(in.getFingerprint());
+        record.created = in.getCreatedMillis();
+        record.status = in.getStatus();
+        record.body = text(in.getBody());
+        return record;
+      });
+}
+
 std::string encode(const DeviceClass& record) {
   capnp::MallocMessageBuilder message;
   auto out = message.initRoot<schema::ClassRecord>();

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "common/core/result.h"
+#include "common/model/audit.h"
 #include "common/model/records.h"
 
 /// Stored records as Cap'n Proto bytes (schemas/records.capnp). decode_…: kCorrupt.
@@ -16,6 +17,8 @@ std::string encode(const DatasetRecord& record);
 std::string encode(const ArtifactRecord& record);
 std::string encode(const JobRecord& record);
 std::string encode(const TokenRecord& record);
+std::string encode(const AuditEntry& record);
+std::string encode(const IdempotencyRecord& record);
 
 template <typename Record>
 Result<Record> decode_record(std::string_view bytes);
@@ -33,5 +36,9 @@ template <>
 Result<JobRecord> decode_record(std::string_view bytes);
 template <>
 Result<TokenRecord> decode_record(std::string_view bytes);
+template <>
+Result<AuditEntry> decode_record(std::string_view bytes);
+template <>
+Result<IdempotencyRecord> decode_record(std::string_view bytes);
 
 }  // namespace retort::wire

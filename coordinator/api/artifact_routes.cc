@@ -68,18 +68,32 @@ void add_artifact_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/artifacts",
            .id = "listArtifacts",
            .noun = "artifacts",
+           .scope = Scope::kViewer,
            .summary = "Students, oldest first",
+           .query = page_parameters({{"class", schema::text()},
+                                     {"label", schema::text("what its job calls it")},
+                                     {"job", schema::text("id")},
+                                     {"teacher", schema::text("id")}}),
            .response = schema::page(artifact_schema())},
-          [&p](const Call&) -> Result<json::value> {
-            std::vector<ArtifactRecord> all = RETORT_TRY(p.artifacts.all());
-            std::sort(all.begin(), all.end(),
-                      [](const auto& a, const auto& b) { return a.created < b.created; });
-            return list_of(all, [](const ArtifactRecord& a) { return artifact_json(a); });
+          [&p](const Call& call) -> Result<json::value> {
+            const std::vector<ArtifactRecord> all = RETORT_TRY(p.artifacts.all());
+            std::map<std::string, const ArtifactRecord*> sorted;
+            for (const ArtifactRecord& artifact : all)
+              sorted.emplace(time_key(artifact.created, artifact.sha256), &artifact);
+            return page_of(
+                call, sorted, [](const auto& entry) { return entry.first; },
+                [&](const auto& entry) {
+                  const ArtifactRecord& a = *entry.second;
+                  return fits(call, "class", a.device_class) && fits(call, "label", a.label) &&
+                         fits(call, "job", a.job) && fits(call, "teacher", a.teacher);
+                },
+                [](const auto& entry) { return artifact_json(*entry.second); });
           });
   api.add({.method = "GET",
            .path = "/v1/artifacts/{sha256}",
            .id = "getArtifact",
            .noun = "artifacts",
+           .scope = Scope::kViewer,
            .summary = "One student",
            .response = artifact_schema()},
           [&p](const Call& call) -> Result<json::value> {
@@ -90,6 +104,7 @@ void add_artifact_routes(Api& api, const ApiParts& parts) {
        .path = "/v1/artifacts/{sha256}/content",
        .id = "getArtifactContent",
        .noun = "artifacts",
+       .scope = Scope::kViewer,
        .summary = "The file; Range works"},
       [&api, &p](const Call& call, const Api::Reply& responder) {
         const Result<ArtifactRecord> artifact = p.artifacts.find(call.parameter("sha256"));
@@ -113,6 +128,7 @@ void add_artifact_routes(Api& api, const ApiParts& parts) {
                .path = "/v1/artifacts/{sha256}/manifest",
                .id = "getArtifactManifest",
                .noun = "artifacts",
+               .scope = Scope::kViewer,
                .summary = "The signed manifest that agents verify (TUF targets metadata)"},
               [&api, &p](const Call& call, const Api::Reply& responder) {
                 const Result<ArtifactRecord> artifact = p.artifacts.find(call.parameter("sha256"));

@@ -103,15 +103,24 @@ void add_class_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/classes",
            .id = "listClasses",
            .noun = "classes",
+           .scope = Scope::kViewer,
            .summary = "Classes of devices",
+           .query = page_parameters({labels_parameter(), {"artifact", schema::text("SHA-256")}}),
            .response = schema::page(class_schema())},
-          [&p](const Call&) -> Result<json::value> {
-            return list_of(p.fleet.classes(), [](const auto& entry) { return class_json(entry.second); });
+          [&p](const Call& call) -> Result<json::value> {
+            return page_of(
+                call, p.fleet.classes(), [](const auto& entry) { return entry.first; },
+                [&](const auto& entry) {
+                  return fits(call, "artifact", entry.second.artifact) &&
+                         fits_labels(call, entry.second.labels);
+                },
+                [](const auto& entry) { return class_json(entry.second); });
           });
   api.add({.method = "GET",
            .path = "/v1/classes/{name}",
            .id = "getClass",
            .noun = "classes",
+           .scope = Scope::kViewer,
            .summary = "One class",
            .response = class_schema()},
           [&p](const Call& call) -> Result<json::value> {
@@ -124,6 +133,7 @@ void add_class_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/classes/{name}",
            .id = "setClass",
            .noun = "classes",
+           .scope = Scope::kOperator,
            .summary = "Makes a class or changes its rules and budgets; devices move at once",
            .request = schema::object(
                {{"name", schema::text("ignored: the path has it"), Presence::kOptional},
@@ -141,6 +151,7 @@ void add_class_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/classes/{name}/assign",
            .id = "assignClass",
            .noun = "classes",
+           .scope = Scope::kOperator,
            .summary = "Says what all devices of a class should serve",
            .request = schema::object(
                {{"artifact", schema::text("its SHA-256 or a prefix; null: nothing"), Presence::kOptional}}),

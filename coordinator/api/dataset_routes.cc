@@ -30,6 +30,7 @@ void add_dataset_routes(Api& api, const ApiParts& parts) {
        .path = "/v1/datasets",
        .id = "importDataset",
        .noun = "datasets",
+       .scope = Scope::kOperator,
        .summary = "Imports JSONL with a \"text\" in each line: a file on the coordinator's host, or the body "
                   "itself when that is application/jsonl",
        .query = {{"name", schema::text("to call it by, where the body is application/jsonl")}},
@@ -49,16 +50,21 @@ void add_dataset_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/datasets",
            .id = "listDatasets",
            .noun = "datasets",
+           .scope = Scope::kViewer,
            .summary = "Texts that were imported",
+           .query = page_parameters({{"name", schema::text()}}),
            .response = schema::page(dataset_schema())},
-          [&p](const Call&) -> Result<json::value> {
-            return list_of(RETORT_TRY(p.catalog.datasets()),
-                           [](const DatasetRecord& d) { return dataset_json(d); });
+          [&p](const Call& call) -> Result<json::value> {
+            return page_of(
+                call, RETORT_TRY(p.catalog.datasets()), [](const DatasetRecord& d) { return d.id; },
+                [&](const DatasetRecord& d) { return fits(call, "name", d.name); },
+                [](const DatasetRecord& d) { return dataset_json(d); });
           });
   api.add({.method = "GET",
            .path = "/v1/datasets/{id}",
            .id = "getDataset",
            .noun = "datasets",
+           .scope = Scope::kViewer,
            .summary = "One dataset",
            .response = dataset_schema()},
           [&p](const Call& call) -> Result<json::value> {

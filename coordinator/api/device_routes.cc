@@ -92,17 +92,33 @@ void add_device_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/devices",
            .id = "listDevices",
            .noun = "devices",
+           .scope = Scope::kViewer,
            .summary = "The fleet",
+           .query = page_parameters({labels_parameter(),
+                                     {"class", schema::text("class= (empty): those of none")},
+                                     {"state", schema::text("of the agent: serving, …")},
+                                     {"artifact", schema::text("SHA-256 of what it serves")},
+                                     {"name", schema::text()},
+                                     {"online", schema::boolean()},
+                                     {"revoked", schema::boolean()}}),
            .response = schema::page(device_schema())},
-          [&p](const Call&) -> Result<json::value> {
-            return list_of(p.fleet.devices(), [&p](const auto& entry) {
-              return device_json(entry.second, p.fleet.online(entry.first));
-            });
+          [&p](const Call& call) -> Result<json::value> {
+            return page_of(
+                call, p.fleet.devices(), [](const auto& entry) { return entry.first; },
+                [&](const auto& entry) {
+                  const DeviceRecord& d = entry.second;
+                  return fits(call, "class", d.desired.device_class) && fits(call, "state", d.status.state) &&
+                         fits(call, "artifact", d.status.artifact) && fits(call, "name", d.name) &&
+                         fits(call, "revoked", d.revoked) && fits(call, "online", p.fleet.online(d.id)) &&
+                         fits_labels(call, d.profile.labels);
+                },
+                [&p](const auto& entry) { return device_json(entry.second, p.fleet.online(entry.first)); });
           });
   api.add({.method = "GET",
            .path = "/v1/devices/{id}",
            .id = "getDevice",
            .noun = "devices",
+           .scope = Scope::kViewer,
            .summary = "One device: profile, class, desired and actual state",
            .response = device_schema()},
           [&p](const Call& call) -> Result<json::value> {
@@ -113,6 +129,7 @@ void add_device_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/devices/{id}",
            .id = "revokeDevice",
            .noun = "devices",
+           .scope = Scope::kOperator,
            .summary = "Revokes it: its session ends, its key is refused from now on",
            .response = schema::object({{"id", schema::text()}, {"revoked", schema::boolean()}})},
           [&p](const Call& call) -> Result<json::value> {

@@ -129,6 +129,7 @@ void add_job_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/jobs",
            .id = "submitJob",
            .noun = "jobs",
+           .scope = Scope::kOperator,
            .summary = "Starts a job from a recipe",
            .request = schema::object(
                {{"recipe", schema::text("YAML, in which {id: X} of a teacher and {dataset: X} name what the "
@@ -144,19 +145,28 @@ void add_job_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/jobs",
            .id = "listJobs",
            .noun = "jobs",
+           .scope = Scope::kViewer,
            .summary = "Jobs, oldest first",
+           .query = page_parameters(
+               {{"state", schema::text()}, {"class", schema::text()}, {"teacher", schema::text("id")}}),
            .response = schema::page(job_schema(false))},
-          [&p](const Call&) -> Result<json::value> {
-            std::vector<const JobRecord*> jobs;
-            for (const auto& [id, job] : p.jobs.all()) jobs.push_back(&job);
-            std::sort(jobs.begin(), jobs.end(),
-                      [](const auto* a, const auto* b) { return a->created < b->created; });
-            return list_of(jobs, [&p](const JobRecord* job) { return job_json(p, *job, false); });
+          [&p](const Call& call) -> Result<json::value> {
+            std::map<std::string, const JobRecord*> jobs;
+            for (const auto& [id, job] : p.jobs.all()) jobs.emplace(time_key(job.created, id), &job);
+            return page_of(
+                call, jobs, [](const auto& entry) { return entry.first; },
+                [&](const auto& entry) {
+                  return fits(call, "state", entry.second->state) &&
+                         fits(call, "class", entry.second->device_class) &&
+                         fits(call, "teacher", entry.second->teacher);
+                },
+                [&p](const auto& entry) { return job_json(p, *entry.second, false); });
           });
   api.add({.method = "GET",
            .path = "/v1/jobs/{id}",
            .id = "getJob",
            .noun = "jobs",
+           .scope = Scope::kViewer,
            .summary = "One job with its last progress and its artifacts",
            .response = job_schema(true)},
           [&p](const Call& call) -> Result<json::value> {
@@ -167,6 +177,7 @@ void add_job_routes(Api& api, const ApiParts& parts) {
        .path = "/v1/jobs/{id}/logs",
        .id = "getJobLog",
        .noun = "jobs",
+       .scope = Scope::kViewer,
        .summary = "The worker's JSON lines from a byte on; the header Next-Offset says where to go on",
        .query = {{"offset", schema::count("in bytes")}}},
       [&api, &p](const Call& call, const Api::Reply& responder) {
@@ -185,6 +196,7 @@ void add_job_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/jobs/{id}/cancel",
            .id = "cancelJob",
            .noun = "jobs",
+           .scope = Scope::kOperator,
            .summary = "Stops it at its next step",
            .response = job_schema(false)},
           [&p](const Call& call) -> Result<json::value> {

@@ -17,6 +17,9 @@ void add_artifact_routes(Api& api, const ApiParts& parts);
 void add_device_routes(Api& api, const ApiParts& parts);
 void add_token_routes(Api& api, const ApiParts& parts);
 void add_telemetry_routes(Api& api, const ApiParts& parts);
+void add_audit_routes(Api& api, const ApiParts& parts);
+void add_event_routes(Api& api, const ApiParts& parts);
+void add_backup_routes(Api& api, const ApiParts& parts);
 
 // What several of these files need.
 inline const std::string kRequestBody = "request body";
@@ -26,13 +29,43 @@ json::object to_json(const std::map<std::string, std::string>& labels);
 json::array to_json(const std::vector<std::string>& texts);
 /// A text of a request that may be missing.
 Result<std::string> optional_text(const json::object& object, std::string_view key);
-/// {"items": [to(item), …], "next": null}
-template <typename Items, typename ToJson>
-json::value list_of(const Items& items, ToJson to) {
+/// Parameters of a list: `filters` of its own, and those that every list has.
+std::vector<QueryParameter> page_parameters(std::vector<QueryParameter> filters = {},
+                                            std::size_t most = 1000);
+/// Which part of a list is wanted.
+struct PageQuery {
+  std::size_t limit = 100;
+  std::string after;  ///< the key of the last item of the page before; "" for the first page
+};
+/// kInvalid where the cursor is none of ours.
+Result<PageQuery> page_query(const Call& call);
+std::string cursor_of(const std::string& key);
+/// {"items": […], "next": cursor or null} of the items after the cursor for which `keep` is true. `items` are
+/// in the order of `key`, which is never "". An item that comes or goes between two pages is missed or seen
+/// by none of the others.
+template <typename Items, typename Key, typename Keep, typename ToJson>
+Result<json::value> page_of(const Call& call, const Items& items, Key key, Keep keep, ToJson to) {
+  const PageQuery query = RETORT_TRY(page_query(call));
   json::array out;
-  for (const auto& item : items) out.push_back(to(item));
-  return json::object{{"items", std::move(out)}, {"next", nullptr}};
+  std::string last;
+  for (const auto& item : items) {
+    const std::string& at = key(item);
+    if (at <= query.after || !keep(item)) continue;
+    if (out.size() == query.limit)
+      return json::value(json::object{{"items", std::move(out)}, {"next", cursor_of(last)}});
+    out.push_back(to(item));
+    last = at;
+  }
+  return json::value(json::object{{"items", std::move(out)}, {"next", nullptr}});
 }
+/// True where a filter is not given or is this.
+bool fits(const Call& call, const char* filter, std::string_view value);
+bool fits(const Call& call, const char* filter, bool value);
+/// True where all of "key=value,key,…" is among the labels; "key" alone: with any value.
+bool fits_labels(const Call& call, const std::map<std::string, std::string>& labels);
+QueryParameter labels_parameter();
+/// A time and an id as one key, in the order of time.
+std::string time_key(UnixMillis time, const std::string& id);
 
 json::object artifact_json(const ArtifactRecord& artifact);
 json::object artifact_schema();

@@ -34,6 +34,31 @@ std::string metrics(const Api& api, const ApiParts& p) {
   return out;
 }
 
+struct Problem {
+  const char *type, *what;
+};
+/// What the "type" of a problem document stands for.
+constexpr Problem kProblems[] = {
+    {"invalid", "The request or a file in it can never work as given. The detail says where; mend it."},
+    {"corrupt", "Bytes are not what they claim to be. Get the file again."},
+    {"unsupported", "It is well-formed, but not something that is done here. The detail says what is."},
+    {"not_found", "There is no such thing, or no such path."},
+    {"conflict", "It exists already, is in use, or another request is at it. Look at it again."},
+    {"unauthorized", "No token, or one that is wrong or expired. Give another."},
+    {"denied", "The token is good, but its scope does not allow this. Ask an admin for another."},
+    {"out_of_budget", "It does not fit: disk, memory, or a class's budget."},
+    {"unavailable", "Not now. Try again after the seconds of Retry-After."},
+    {"io", "The coordinator's operating system refused. The detail holds its reason."},
+    {"cancelled", "Somebody asked it to stop."},
+    {"internal", "A bug in the coordinator. Its log says more."},
+    {"method_not_allowed", "The path exists, but not with this method. Allow says which there are."},
+    {"precondition_failed",
+     "If-Match or If-None-Match does not hold: somebody changed it. GET it, and try again."},
+    {"rate_limited", "Too many requests. Wait for the seconds of Retry-After."},
+    {"idempotency_mismatch",
+     "The Idempotency-Key was used for another request. Take a new key for a new request."},
+};
+
 }  // namespace
 
 void add_status_routes(Api& api, const ApiParts& parts) {
@@ -42,16 +67,39 @@ void add_status_routes(Api& api, const ApiParts& parts) {
            .path = "/health",
            .id = "getHealth",
            .noun = "status",
+           .scope = Scope::kOpen,
            .summary = "Says that the coordinator answers; without a token",
-           .response = schema::object({{"status", schema::choice({"ok"})}}),
-           .open = true},
+           .response = schema::object({{"status", schema::choice({"ok"})}})},
           [](const Call&) -> Result<json::value> {
             return json::object{{"status", "ok"}};
+          });
+  api.add({.method = "GET",
+           .path = "/v1/openapi.json",
+           .id = "getOpenapi",
+           .noun = "status",
+           .scope = Scope::kOpen,
+           .summary = "This document: OpenAPI 3.1 of the table that dispatches",
+           .response = schema::any_object()},
+          [&api](const Call&) -> Result<json::value> { return json::value(api.openapi()); });
+  api.add({.method = "GET",
+           .path = "/v1/problems/{type}",
+           .id = "getProblem",
+           .noun = "status",
+           .scope = Scope::kOpen,
+           .summary = "What the type of a problem document stands for",
+           .response = schema::object({{"type", schema::text()}, {"description", schema::text()}})},
+          [](const Call& call) -> Result<json::value> {
+            for (const Problem& problem : kProblems)
+              if (call.parameter("type") == problem.type)
+                return json::value(json::object{{"type", "/v1/problems/" + std::string(problem.type)},
+                                                {"description", problem.what}});
+            return fail(ErrorCode::kNotFound, "", "there is no problem '{}'", call.parameter("type"));
           });
   api.add_raw({.method = "GET",
                .path = "/metrics",
                .id = "getMetrics",
                .noun = "status",
+               .scope = Scope::kViewer,
                .summary = "Prometheus text"},
               [&api, &p](const Call&, const Api::Reply& responder) {
                 responder->send(200, "text/plain; version=0.0.4", metrics(api, p));
@@ -61,6 +109,7 @@ void add_status_routes(Api& api, const ApiParts& parts) {
        .path = "/v1/status",
        .id = "getStatus",
        .noun = "status",
+       .scope = Scope::kViewer,
        .summary = "The coordinator and its fleet in short",
        .response = schema::object(
            {{"version", schema::text()},

@@ -92,6 +92,7 @@ void add_tailor_routes(Api& api, const ApiParts& parts) {
        .path = "/v1/tailor",
        .id = "tailor",
        .noun = "jobs",
+       .scope = Scope::kOperator,
        .summary = "Starts one job a class that makes the best student for it: all classes or none",
        .request = schema::object(
            {{"teacher", schema::text("name or id")},

@@ -33,6 +33,7 @@ void add_teacher_routes(Api& api, const ApiParts& parts) {
                 .path = "/v1/teachers",
                 .id = "importTeacher",
                 .noun = "teachers",
+                .scope = Scope::kOperator,
                 .summary = "Checks, copies and converts a Hugging Face folder on the coordinator's host",
                 .request = schema::object({{"path", schema::text("of the folder")},
                                            {"name", schema::text("to call it by"), Presence::kOptional}}),
@@ -47,17 +48,23 @@ void add_teacher_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/teachers",
            .id = "listTeachers",
            .noun = "teachers",
+           .scope = Scope::kViewer,
            .summary = "Teachers that were imported",
+           .query = page_parameters({{"name", schema::text()}, {"family", schema::text()}}),
            .response = schema::page(teacher_schema())},
-          [&p](const Call&) -> Result<json::value> {
-            return list_of(RETORT_TRY(p.catalog.teachers()), [&p](const TeacherRecord& t) {
-              return teacher_json(t, p.teacher_serve.teacher());
-            });
+          [&p](const Call& call) -> Result<json::value> {
+            return page_of(
+                call, RETORT_TRY(p.catalog.teachers()), [](const TeacherRecord& t) { return t.id; },
+                [&](const TeacherRecord& t) {
+                  return fits(call, "name", t.name) && fits(call, "family", t.family);
+                },
+                [&p](const TeacherRecord& t) { return teacher_json(t, p.teacher_serve.teacher()); });
           });
   api.add({.method = "GET",
            .path = "/v1/teachers/{id}",
            .id = "getTeacher",
            .noun = "teachers",
+           .scope = Scope::kViewer,
            .summary = "One teacher",
            .response = teacher_schema()},
           [&p](const Call& call) -> Result<json::value> {
@@ -68,6 +75,7 @@ void add_teacher_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/teachers/{id}",
            .id = "removeTeacher",
            .noun = "teachers",
+           .scope = Scope::kOperator,
            .summary = "Removes a teacher that no job needs",
            .response = schema::object({{"id", schema::text()}, {"removed", schema::boolean()}})},
           [&p](const Call& call) -> Result<json::value> {
@@ -88,6 +96,7 @@ void add_teacher_routes(Api& api, const ApiParts& parts) {
            .path = "/v1/teachers/{id}/serve",
            .id = "serveTeacher",
            .noun = "teachers",
+           .scope = Scope::kOperator,
            .summary = "Makes it the teacher that the coordinator serves, now and after restarts",
            .response = teacher_schema()},
           [&p](const Call& call) -> Result<json::value> {

@@ -1,9 +1,14 @@
 #include "coordinator/api/tokens.h"
 
+#include <algorithm>
+
 #include "common/core/sha256.h"
 
 namespace retort {
 namespace {
+
+constexpr std::string_view kUseTable = "token_use";
+constexpr UnixMillis kUseMillis = 60000;
 
 /// Takes the same time wherever the two differ.
 bool same_secret(std::string_view a, std::string_view b) {
@@ -18,8 +23,9 @@ bool same_secret(std::string_view a, std::string_view b) {
 
 Result<Tokens::Made> Tokens::create(const std::string& kind, const std::string& name, std::int64_t uses,
                                     UnixMillis expires) {
-  if (kind != "operator" && kind != "enrolment")
-    return fail(ErrorCode::kInvalid, "", "'{}' is not a kind of token; 'operator' and 'enrolment' are", kind);
+  if (std::find(kTokenKinds.begin(), kTokenKinds.end(), kind) == kTokenKinds.end())
+    return fail(ErrorCode::kInvalid, "", "'{}' is not a kind of token; {} are", kind,
+                fmt::join(kTokenKinds, ", "));
   Made made;
   made.record.id = random_.hex(6);
   const std::string secret = random_.hex(32);
@@ -34,7 +40,7 @@ Result<Tokens::Made> Tokens::create(const std::string& kind, const std::string& 
   return made;
 }
 
-Result<TokenRecord> Tokens::check(const std::string& secret, std::string_view kind) const {
+Result<TokenRecord> Tokens::identify(const std::string& secret) {
   const auto denied = [] { return fail(ErrorCode::kDenied, "", "the token is wrong, expired or used up"); };
   const std::size_t dot = secret.find('.');
   if (dot == std::string::npos || dot > 64 || secret.size() > 256) return denied();
@@ -42,10 +48,29 @@ Result<TokenRecord> Tokens::check(const std::string& secret, std::string_view ki
   if (!record) return denied();
   const std::string hash = sha256_hex(secret.substr(dot + 1));
   const bool same = same_secret(hash, record->secret_sha256);
-  const bool live =
-      (record->expires == 0 || clock_.unix_millis() < record->expires) && record->uses_left != 0;
-  if (!same || !live || record->kind != kind) return denied();
+  const UnixMillis now = clock_.unix_millis();
+  const bool live = (record->expires == 0 || now < record->expires) && record->uses_left != 0;
+  if (!same || !live) return denied();
+  if (UnixMillis& used = used_[record->id]; now - used >= kUseMillis || now < used) {
+    // For people only: a crash may lose the last of these.
+    used = now;
+    StoreBatch batch;
+    batch.put(kUseTable, record->id, std::to_string(now));
+    RETORT_TRY(store_.write(batch, false));
+  }
   return *record;
+}
+
+UnixMillis Tokens::last_used(const std::string& id) const {
+  const auto text = store_.get(kUseTable, id);
+  return text && *text ? std::strtoll((*text)->c_str(), nullptr, 10) : 0;
+}
+
+Result<TokenRecord> Tokens::check(const std::string& secret, std::string_view kind) {
+  const TokenRecord record = RETORT_TRY(identify(secret));
+  if (record.kind != kind)
+    return fail(ErrorCode::kDenied, "", "this is a token of kind '{}', not '{}'", record.kind, kind);
+  return record;
 }
 
 Result<void> Tokens::consume(const std::string& secret, std::string_view kind) {
@@ -59,6 +84,8 @@ Result<void> Tokens::revoke(const std::string& id) {
   if (!RETORT_TRY(table_.get(id))) return fail(ErrorCode::kNotFound, "", "there is no token '{}'", id);
   StoreBatch batch;
   table_.erase(batch, id);
+  batch.erase(kUseTable, id);
+  used_.erase(id);
   return store_.write(batch);
 }
 

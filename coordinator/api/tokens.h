@@ -1,6 +1,9 @@
 #pragma once
 
+#include <array>
+#include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/core/clock.h"
@@ -9,7 +12,12 @@
 
 namespace retort {
 
-/// Operator and enrolment tokens. A token is shown once; only its SHA-256 is kept. Thread: reactor.
+/// What a token may be for: a scope of the REST interface, or letting devices in.
+inline constexpr std::array<std::string_view, 5> kTokenKinds{"viewer", "operator", "admin", "device-enroller",
+                                                             "enrolment"};
+
+/// Tokens of operators and devices. A token is shown once; only its SHA-256 is kept: the secret has 256
+/// random bits, so that no slow hash is needed. Thread: reactor.
 class Tokens {
  public:
   Tokens(Store& store, const Clock& clock, RandomSource& random)
@@ -18,12 +26,16 @@ class Tokens {
     TokenRecord record;
     std::string secret;  ///< "<id>.<64 hexadecimal characters>"
   };
-  /// kind: "operator" or "enrolment"; uses -1: without limit; expires 0: never.
+  /// kind: one of kTokenKinds; uses -1: without limit; expires 0: never.
   Result<Made> create(const std::string& kind, const std::string& name, std::int64_t uses,
                       UnixMillis expires);
   /// kDenied: unknown, of another kind, expired, or used up. The comparison takes the same time whatever the
   /// guess.
-  Result<TokenRecord> check(const std::string& secret, std::string_view kind) const;
+  Result<TokenRecord> check(const std::string& secret, std::string_view kind);
+  /// check() of any kind.
+  Result<TokenRecord> identify(const std::string& secret);
+  /// To the minute; 0: never.
+  UnixMillis last_used(const std::string& id) const;
   /// check(), and one use less, durably.
   Result<void> consume(const std::string& secret, std::string_view kind);
   Result<std::vector<TokenRecord>> all() const { return table_.all(); }
@@ -34,6 +46,7 @@ class Tokens {
   Store& store_;
   const Clock& clock_;
   RandomSource& random_;
+  std::map<std::string, UnixMillis> used_;  ///< as far as written, by id
 };
 
 }  // namespace retort

@@ -10,7 +10,7 @@
 namespace retort::cli {
 namespace {
 
-struct Given {
+struct ArtifactArguments {
   std::string id;
   std::string file;
 };
@@ -18,7 +18,7 @@ struct Given {
 }  // namespace
 
 void add_artifact_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<ArtifactArguments>();
   CLI::App* app = program.noun("artifact", "students, named by the SHA-256 of their file");
   program.add_ls(app, "/v1/artifacts", artifacts_table);
   program.add_show(app, "/v1/artifacts", "SHA256");
@@ -45,7 +45,7 @@ void add_artifact_commands(Program& program) {
           return fail(ErrorCode::kCorrupt, given->file, "the bytes hash to {}, not to {}", found, sha256);
         }
         std::filesystem::rename(part, given->file);
-        if (!program.as_json()) print(fmt::format("{}  {}\n", given->file, format_bytes(bytes)));
+        if (program.as_table()) print(fmt::format("{}  {}\n", given->file, format_bytes(bytes)));
         return 0;
       });
   get->add_option("SHA256", given->id)->required();

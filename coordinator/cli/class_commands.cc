@@ -23,7 +23,7 @@ Result<json::object> labels_of(const std::vector<std::string>& labels) {
   return out;
 }
 
-struct Given {
+struct ClassArguments {
   std::string id;
   std::string file;
   std::vector<std::string> labels;
@@ -41,7 +41,7 @@ struct Given {
 }  // namespace
 
 void add_class_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<ClassArguments>();
   CLI::App* app = program.noun("class", "classes of devices: rules, budgets, what they should serve");
   program.verb(app, "ls", "list them", "",
                [&program, given] { return program.list("/v1/classes", classes_table); });

@@ -13,6 +13,9 @@ void add_tailor_commands(Program& program);
 void add_artifact_commands(Program& program);
 void add_device_commands(Program& program);
 void add_token_commands(Program& program);
+void add_apply_commands(Program& program);
+void add_audit_commands(Program& program);
+void add_event_commands(Program& program);
 void add_status_commands(Program& program);
 
 }  // namespace retort::cli

@@ -4,7 +4,7 @@
 namespace retort::cli {
 namespace {
 
-struct Given {
+struct DatasetArguments {
   std::string name;
   std::string path;
   bool upload = false;
@@ -13,7 +13,7 @@ struct Given {
 }  // namespace
 
 void add_dataset_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<DatasetArguments>();
   CLI::App* app = program.noun("dataset", "texts to train and to judge on");
   CLI::App* import =
       program.verb(app, "import", "import a JSONL file of {\"text\": …} lines",

@@ -6,7 +6,7 @@
 namespace retort::cli {
 namespace {
 
-struct Given {
+struct JobArguments {
   std::string id;
   std::string name;
   std::string path;
@@ -18,7 +18,7 @@ struct Given {
 }  // namespace
 
 void add_job_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<JobArguments>();
   CLI::App* app = program.noun("job", "compression jobs");
   CLI::App* submit = program.verb(app, "submit", "start a job from a recipe",
                                   "  retort job submit recipe.yaml --class small --watch",

@@ -6,6 +6,7 @@
 #include "coordinator/cli/commands.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cli/views.h"
+#include "coordinator/cli/yaml.h"
 
 namespace retort::cli {
 
@@ -68,9 +69,15 @@ Program::Program(const std::string& version)
       ->envname("RETORT_TOKEN");
   app_.add_option("--token-file", token_file_, "file that holds it (default: ~/.config/retort/token)")
       ->envname("RETORT_TOKEN_FILE");
-  app_.add_option("-o,--output", output_, "table or json")
+  app_.add_option("--fingerprint", fingerprint_,
+                  "of an https coordinator's certificate, which its log shows; --trust-new keeps it in "
+                  "~/.config/retort/fingerprints")
+      ->envname("RETORT_FINGERPRINT");
+  app_.add_flag("--trust-new", trust_new_,
+                "take and keep the certificate of a coordinator that is not known yet");
+  app_.add_option("-o,--output", output_, "table, json or yaml")
       ->capture_default_str()
-      ->check(CLI::IsMember({"table", "json"}));
+      ->check(CLI::IsMember({"table", "json", "yaml"}));
   app_.footer(
       "Examples:\n  retort teacher import ./my-model --name demo --serve\n"
       "  retort class set small --max-memory 64MiB --file 1.2MiB\n"
@@ -87,6 +94,9 @@ Program::Program(const std::string& version)
   add_artifact_commands(*this);
   add_device_commands(*this);
   add_token_commands(*this);
+  add_apply_commands(*this);
+  add_audit_commands(*this);
+  add_event_commands(*this);
   add_status_commands(*this);
 }
 
@@ -106,14 +116,21 @@ CLI::App* Program::verb(CLI::App* noun, const std::string& name, const std::stri
 
 Result<Rest> Program::connect() const {
   const char* home = std::getenv("HOME");
-  const std::filesystem::path fallback =
-      home == nullptr ? std::filesystem::path() : std::filesystem::path(home) / ".config/retort/token";
-  return Rest::open({server_, RETORT_TRY(find_token(token_, token_file_, fallback))});
+  const std::filesystem::path folder =
+      home == nullptr ? std::filesystem::path() : std::filesystem::path(home) / ".config/retort";
+  const auto in_folder = [&](const char* name) { return folder.empty() ? folder : folder / name; };
+  Connection connection{server_, RETORT_TRY(find_token(token_, token_file_, in_folder("token"))), ""};
+  if (server_.starts_with("https://"))
+    connection.fingerprint =
+        RETORT_TRY(find_fingerprint(server_, fingerprint_, trust_new_, in_folder("fingerprints")));
+  return Rest::open(std::move(connection));
 }
 
 Result<int> Program::show(const Result<json::value>& answer) const {
   if (!answer) return fail(answer.error());
-  if (as_json() || !answer->is_object())
+  if (output_ == "yaml")
+    print(to_yaml(*answer));
+  else if (output_ == "json" || !answer->is_object())
     print(pretty_json(*answer));
   else
     print(object_view(answer->get_object(), now()));
@@ -124,7 +141,8 @@ Result<int> Program::list(const std::string& path,
                           const std::function<std::string(const json::array&)>& table) const {
   Rest rest = RETORT_TRY(connect());
   const json::array items = RETORT_TRY(items_of(rest, path));
-  print(as_json() ? pretty_json(items) : table(items));
+  if (!as_table()) return show(json::value(items));
+  print(table(items));
   return 0;
 }
 
@@ -150,7 +168,7 @@ void Program::add_remove(CLI::App* noun, const std::string& name, const std::str
   CLI::App* remove = verb(noun, name, what, "", [this, path, done, id]() -> Result<int> {
     Rest rest = RETORT_TRY(connect());
     RETORT_TRY(rest.remove(path + "/" + escape_url(*id)));
-    if (!as_json()) print(fmt::format("{} {}\n", harmless(*id), done));
+    if (as_table()) print(fmt::format("{} {}\n", harmless(*id), done));
     return 0;
   });
   remove->add_option(id_name, *id)->required();

@@ -42,8 +42,8 @@ class Program {
                   const std::string& id_name, const std::string& done);
 
   Result<Rest> connect() const;
-  bool as_json() const { return output_ == "json"; }
-  /// Prints one object.
+  bool as_table() const { return output_ == "table"; }
+  /// Prints an answer in the form that -o asks for.
   Result<int> show(const Result<json::value>& answer) const;
   /// Gets a list and prints it.
   Result<int> list(const std::string& path,
@@ -51,7 +51,8 @@ class Program {
 
  private:
   CLI::App app_;
-  std::string server_ = "http://127.0.0.1:8440", token_, token_file_, output_ = "table";
+  std::string server_ = "http://127.0.0.1:8440", token_, token_file_, fingerprint_, output_ = "table";
+  bool trust_new_ = false;
   Action action_;
 };
 

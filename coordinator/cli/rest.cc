@@ -1,9 +1,9 @@
 #include "coordinator/cli/rest.h"
 
 #include <algorithm>
-
 #include <cctype>
 #include <charconv>
+#include <thread>
 
 #include "common/core/file.h"
 #include "common/http/http.h"
@@ -65,12 +65,20 @@ Result<HttpResponse> Rest::Impl::send(std::string_view method, const std::string
   if (!range.empty()) call.headers.emplace_back("Range", range);
   if (!content_type.empty()) call.headers.emplace_back("Content-Type", content_type);
   call.body = body;
+  call.fingerprint = connection.fingerprint;
   // The import of a teacher copies and converts it before the answer comes.
   call.timeout = std::chrono::minutes(10);
   Result<HttpResponse> answer = http_call(call);
   if (!answer && answer.error().code == ErrorCode::kUnavailable)
     return fail(ErrorCode::kUnavailable, "", "cannot reach the coordinator at {}: {}", connection.server,
                 answer.error().message);
+  if (!answer && answer.error().code == ErrorCode::kDenied)
+    return fail(
+        ErrorCode::kDenied, connection.server, "{}. {}", answer.error().message,
+        connection.fingerprint.empty()
+            ? "If its log shows that fingerprint too, give it with --fingerprint, or --trust-new once"
+            : "Somebody may stand between you and it. If its certificate was changed on purpose, take its "
+              "line out of ~/.config/retort/fingerprints, or give the new one with --fingerprint");
   return answer;
 }
 
@@ -92,9 +100,9 @@ Result<Rest> Rest::open(Connection connection) {
                 connection.server, why);
   };
   std::string_view rest = connection.server;
-  if (rest.starts_with("https://")) return bad("wants TLS, which comes later: tunnel to it");
-  if (!rest.starts_with("http://")) return bad("is not an http address");
-  rest.remove_prefix(7);
+  if (!rest.starts_with("http://") && !rest.starts_with("https://"))
+    return bad("is not an http or https address");
+  rest.remove_prefix(rest.find("//") + 2);
   const auto printable = [](std::string_view text) {
     return std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c < 0x7f; });
   };
@@ -157,6 +165,47 @@ Result<void> Rest::download(const std::string& path, const std::filesystem::path
   return {};
 }
 
+Result<void> Rest::watch(const std::string& kinds,
+                         const std::function<bool(const std::string&, const std::string&)>& on_event) {
+  std::string last_id;
+  for (int failures = 0;;) {
+    HttpCall call;
+    call.url = impl_->address + "/v1/events" + query_of({{"kinds", kinds}});
+    call.headers = {{"Accept", "text/event-stream"}};
+    if (!impl_->connection.token.empty())
+      call.headers.emplace_back("Authorization", "Bearer " + impl_->connection.token);
+    if (!last_id.empty()) call.headers.emplace_back("Last-Event-ID", last_id);
+    call.fingerprint = impl_->connection.fingerprint;
+    call.timeout = std::chrono::minutes(1);  // the coordinator says something every 15 s
+    std::string text, kind, data;
+    bool more = true;
+    call.on_body = [&](std::string_view piece) {
+      failures = 0;
+      text += piece;
+      std::size_t start = 0;
+      for (std::size_t end; more && (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
+        const std::string_view line = std::string_view(text).substr(start, end - start);
+        if (line.starts_with("id: ")) last_id = line.substr(4);
+        if (line.starts_with("event: ")) kind = line.substr(7);
+        if (line.starts_with("data: ")) data = line.substr(6);
+        if (line.empty() && !kind.empty()) {
+          more = on_event(kind, data);
+          kind.clear();
+        }
+      }
+      text.erase(0, start);
+      return more && text.size() < (1 << 20);
+    };
+    const Result<HttpResponse> answer = http_call(call);
+    if (!more) return {};
+    if (answer && (answer->status < 200 || answer->status > 299))
+      return fail(error_of(*answer, "/v1/events"));
+    if (!answer && (answer.error().code != ErrorCode::kUnavailable || ++failures > 30))
+      return fail(answer.error());
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+  }
+}
+
 std::string escape_url(std::string_view text) {
   std::string out;
   for (const char c : text) {
@@ -175,6 +224,38 @@ std::string query_of(const std::vector<std::pair<std::string, std::string>>& mem
   for (const auto& [name, value] : members)
     if (!value.empty()) out += (out.empty() ? "?" : "&") + name + "=" + escape_url(value);
   return out;
+}
+
+Result<std::string> find_fingerprint(const std::string& server, const std::string& given, bool trust_new,
+                                     const std::filesystem::path& file) {
+  std::string address = server;
+  while (address.ends_with('/')) address.pop_back();
+  std::string known, text;
+  std::error_code ignored;
+  if (!file.empty() && std::filesystem::exists(file, ignored)) text = RETORT_TRY(read_file(file, 1 << 20));
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    const std::string line = text.substr(at, end - at);
+    if (line.starts_with(address + " "))
+      known = RETORT_TRY(parse_fingerprint(line.substr(address.size() + 1)));
+    at = end + 1;
+  }
+  const std::string wanted = given.empty() ? std::string() : RETORT_TRY(parse_fingerprint(given));
+  if (!trust_new) return wanted.empty() ? known : wanted;
+  const std::string seen = RETORT_TRY(https_fingerprint(address));
+  const std::string& expected = wanted.empty() ? known : wanted;
+  if (!expected.empty() && seen != expected)
+    return fail(
+        ErrorCode::kDenied, address,
+        "its certificate has the fingerprint {}, not {}: somebody may stand between you and it. If it was "
+        "changed on purpose, take its line out of {}",
+        seen, expected, file.string());
+  if (known.empty()) {
+    if (file.empty()) return fail(ErrorCode::kInvalid, "--trust-new", "there is no HOME to keep it in");
+    RETORT_TRY(make_folders(file.parent_path()));
+    RETORT_TRY(write_file_atomic(file, text + address + " " + seen + "\n", 0600));
+  }
+  return seen;
 }
 
 Result<std::string> find_token(const std::string& token, const std::string& token_file,

@@ -17,14 +17,21 @@ namespace retort::cli {
 
 /// Where the coordinator is and who asks.
 struct Connection {
-  std::string server;  ///< "http://127.0.0.1:8440"
-  std::string token;   ///< may be empty: only /health answers then
+  std::string server;       ///< "http://127.0.0.1:8440", or https
+  std::string token;        ///< may be empty: only /health answers then
+  std::string fingerprint;  ///< of https; "": what the system's authorities vouch for
 };
 
 /// The token: `token`, else the first line of `token_file`, else of `fallback_file` where that exists, else
 /// "".
 Result<std::string> find_token(const std::string& token, const std::string& token_file,
                                const std::filesystem::path& fallback_file);
+
+/// The certificate that an https server is to have: `given`, else the one that `file` keeps for it, else,
+/// with `trust_new`, the one that it shows now, which is then kept. "" where there is none: the system's
+/// authorities decide. kDenied where `given` or `trust_new` meets another one that is kept.
+Result<std::string> find_fingerprint(const std::string& server, const std::string& given, bool trust_new,
+                                     const std::filesystem::path& file);
 
 /// "?a=1&b=x%20y" of the members that are not empty; "" when all are.
 std::string query_of(const std::vector<std::pair<std::string, std::string>>& members);
@@ -55,6 +62,10 @@ class Rest {
   /// Into `file` (which appears only when whole), piece by piece by Range.
   Result<void> download(const std::string& path, const std::filesystem::path& file, std::uint64_t bytes,
                         const std::function<void(std::uint64_t done)>& on_progress);
+  /// Reads server-sent events until `on_event` returns false, coming back after breaks where it was. kinds:
+  /// as /v1/events takes them.
+  Result<void> watch(const std::string& kinds,
+                     const std::function<bool(const std::string& kind, const std::string& data)>& on_event);
   /// True when the coordinator is on this host, so that both sides see the same files.
   bool local() const;
 

@@ -4,7 +4,7 @@
 namespace retort::cli {
 namespace {
 
-struct Given {
+struct StatusArguments {
   std::string id;
   std::string duration;
   std::string metric;
@@ -12,7 +12,7 @@ struct Given {
 };
 
 /// Commands and long options, by the words typed so far.
-std::string completion(const CLI::App& root) {
+std::string completion(const CLI::App& root, const std::string& shell) {
   std::string cases;
   const std::function<void(const CLI::App*, const std::string&)> visit = [&](const CLI::App* app,
                                                                              const std::string& path) {
@@ -29,7 +29,9 @@ std::string completion(const CLI::App& root) {
     cases += fmt::format("    \"{}\") words=\"{}\" ;;\n", path, words);
   };
   visit(&root, "");
-  return "_retort() {\n  local path= word words=\n  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n"
+  // zsh has what bash's script needs.
+  return std::string(shell == "zsh" ? "#compdef retort\nautoload -Uz bashcompinit && bashcompinit\n" : "") +
+         "_retort() {\n  local path= word words=\n  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n"
          "    [[ $word == -* ]] || path+=\"${path:+ }$word\"\n  done\n"
          "  while :; do\n    case \"$path\" in\n" +
          cases +
@@ -42,7 +44,7 @@ std::string completion(const CLI::App& root) {
 }  // namespace
 
 void add_status_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<StatusArguments>();
   CLI::App* telemetry = program.verb(
       &program.app(), "telemetry", "what devices measured",
       "  retort telemetry --device dev-0011223344556677 --since 1h", [&program, given]() -> Result<int> {
@@ -65,10 +67,12 @@ void add_status_commands(Program& program) {
   CLI::App* complete = program.verb(&program.app(), "completion", "print a completion script for a shell",
                                     "  retort completion bash > /etc/bash_completion.d/retort",
                                     [&program, given]() -> Result<int> {
-                                      print(completion(program.app()));
+                                      print(completion(program.app(), given->shell));
                                       return 0;
                                     });
-  complete->add_option("SHELL", given->shell, "bash")->required()->check(CLI::IsMember({"bash"}));
+  complete->add_option("SHELL", given->shell, "bash or zsh")
+      ->required()
+      ->check(CLI::IsMember({"bash", "zsh"}));
 }
 
 }  // namespace retort::cli

@@ -5,7 +5,7 @@
 namespace retort::cli {
 namespace {
 
-struct Given {
+struct TailorArguments {
   std::string teacher;
   std::string train;
   std::string held_out;
@@ -19,7 +19,7 @@ struct Given {
 }  // namespace
 
 void add_tailor_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<TailorArguments>();
   CLI::App* app = program.verb(
       &program.app(), "tailor", "make the best student for each class of devices: one job a class",
       "  retort tailor --teacher demo --class small --class medium \\\n"
@@ -37,7 +37,7 @@ void add_tailor_commands(Program& program) {
         const json::value answer = RETORT_TRY(rest.post("/v1/tailor", body));
         const json::object* object = RETORT_TRY(as_object(answer, "answer"));
         const json::array* jobs = RETORT_TRY(json_array(*object, "jobs", "answer"));
-        if (program.as_json() && !given->watch) return program.show(answer);
+        if (!program.as_table() && !given->watch) return program.show(answer);
         if (given->dry_run) {
           for (const json::value& job : *jobs)
             print((job.is_object() ? object_view(job.get_object(), now()) : json::serialize(job)) + "\n");

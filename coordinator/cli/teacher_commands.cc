@@ -4,7 +4,7 @@
 namespace retort::cli {
 namespace {
 
-struct Given {
+struct TeacherArguments {
   std::string id;
   std::string name;
   std::string path;
@@ -14,7 +14,7 @@ struct Given {
 }  // namespace
 
 void add_teacher_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<TeacherArguments>();
   CLI::App* app = program.noun("teacher", "teacher models");
   CLI::App* import = program.verb(
       app, "import", "import a Hugging Face folder (config.json, model.safetensors, tokenizer.json)",

@@ -4,7 +4,7 @@
 namespace retort::cli {
 namespace {
 
-struct Given {
+struct TokenArguments {
   std::string name;
   std::string duration;
   std::uint64_t number = 0;
@@ -14,7 +14,7 @@ struct Given {
 }  // namespace
 
 void add_token_commands(Program& program) {
-  const auto given = std::make_shared<Given>();
+  const auto given = std::make_shared<TokenArguments>();
   CLI::App* app = program.noun("token", "what lets operators and devices in");
   CLI::App* create = program.verb(app, "create", "make one; it is shown once",
                                   "  retort token create --kind enrolment --uses 100 --expires 7d\n"
@@ -27,14 +27,17 @@ void add_token_commands(Program& program) {
                                       body["expires_seconds"] = RETORT_TRY(parse_duration(given->duration));
                                     Rest rest = RETORT_TRY(program.connect());
                                     const json::value answer = RETORT_TRY(rest.post("/v1/tokens", body));
-                                    if (program.as_json()) return program.show(answer);
+                                    if (!program.as_table()) return program.show(answer);
                                     const json::object* object = RETORT_TRY(as_object(answer, "answer"));
                                     print(RETORT_TRY(json_string(*object, "token", "answer")) + "\n");
                                     return 0;
                                   });
-  create->add_option("--kind", given->kind, "operator or enrolment (of devices)")
+  create
+      ->add_option(
+          "--kind", given->kind,
+          "what it may do: viewer, operator, admin, device-enroller; or enrolment: it lets devices in")
       ->capture_default_str()
-      ->check(CLI::IsMember({"operator", "enrolment"}));
+      ->check(CLI::IsMember({"viewer", "operator", "admin", "device-enroller", "enrolment"}));
   create->add_option("--name", given->name);
   create->add_option("--uses", given->number, "how many devices may enrol with it");
   create->add_option("--expires", given->duration, "after 90, 45s, 30m, 12h or 7d");

@@ -201,10 +201,18 @@ std::string devices_table(const json::array& items, UnixMillis now) {
 }
 
 std::string tokens_table(const json::array& items, UnixMillis now) {
-  Table table({"ID", "KIND", "NAME", ">USES LEFT", "CREATED", "EXPIRES"});
+  Table table({"ID", "KIND", "NAME", ">USES LEFT", "CREATED", "EXPIRES", "LAST USED"});
   for (const json::value& item : items)
     table.row({text(item, "id"), text(item, "kind"), text(item, "name"), text(item, "uses_left"),
-               when(item, "created", now), when(item, "expires", now)});
+               when(item, "created", now), when(item, "expires", now), when(item, "last_used", now)});
+  return table.text();
+}
+
+std::string audit_table(const json::array& items, UnixMillis now) {
+  Table table({">ENTRY", "WHEN", "WHO", "WHAT", "OF", "RESULT"});
+  for (const json::value& item : items)
+    table.row({text(item, "sequence"), when(item, "time", now), text(item, "actor"), text(item, "action"),
+               text(item, "target"), text(item, "result")});
   return table.text();
 }
 

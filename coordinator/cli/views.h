@@ -16,6 +16,7 @@ std::string jobs_table(const json::array& items, UnixMillis now);
 std::string artifacts_table(const json::array& items, UnixMillis now);
 std::string devices_table(const json::array& items, UnixMillis now);
 std::string tokens_table(const json::array& items, UnixMillis now);
+std::string audit_table(const json::array& items, UnixMillis now);
 std::string telemetry_table(const json::array& items);
 /// One object, a member a line, nested names joined by dots; sizes and times for people.
 std::string object_view(const json::object& object, UnixMillis now);

@@ -88,7 +88,11 @@ Result<DeviceRecord> Fleet::find(const std::string& id) const {
   return *found;
 }
 
-Result<void> Fleet::save(const DeviceRecord& device) { return device_table_.put(device.id, device); }
+Result<void> Fleet::save(const DeviceRecord& device) {
+  RETORT_TRY(device_table_.put(device.id, device));
+  on_change_(device);
+  return {};
+}
 
 bool Fleet::send(Session& session, wire::Payload payload) {
   wire::Envelope envelope{wire::kProtocolVersion, session.epoch, session.sent + 1, session.received,
@@ -336,6 +340,7 @@ Result<void> Fleet::revoke(const std::string& id) {
       sessions_.erase(session);
     }
     routing_of_.erase(routing);
+    on_change_(device);
   }
   // The key itself is refused at its next handshake (admit); its frames are answered "revoked" until then.
   log_info("fleet: {} revoked", exact);
@@ -353,8 +358,10 @@ void Fleet::watch_silence() {
         continue;
       }
       log_info("fleet: {} is silent", it->second.device_id);
-      routing_of_.erase(it->second.device_id);
+      const std::string id = it->second.device_id;
+      routing_of_.erase(id);
       it = sessions_.erase(it);
+      on_change_(devices_.at(id));
     }
     watch_silence();
   });

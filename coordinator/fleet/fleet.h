@@ -42,6 +42,8 @@ class Fleet {
         RandomSource& random, FleetOptions options, ConsumeToken consume_token);
   /// Loads devices and classes, and binds.
   Result<void> start(const CurveKeys& keys, const std::string& endpoint);
+  /// Called when something of a device may have changed that others see: its record, or whether it is online.
+  void on_change(std::function<void(const DeviceRecord&)> call) { on_change_ = std::move(call); }
   std::string endpoint() const { return server_->endpoint(); }
 
   const std::map<std::string, DeviceRecord>& devices() const { return devices_; }
@@ -85,6 +87,7 @@ class Fleet {
   RandomSource& random_;
   FleetOptions options_;
   ConsumeToken consume_token_;
+  std::function<void(const DeviceRecord&)> on_change_ = [](const DeviceRecord&) {};
   RecordTable<DeviceRecord> device_table_;
   RecordTable<DeviceClass> class_table_;
   std::map<std::string, DeviceRecord> devices_;

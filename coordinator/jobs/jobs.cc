@@ -82,6 +82,7 @@ Jobs::Jobs(boost::asio::io_context& reactor, boost::asio::thread_pool& pool, std
 Result<void> Jobs::save(const JobRecord& job) {
   const Result<void> done = table_.put(job.id, job);
   if (!done) log_error("job {}: {}", job.id, done.error().describe());
+  if (done) on_change_(job);
   return done;
 }
 

@@ -46,6 +46,8 @@ class Jobs {
   Jobs(boost::asio::io_context& reactor, boost::asio::thread_pool& pool, std::filesystem::path folder,
        Store& store, ArtifactStore& artifacts, const Clock& clock, RandomSource& random, Launcher& launcher,
        unsigned max_jobs, OnSuccess on_success);
+  /// Called when a job's record has changed.
+  void on_change(std::function<void(const JobRecord&)> call) { on_change_ = std::move(call); }
   /// Adopts, finishes or resumes what an earlier coordinator left.
   Result<void> start();
   /// Queues it; the recipe's paths must be absolute.
@@ -92,6 +94,7 @@ class Jobs {
   Launcher& launcher_;
   const unsigned max_jobs_;
   OnSuccess on_success_;
+  std::function<void(const JobRecord&)> on_change_ = [](const JobRecord&) {};
   RecordTable<JobRecord> table_;
   std::map<std::string, JobRecord> jobs_;
   std::map<std::string, Running> running_;

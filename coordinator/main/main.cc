@@ -11,21 +11,22 @@
 #include "common/core/log.h"
 #include "common/core/units.h"
 #include "coordinator/api/api.h"
+#include "coordinator/state/state.h"
 
 namespace retort {
 namespace {
 
 struct Options {
   std::string data, rest_listen = "127.0.0.1:8440", fleet_listen = "tcp://127.0.0.1:8441", job_memory,
-                    worker_binary, serve_binary, ready_file;
+                    worker_binary, serve_binary, ready_file, tls = "auto", tls_certificate, tls_key,
+                    backup_from, backup_to;
+  double rate_limit = 200;
   unsigned max_jobs = 1, job_threads = 0;
   std::uint32_t heartbeat_millis = 10000;
   bool stop_jobs_on_exit = false;
-  std::string kind = "operator", name;
+  std::string kind = "admin", name;
 };
 
-const std::vector<std::string> kTables{"meta",      "devices", "classes", "teachers", "datasets",
-                                       "artifacts", "jobs",    "tokens",  "telemetry"};
 constexpr UnixMillis kTelemetryMillis = 7ll * 24 * 3600 * 1000;
 
 /// A program of ours: as given, else beside this one, else on PATH.
@@ -43,16 +44,48 @@ Result<std::pair<std::string, std::uint16_t>> split_address(const std::string& t
       colon == std::string::npos ? 99999 : std::strtoul(text.c_str() + colon + 1, nullptr, 10);
   if (colon == std::string::npos || port > 65535)
     return fail(ErrorCode::kInvalid, "--rest-listen", "'{}' is not HOST:PORT", text);
-  return std::pair(text.substr(0, colon), static_cast<std::uint16_t>(port));
+  std::string host = text.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  return std::pair(host, static_cast<std::uint16_t>(port));
 }
 
 /// What the first start leaves for its operator.
 Result<void> first_token(const std::filesystem::path& data, Tokens& tokens) {
   if (!RETORT_TRY(tokens.all()).empty()) return {};
-  const Tokens::Made made = RETORT_TRY(tokens.create("operator", "first", -1, 0));
+  const Tokens::Made made = RETORT_TRY(tokens.create("admin", "first", -1, 0));
   RETORT_TRY(write_file_atomic(data / "operator.token", made.secret + "\n", 0600));
-  log_info("an operator token is in {}", (data / "operator.token").string());
+  log_info("an admin's token is in {}", (data / "operator.token").string());
   return {};
+}
+
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
+/// The certificate to serve REST with; none where it is to be plain HTTP.
+Result<std::shared_ptr<TlsServer>> load_tls(const Options& options, const std::filesystem::path& data,
+                                            const std::string& host) {
+  const bool given = !options.tls_certificate.empty();
+  if (given != !options.tls_key.empty())
+    return fail(ErrorCode::kInvalid, "", "--tls-cert and --tls-key go together");
+  if (options.tls == "off") {
+    if (given) return fail(ErrorCode::kInvalid, "", "--tls off and --tls-cert exclude each other");
+    if (!is_loopback(host))
+      return fail(ErrorCode::kInvalid, "--tls off",
+                  "{} can be reached from elsewhere, and tokens would pass in the clear: only a loopback "
+                  "address may go without TLS",
+                  host);
+    return std::shared_ptr<TlsServer>();
+  }
+  if (options.tls == "auto" && !given && is_loopback(host)) return std::shared_ptr<TlsServer>();
+  TlsFiles files{options.tls_certificate, options.tls_key};
+  if (!given) {
+    std::vector<std::string> names{"localhost", "127.0.0.1", "::1"};
+    char name[256] = "";
+    if (::gethostname(name, sizeof name - 1) == 0 && name[0] != '\0') names.insert(names.begin(), name);
+    files = RETORT_TRY(load_or_make_self_signed(data / "tls", names));
+  }
+  return TlsServer::load(files.certificate, files.key);
 }
 
 Result<void> serve(const Options& options) {
@@ -61,7 +94,7 @@ Result<void> serve(const Options& options) {
   const FileLock lock = RETORT_TRY(FileLock::take(data / "lock"));
   const SystemClock clock;
   SystemRandom random;
-  const std::unique_ptr<Store> store = RETORT_TRY(open_rocksdb_store(data / "store", kTables));
+  const std::unique_ptr<Store> store = RETORT_TRY(open_state(data));
   const CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(data / "keys" / "fleet.curve"));
   boost::asio::io_context reactor(1);
   boost::asio::thread_pool pool(1);
@@ -73,11 +106,35 @@ Result<void> serve(const Options& options) {
   RETORT_TRY(artifacts.clean());
   Tokens tokens(*store, clock, random);
   RETORT_TRY(first_token(data, tokens));
+  Audit audit(*store, clock, random);
+  RETORT_TRY(audit.start());
+  const auto record = [&](const Audit::Change& change, const std::string& result) {
+    if (const Result<void> logged = audit.record(change, "", result); !logged)
+      log_error("audit: {}", logged.error().describe());
+  };
+  Events events(reactor, random);
   TelemetryStore telemetry(*store);
   FleetOptions fleet_options;
   fleet_options.heartbeat_millis = options.heartbeat_millis;
-  Fleet fleet(reactor, *store, artifacts, clock, random, fleet_options,
-              [&](const std::string& secret) { return tokens.consume(secret, "enrolment"); });
+  Fleet fleet(
+      reactor, *store, artifacts, clock, random, fleet_options,
+      [&](const std::string& secret) -> Result<void> {
+        RETORT_TRY(tokens.consume(secret, "enrolment"));
+        record({"token:" + secret.substr(0, secret.find('.')), "enrolDevice", "/v1/devices", ""}, "ok");
+        return {};
+      });
+  fleet.on_change([&](const DeviceRecord& device) {
+    events.publish("device", device.id,
+                   {{"id", device.id},
+                    {"name", device.name},
+                    {"class", device.desired.device_class},
+                    {"online", fleet.online(device.id)},
+                    {"revoked", device.revoked},
+                    {"state", device.status.state},
+                    {"desired", device.desired.artifact},
+                    {"actual", device.status.artifact},
+                    {"error_code", device.status.error_code}});
+  });
   RETORT_TRY(fleet.start(keys, options.fleet_listen));
 
   const std::string serve_binary = program(options.serve_binary, "retort-serve");
@@ -96,31 +153,49 @@ Result<void> serve(const Options& options) {
                 log_error("job {}: {}", job.id, done.error().describe());
               else
                 log_info("class {} is to serve {}", job.device_class, best->sha256.substr(0, 12));
+              record({"coordinator", "assignClass", "/v1/classes/" + job.device_class, ""},
+                     fleet.classes().count(job.device_class) == 0 ? "not_found" : "ok");
             });
+  jobs.on_change([&](const JobRecord& job) {
+    events.publish("job", job.id, {{"id", job.id}, {"class", job.device_class}, {"state", job.state}});
+  });
   RETORT_TRY(jobs.start());
 
   TeacherServe teacher_serve(reactor, serve_binary, data / "teacher-serve");
   if (const auto served = RETORT_TRY(store->get("meta", "served_teacher")))
     if (catalog.find_teacher(*served)) teacher_serve.serve(*served, catalog.teacher_gguf(*served));
 
-  Api api({reactor, pool, *store, catalog, artifacts, fleet, jobs, tokens, telemetry, teacher_serve, clock,
-           keys.public_key, RETORT_VERSION});
+  ApiLimits api_limits;
+  api_limits.requests_per_second = options.rate_limit;
+  api_limits.requests_burst = 2 * options.rate_limit;
+  Api api({reactor, pool, *store, catalog, artifacts, fleet, jobs, tokens, audit, events, telemetry,
+           teacher_serve, clock, data, keys.public_key, RETORT_VERSION},
+          api_limits);
   HttpLimits limits;
   limits.body_bytes = 256 << 20;
   limits.read_timeout = std::chrono::seconds(60);
-  HttpServer server(reactor, limits, [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
-    api.handle(std::move(request), std::move(responder));
-  });
   const auto [host, port] = RETORT_TRY(split_address(options.rest_listen));
+  const std::shared_ptr<TlsServer> tls = RETORT_TRY(load_tls(options, data, host));
+  HttpServer server(
+      reactor, limits,
+      [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+        api.handle(std::move(request), std::move(responder));
+      },
+      tls);
   const std::uint16_t bound = RETORT_TRY(server.listen(host, port));
-  const std::string rest = fmt::format("http://{}:{}", host, bound);
+  const std::string rest = fmt::format("{}://{}:{}", tls ? "https" : "http",
+                                       host.find(':') == std::string::npos ? host : "[" + host + "]", bound);
+  if (tls) log_info("REST's certificate: {}", tls->fingerprint());
   if (!options.ready_file.empty())
-    RETORT_TRY(write_file_atomic(options.ready_file,
-                                 pretty_json(json::object{{"rest", rest},
-                                                          {"fleet", fleet.endpoint()},
-                                                          {"server_key", keys.public_key},
-                                                          {"pid", ::getpid()}}),
-                                 0644));
+    RETORT_TRY(
+        write_file_atomic(options.ready_file,
+                          pretty_json(json::object{
+                              {"rest", rest},
+                              {"fingerprint", tls ? json::value(tls->fingerprint()) : json::value(nullptr)},
+                              {"fleet", fleet.endpoint()},
+                              {"server_key", keys.public_key},
+                              {"pid", ::getpid()}}),
+                          0644));
   log_info("ready: REST at {}, fleet link at {}", rest, fleet.endpoint());
   notify_service_manager("READY=1");
 
@@ -136,6 +211,7 @@ Result<void> serve(const Options& options) {
   std::function<void()> sweep_old = [&] {
     if (const auto swept = telemetry.sweep(clock.unix_millis() - kTelemetryMillis, 5000); !swept)
       log_warn("telemetry: {}", swept.error().describe());
+    if (const auto swept = api.sweep(); !swept) log_warn("answers: {}", swept.error().describe());
     sweep.expires_after(std::chrono::minutes(10));
     sweep.async_wait([&](const boost::system::error_code& error) {
       if (!error) sweep_old();
@@ -148,6 +224,7 @@ Result<void> serve(const Options& options) {
     log_info("stopping");
     notify_service_manager("STOPPING=1");
     server.stop();
+    events.stop();
     if (options.stop_jobs_on_exit) jobs.suspend_all();
     teacher_serve.stop();
     leave.expires_after(std::chrono::milliseconds(200));  // answers under way
@@ -163,7 +240,7 @@ Result<void> create_token(const Options& options) {
   const FileLock lock = RETORT_TRY(FileLock::take(data / "lock"));
   const SystemClock clock;
   SystemRandom random;
-  const std::unique_ptr<Store> store = RETORT_TRY(open_rocksdb_store(data / "store", kTables));
+  const std::unique_ptr<Store> store = RETORT_TRY(open_state(data));
   Tokens tokens(*store, clock, random);
   const Tokens::Made made =
       RETORT_TRY(tokens.create(options.kind, options.name, options.kind == "enrolment" ? 1 : -1, 0));
@@ -176,6 +253,38 @@ Result<void> create_token(const Options& options) {
   return {};
 }
 
+Result<void> check(const Options& options) {
+  const std::filesystem::path data = options.data;
+  const FileLock lock = RETORT_TRY(FileLock::take(data / "lock"));
+  const StateReport report = RETORT_TRY(check_state(data));
+  for (const std::string& finding : report.findings) std::cout << finding << "\n";
+  std::cout << fmt::format(
+      "{} records, {} files of {}: {}\n", report.records, report.files, format_bytes(report.bytes),
+      report.findings.empty() ? "whole" : fmt::format("{} findings", report.findings.size()));
+  if (report.findings.empty()) return {};
+  return fail(ErrorCode::kCorrupt, data.string(), "not all is as it should be; restore a backup");
+}
+
+/// While the coordinator is stopped; while it runs it is its own affair: retort backup create.
+Result<void> back_up_stopped(const Options& options) {
+  const std::filesystem::path data = std::filesystem::absolute(options.data);
+  const Result<FileLock> lock = FileLock::take(data / "lock");
+  if (!lock)
+    return fail(lock.error().code, lock.error().where,
+                "{}; of a running coordinator: retort backup create FOLDER", lock.error().message);
+  const std::unique_ptr<Store> store = RETORT_TRY(open_state(data));
+  RETORT_TRY(
+      back_up(data, *store, std::filesystem::absolute(options.backup_to), SystemClock(), RETORT_VERSION));
+  std::cout << options.backup_to << "\n";
+  return {};
+}
+
+Result<void> restore_backup(const Options& options) {
+  const std::filesystem::path data = std::filesystem::absolute(options.data);
+  RETORT_TRY(restore(std::filesystem::absolute(options.backup_from), data));
+  return check(options);
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Keeps the teacher, runs compression jobs, and brings every device of the fleet its student."};
   app.set_version_flag("--version", "retort-coordinator " RETORT_VERSION);
@@ -184,7 +293,8 @@ int run(int argc, char** argv) {
       "Examples:\n"
       "  retort-coordinator serve --data /var/lib/retort-coordinator\n"
       "  retort-coordinator serve --data ./data --rest-listen 127.0.0.1:0 --ready-file ready.json\n"
-      "  retort-coordinator token create --data ./data --kind operator     (while it is stopped)");
+      "  retort-coordinator token create --data ./data --kind admin     (while it is stopped)\n"
+      "  retort-coordinator restore --from /backup/monday --data /var/lib/retort-coordinator");
   Options options;
   CLI::App* serve_command = app.add_subcommand("serve", "run the coordinator");
   serve_command->add_option("--data", options.data, "folder for all it keeps; made when it is not there")
@@ -212,13 +322,37 @@ int run(int argc, char** argv) {
   serve_command->add_flag(
       "--stop-jobs-on-exit", options.stop_jobs_on_exit,
       "let running jobs write a checkpoint and end when the coordinator ends (they go on at the next start)");
+  serve_command
+      ->add_option(
+          "--tls", options.tls,
+          "on, off, or auto: off where --rest-listen is a loopback address. Without --tls-cert it makes "
+          "itself a certificate in DATA/tls at its first start, whose fingerprint clients pin")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "on", "off"}));
+  serve_command->add_option("--tls-cert", options.tls_certificate,
+                            "PEM file of the certificate and its chain");
+  serve_command->add_option("--tls-key", options.tls_key, "PEM file of its key");
+  serve_command
+      ->add_option("--rate-limit", options.rate_limit, "REST requests a second for each token; 0: any number")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  CLI::App* check_command = app.add_subcommand(
+      "check", "read all that a stopped coordinator, or a backup, holds, and say what is wrong");
+  check_command->add_option("--data", options.data)->required()->check(CLI::ExistingDirectory);
+  CLI::App* backup_command = app.add_subcommand(
+      "backup", "copy all that is needed to go on elsewhere (stopped; running: retort backup create)");
+  backup_command->add_option("--data", options.data)->required()->check(CLI::ExistingDirectory);
+  backup_command->add_option("--to", options.backup_to, "a new folder")->required();
+  CLI::App* restore_command = app.add_subcommand("restore", "make a new DATA of a backup, and check it");
+  restore_command->add_option("--from", options.backup_from)->required()->check(CLI::ExistingDirectory);
+  restore_command->add_option("--data", options.data, "a new folder")->required();
   CLI::App* token_command = app.add_subcommand("token", "tokens, while the coordinator is stopped");
   CLI::App* create_command = token_command->add_subcommand("create", "make a token and print it");
   token_command->require_subcommand(1);
   create_command->add_option("--data", options.data)->required()->check(CLI::ExistingDirectory);
   create_command->add_option("--kind", options.kind)
       ->capture_default_str()
-      ->check(CLI::IsMember({"operator", "enrolment"}));
+      ->check(CLI::IsMember({"viewer", "operator", "admin", "device-enroller", "enrolment"}));
   create_command->add_option("--name", options.name);
   try {
     app.parse(argc, argv);
@@ -226,7 +360,11 @@ int run(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   ::signal(SIGPIPE, SIG_IGN);
-  const Result<void> done = serve_command->parsed() ? serve(options) : create_token(options);
+  const Result<void> done = serve_command->parsed()     ? serve(options)
+                            : check_command->parsed()   ? check(options)
+                            : backup_command->parsed()  ? back_up_stopped(options)
+                            : restore_command->parsed() ? restore_backup(options)
+                                                        : create_token(options);
   if (done) return 0;
   std::cerr << "retort-coordinator: " << done.error().describe() << "\n";
   return exit_code(done.error().code);

@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::string_view kTable = "telemetry";
 
-std::string key_of(const std::string& device, const TelemetryPoint& point) {
+std::string encode_key(const std::string& device, const TelemetryPoint& point) {
   std::string key = device + '\0' + point.metric + '\0';
   const auto time = static_cast<std::uint64_t>(point.time);
   for (int shift = 56; shift >= 0; shift -= 8) key += static_cast<char>(time >> shift);
@@ -31,21 +31,24 @@ std::optional<TelemetryStore::Row> parse(std::string_view key, std::string_view 
 
 }  // namespace
 
+std::string TelemetryStore::key_of(const Row& row) { return encode_key(row.device, row.point); }
+
 void TelemetryStore::put(StoreBatch& batch, const std::string& device,
                          const std::vector<TelemetryPoint>& points) {
   for (const TelemetryPoint& point : points)
     if (point.metric.find('\0') == std::string::npos)
-      batch.put(kTable, key_of(device, point),
+      batch.put(kTable, encode_key(device, point),
                 std::string(reinterpret_cast<const char*>(&point.value), sizeof(double)));
 }
 
 Result<std::vector<TelemetryStore::Row>> TelemetryStore::query(const std::string& device,
                                                                const std::string& metric, UnixMillis since,
-                                                               std::size_t limit) const {
+                                                               std::size_t limit,
+                                                               const std::string& after) const {
   std::vector<Row> rows;
   std::string prefix;
   if (!device.empty()) prefix = device + '\0' + (metric.empty() ? "" : metric + '\0');
-  RETORT_TRY(store_.scan(kTable, prefix, "", [&](std::string_view key, std::string_view value) {
+  RETORT_TRY(store_.scan(kTable, prefix, after, [&](std::string_view key, std::string_view value) {
     const auto row = parse(key, value);
     if (row && row->point.time >= since && (metric.empty() || row->point.metric == metric))
       rows.push_back(*row);

@@ -20,9 +20,11 @@ class TelemetryStore {
     std::string device;
     TelemetryPoint point;
   };
-  /// Empty device or metric: all. At most `limit` rows.
+  /// Empty device or metric: all. At most `limit` rows, from the one whose key follows `after` (empty: the
+  /// first).
   Result<std::vector<Row>> query(const std::string& device, const std::string& metric, UnixMillis since,
-                                 std::size_t limit) const;
+                                 std::size_t limit, const std::string& after = "") const;
+  static std::string key_of(const Row& row);
   /// Drops points older than `before`, at most `limit` a call; returns how many.
   Result<std::size_t> sweep(UnixMillis before, std::size_t limit);
 

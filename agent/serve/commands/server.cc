@@ -43,12 +43,17 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
   front.require_token(RETORT_TRY(bearer_token(options)));
   HttpLimits limits;
   limits.body_bytes = RETORT_TRY(parse_bytes(options.request_bytes));
+  if (options.tls_certificate.empty() != options.tls_key.empty())
+    return fail(ErrorCode::kInvalid, "", "--tls-cert and --tls-key go together");
+  std::shared_ptr<TlsServer> tls;
+  if (!options.tls_certificate.empty())
+    tls = RETORT_TRY(TlsServer::load(options.tls_certificate, options.tls_key));
   boost::asio::io_context reactor(1);
   boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);  // from here on they are kept for the wait below
   const auto handle = [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
     front.handle(std::move(request), std::move(responder));
   };
-  HttpServer server(reactor, limits, handle), held(reactor, limits, handle);
+  HttpServer server(reactor, limits, handle, tls), held(reactor, limits, handle, tls);
   const char *fds = std::getenv("LISTEN_FDS"), *owner = std::getenv("LISTEN_PID");
   const bool activated =
       fds != nullptr && std::atoi(fds) >= 1 && owner != nullptr && std::atoi(owner) == ::getpid();
@@ -73,7 +78,8 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
   await_named();
   if (!options.port_file.empty())
     RETORT_TRY(write_file_atomic(options.port_file, std::to_string(port) + "\n", 0644));
-  log_info("serving {} ({}) at http://{}:{}", front.name(), told, options.host, port);
+  log_info("serving {} ({}) at {}://{}:{}", front.name(), told, tls ? "https" : "http", options.host, port);
+  if (tls) log_info("certificate: {}", tls->fingerprint());
   notify_service_manager("READY=1");
 
   // /health tells which artifact this is; large files take a while, and the first requests come first.

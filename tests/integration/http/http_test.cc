@@ -187,5 +187,123 @@ TEST(HttpClient, UnreachableIsUnavailable) {
   EXPECT_EQ(answer.error().code, ErrorCode::kUnavailable);
 }
 
+/// Answers "hello" to everything, with or without TLS, on a thread of its own.
+class HelloServer {
+ public:
+  HelloServer(HttpLimits limits, std::shared_ptr<const TlsServer> tls) {
+    server_ = std::make_unique<HttpServer>(
+        io_, limits,
+        [](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+          responder->send(200, "text/plain", "hello " + request.peer + " " + request.body);
+        },
+        std::move(tls));
+    const auto port = server_->listen("127.0.0.1", 0);
+    EXPECT_OK(port);
+    port_ = *port;
+    thread_ = std::thread([this] {
+      auto work = asio::make_work_guard(io_);
+      io_.run();
+    });
+  }
+  ~HelloServer() {
+    io_.stop();
+    thread_.join();
+  }
+  std::uint16_t port() const { return port_; }
+  asio::ip::tcp::socket connect() {
+    asio::ip::tcp::socket socket(client_);
+    socket.connect({asio::ip::make_address("127.0.0.1"), port_});
+    return socket;
+  }
+
+ private:
+  asio::io_context io_, client_;
+  std::unique_ptr<HttpServer> server_;
+  std::uint16_t port_ = 0;
+  std::thread thread_;
+};
+
+struct Tls : ::testing::Test {
+  testing::TemporaryFolder folder;
+  std::shared_ptr<TlsServer> identity(const char* name) {
+    const auto files = load_or_make_self_signed(folder / name, {"localhost", "127.0.0.1"});
+    EXPECT_OK(files);
+    const auto loaded = TlsServer::load(files->certificate, files->key);
+    EXPECT_OK(loaded);
+    return *loaded;
+  }
+};
+
+TEST_F(Tls, SelfSignedCertificateIsKeptAndPinned) {
+  const auto first = identity("a"), again = identity("a"), other = identity("b");
+  EXPECT_EQ(first->fingerprint(), again->fingerprint());
+  EXPECT_NE(first->fingerprint(), other->fingerprint());
+  EXPECT_EQ(parse_fingerprint(first->fingerprint()).value(), first->fingerprint());
+  EXPECT_EQ(std::filesystem::status(folder / "a/server.key").permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  HelloServer server({}, first);
+  const std::string url = "https://127.0.0.1:" + std::to_string(server.port()) + "/";
+  HttpCall call{.method = "POST", .url = url, .body = std::string(200000, 'x')};
+  call.fingerprint = first->fingerprint();
+  const auto answer = http_call(call);
+  ASSERT_OK(answer);
+  EXPECT_EQ(answer->body, "hello 127.0.0.1 " + call.body);
+  EXPECT_EQ(https_fingerprint(url).value(), first->fingerprint());
+  call.fingerprint = other->fingerprint();
+  EXPECT_EQ(http_call(call).error().code, ErrorCode::kDenied);
+  EXPECT_NE(http_call(call).error().message.find(first->fingerprint()), std::string::npos);
+  call.fingerprint.clear();  // no authority vouches for it
+  EXPECT_EQ(http_call(call).error().code, ErrorCode::kDenied);
+  call.url = "http://127.0.0.1:" + std::to_string(server.port()) + "/";
+  EXPECT_EQ(http_call(call).error().code, ErrorCode::kUnavailable);
+}
+
+TEST_F(Tls, WrongFilesAreNamed) {
+  (void)identity("a");
+  (void)identity("b");
+  EXPECT_EQ(TlsServer::load(folder / "none", folder / "a/server.key").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(TlsServer::load(folder / "a/server.key", folder / "a/server.key").error().code,
+            ErrorCode::kInvalid);
+  EXPECT_EQ(TlsServer::load(folder / "a/server.crt", folder / "b/server.key").error().code,
+            ErrorCode::kInvalid);
+  for (const char* bad : {"", "sha256:", "abc", "zz"})
+    EXPECT_FALSE(parse_fingerprint(bad).has_value()) << bad;
+}
+
+TEST_F(Tls, GarbageAndSlowHandshakesHarmNobody) {
+  HttpLimits limits;
+  limits.handshake_timeout = std::chrono::seconds(1);
+  const auto own = identity("a");
+  HelloServer server(limits, own);
+  auto silent = server.connect(), garbage = server.connect();
+  asio::write(garbage, asio::buffer(std::string(5000, '\x16')));
+  HttpCall call{.url = "https://127.0.0.1:" + std::to_string(server.port()) + "/"};
+  call.fingerprint = own->fingerprint();
+  EXPECT_OK(http_call(call));
+  boost::system::error_code error;
+  std::string out;
+  asio::read(garbage, asio::dynamic_buffer(out), error);
+  EXPECT_TRUE(error);
+  asio::read(silent, asio::dynamic_buffer(out), error);  // ends when its time is up
+  EXPECT_TRUE(error);
+  EXPECT_OK(http_call(call));
+}
+
+TEST(HttpCrowd, HalfRequestsLockNobodyOut) {
+  HttpLimits limits;
+  limits.connections = 30;
+  limits.connections_per_address = 20;
+  limits.read_timeout = std::chrono::seconds(60);
+  HelloServer server(limits, nullptr);
+  std::vector<asio::ip::tcp::socket> half;
+  HttpCall call{.url = "http://127.0.0.1:" + std::to_string(server.port()) + "/"};
+  for (int i = 0; i < 200; ++i) {
+    half.push_back(server.connect());
+    boost::system::error_code ignored;
+    asio::write(half.back(), asio::buffer(std::string("GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")), ignored);
+    if (i % 20 == 19) EXPECT_OK(http_call(call)) << i;
+  }
+}
+
 }  // namespace
 }  // namespace retort

@@ -30,7 +30,7 @@ TEST(CliRest, TokenFromTheFirstPlaceThatHasOne) {
 TEST(CliRest, AddressesAreChecked) {
   for (const char* good : {"http://127.0.0.1:8440", "http://localhost", "http://a.example/prefix/"})
     EXPECT_OK(Rest::open({good, "t"}));
-  for (const char* bad : {"", "127.0.0.1:8440", "https://a", "http://", "http://a b", "http://a\r\nX: y"})
+  for (const char* bad : {"", "127.0.0.1:8440", "https://", "http://", "http://a b", "http://a\r\nX: y"})
     EXPECT_FALSE(Rest::open({bad, "t"})) << bad;
   EXPECT_FALSE(Rest::open({"http://a", "to\nken"}));
   EXPECT_TRUE(Rest::open({"http://localhost/x/", ""})->local());
