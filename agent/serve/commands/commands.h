@@ -14,8 +14,8 @@ namespace retort {
 /// The command line of retort-serve; each command reads what concerns it.
 struct ServeArguments {
   std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, labels, teacher, chat_template,
-                     pack_cache = "auto", kv_cache = "auto", token_file, request_bytes = "1M", tls_certificate,
-                     tls_key;
+                     pack_cache = "auto", kv_cache = "auto", token_file, request_bytes = "1M",
+                     tls_certificate, tls_key;
   std::uint16_t port = 8080;
   std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
   std::size_t queue = 64;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "agent/serve/kernels/dispatch.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "agent/serve/kernels/maps.cc"
 #include <hwy/foreach_target.h>
@@ -90,20 +92,20 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace retort::kernels {
 
-HWY_EXPORT(Relu);
-HWY_EXPORT(HyperbolicTangent);
-HWY_EXPORT(MaxPool);
-HWY_EXPORT(AveragePool);
+RETORT_EXPORT(Relu);
+RETORT_EXPORT(HyperbolicTangent);
+RETORT_EXPORT(MaxPool);
+RETORT_EXPORT(AveragePool);
 
-void relu(float* x, std::size_t n) { HWY_DYNAMIC_DISPATCH(Relu)(x, n); }
-void hyperbolic_tangent(float* x, std::size_t n) { HWY_DYNAMIC_DISPATCH(HyperbolicTangent)(x, n); }
+void relu(float* x, std::size_t n) { RETORT_CALL(Relu)(x, n); }
+void hyperbolic_tangent(float* x, std::size_t n) { RETORT_CALL(HyperbolicTangent)(x, n); }
 void max_pool(const float* in, std::size_t row_size, std::uint32_t channels, PoolWindows windows,
               std::uint32_t out_width, float* out) {
-  HWY_DYNAMIC_DISPATCH(MaxPool)(in, row_size, channels, windows, out_width, out);
+  RETORT_CALL(MaxPool)(in, row_size, channels, windows, out_width, out);
 }
 void average_pool(const float* in, std::size_t row_size, std::uint32_t channels, PoolWindows windows,
                   std::uint32_t out_width, float* out) {
-  HWY_DYNAMIC_DISPATCH(AveragePool)(in, row_size, channels, windows, out_width, out);
+  RETORT_CALL(AveragePool)(in, row_size, channels, windows, out_width, out);
 }
 
 }  // namespace retort::kernels

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "common/core/file.h"
+#include "common/core/sha256.h"
 #include "tests/support/coordinator_fixture.h"
 
 namespace retort {

@@ -301,7 +301,9 @@ TEST(HttpCrowd, HalfRequestsLockNobodyOut) {
     half.push_back(server.connect());
     boost::system::error_code ignored;
     asio::write(half.back(), asio::buffer(std::string("GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")), ignored);
-    if (i % 20 == 19) EXPECT_OK(http_call(call)) << i;
+    if (i % 20 == 19) {
+      EXPECT_OK(http_call(call)) << i;
+    }
   }
 }
 

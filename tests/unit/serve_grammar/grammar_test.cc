@@ -142,13 +142,16 @@ TEST(JsonSchema, RangesAgreeWithArithmetic) {
     };
     for (std::int64_t x = low - 12; x <= high + 12; x += 1 + (high - low) / 150) {
       EXPECT_EQ(integer.has(std::to_string(x)), inside(static_cast<double>(x))) << range << " " << x;
-      if (x != 0 || !std::signbit(static_cast<double>(x)))
-        EXPECT_EQ(number.has(std::to_string(x)), inside(static_cast<double>(x))) << range << " " << x;
+      EXPECT_EQ(number.has(std::to_string(x)), inside(static_cast<double>(x))) << range << " " << x;
       for (const char* fraction : {".5", ".001", ".0"}) {
         const std::string text = std::to_string(x) + fraction;
         const double value = std::stod(text);
-        if (number.has(text)) EXPECT_TRUE(inside(value)) << range << " " << text;
-        if (std::string(fraction) != ".0") EXPECT_EQ(number.has(text), inside(value)) << range << " " << text;
+        if (number.has(text)) {
+          EXPECT_TRUE(inside(value)) << range << " " << text;
+        }
+        if (std::string(fraction) != ".0") {
+          EXPECT_EQ(number.has(text), inside(value)) << range << " " << text;
+        }
       }
     }
   }
@@ -203,9 +206,9 @@ TEST(JsonSchema, WhatIsNotSupportedIsNamedWithItsPath) {
   for (const auto& [schema, part] : {
            std::pair{R"({"type":"strin"})", "'type' at #"},
            {R"({"type":"string","minimum":1})", "'minimum'"},
-           {R"({"type":"string","pattern":"(?=a)"})", "looks around"},
+           {R"~({"type":"string","pattern":"(?=a)"})~", "looks around"},
            {R"({"type":"string","pattern":"a","maxLength":3})", "together with"},
-           {R"({"type":"string","pattern":"(((a{200}){200}){200})"})", "too large"},
+           {R"~({"type":"string","pattern":"(((a{200}){200}){200})"})~", "too large"},
            {R"({"type":"integer","minimum":3,"maximum":2})", "no integer"},
            {R"({"type":"number","minimum":0.5})", "not whole"},
            {R"({"$ref":"http://x"})", "another document"},
