@@ -197,8 +197,6 @@ std::optional<TokenRecord> Api::authenticate(const HttpRequest& request, const R
             {{"Retry-After", seconds_of(wait)}}, "rate_limited");
     return std::nullopt;
   };
-  if (const auto wait = refusals_.wait(request.peer, now); wait.count() > 0)
-    return limited(wait, "requests without a good token from this address");
   const std::string& header = request.header("authorization");
   constexpr std::string_view kBearer = "Bearer ";
   const bool given = header.starts_with(kBearer);
@@ -209,7 +207,9 @@ std::optional<TokenRecord> Api::authenticate(const HttpRequest& request, const R
     return std::nullopt;
   }
   if (!token) {
-    refusals_.take(request.peer, now);
+    // A good token from the same address goes on working: others behind it must not suffer.
+    if (const auto wait = refusals_.take(request.peer, now); wait.count() > 0)
+      return limited(wait, "requests without a good token from this address");
     problem(
         *responder,
         {ErrorCode::kDenied,

@@ -7,11 +7,10 @@ namespace retort {
 
 constexpr std::size_t kMaxKeys = 10000;
 
-std::chrono::milliseconds RateLimit::ask(const std::string& key, Time now, double cost) {
+std::chrono::milliseconds RateLimit::take(const std::string& key, Time now) {
   if (per_second_ <= 0) return std::chrono::milliseconds(0);
   auto found = buckets_.find(key);
   if (found == buckets_.end()) {
-    if (cost == 0) return std::chrono::milliseconds(0);
     if (buckets_.size() >= kMaxKeys) forget_full(now);
     found = buckets_.emplace(key, Bucket{burst_, now}).first;
   }
@@ -20,7 +19,7 @@ std::chrono::milliseconds RateLimit::ask(const std::string& key, Time now, doubl
   bucket.left = std::min(burst_, bucket.left + std::max(passed, 0.0) * per_second_);
   bucket.at = now;
   if (bucket.left >= 1) {
-    bucket.left -= cost;
+    bucket.left -= 1;
     return std::chrono::milliseconds(0);
   }
   return std::chrono::milliseconds(static_cast<long>(std::ceil((1 - bucket.left) / per_second_ * 1000)));

@@ -14,9 +14,7 @@ class RateLimit {
   /// per_second 0: no limit.
   RateLimit(double per_second, double burst) : per_second_(per_second), burst_(burst) {}
   /// Zero where it may go on (and is counted), else how long to wait.
-  std::chrono::milliseconds take(const std::string& key, Time now) { return ask(key, now, 1); }
-  /// The same without counting.
-  std::chrono::milliseconds wait(const std::string& key, Time now) { return ask(key, now, 0); }
+  std::chrono::milliseconds take(const std::string& key, Time now);
   std::size_t keys() const { return buckets_.size(); }
 
  private:
@@ -24,7 +22,6 @@ class RateLimit {
     double left = 0;
     Time at;
   };
-  std::chrono::milliseconds ask(const std::string& key, Time now, double cost);
   void forget_full(Time now);
 
   double per_second_, burst_;

@@ -16,15 +16,10 @@ Result<AuditEntry> entry_of(const json::value& item) {
   AuditEntry e;
   e.sequence = RETORT_TRY(json_uint(o, "sequence", where));
   e.time = RETORT_TRY(json_int(o, "time", where));
-  for (const auto& [member, name] : {std::pair(&e.actor, "actor"),
-                                     {&e.action, "action"},
-                                     {&e.target, "target"},
-                                     {&e.before, "before"},
-                                     {&e.after, "after"},
-                                     {&e.result, "result"},
-                                     {&e.previous, "previous"},
-                                     {&e.hash, "hash"}})
-    *member = RETORT_TRY(json_string(o, name, where));
+  const std::pair<std::string*, const char*> texts[] = {
+      {&e.actor, "actor"}, {&e.action, "action"}, {&e.target, "target"},     {&e.before, "before"},
+      {&e.after, "after"}, {&e.result, "result"}, {&e.previous, "previous"}, {&e.hash, "hash"}};
+  for (const auto& [member, name] : texts) *member = RETORT_TRY(json_string(o, name, where));
   return e;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
+#include <optional>
 
 #include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
@@ -48,13 +49,12 @@ Work work_of(const Model& model) {
   return work;
 }
 
-/// Runs work(member) on all threads at once again and again for a tenth of a second, and returns the shortest
-/// time.
+/// Runs work(member) on all threads at once again and again for some 40 ms, and returns the shortest time.
 template <typename Work>
 double shortest_seconds(ThreadTeam& team, const Work& work) {
   using clock = std::chrono::steady_clock;
   double best = 1e9;
-  for (const auto end = clock::now() + std::chrono::milliseconds(100); clock::now() < end;) {
+  for (const auto end = clock::now() + std::chrono::milliseconds(40); clock::now() < end;) {
     const auto begin = clock::now();
     team.run(team.size(), [&](std::uint32_t, std::uint32_t part) { work(part); });
     best = std::min(best, std::chrono::duration<double>(clock::now() - begin).count());
@@ -62,35 +62,46 @@ double shortest_seconds(ThreadTeam& team, const Work& work) {
   return best;
 }
 
-/// What the machine could do with these threads: bytes a second from a working set of `bytes`, and operations
-/// a second.
-struct Roofline {
-  double bandwidth = 0, peak = 0;
+/// What the machine can do with these threads: bytes a second from a working set of `bytes`, which lies in
+/// huge pages where the system gives them, and operations a second. Measured in turns with what is compared,
+/// because both change with what else the machine does.
+class Roofline {
+ public:
+  Roofline(ThreadTeam& team, std::uint64_t bytes, bool quantized)
+      : team_(team),
+        part_(std::max<std::uint64_t>(bytes / team.size() / 1024, 1) * 1024),
+        quantized_(quantized),
+        memory_(static_cast<std::byte*>(
+                    std::aligned_alloc(kHuge, (part_ * team.size() + kHuge - 1) / kHuge * kHuge)),
+                std::free) {
+    if (memory_ == nullptr) std::abort();
+    ::madvise(memory_.get(), part_ * team.size(), MADV_HUGEPAGE);
+    std::memset(memory_.get(), 1, part_ * team.size());
+  }
+
+  double bandwidth() const {
+    // Small sets are read several times in a row, so that starting the team does not count.
+    const std::uint64_t times = std::max<std::uint64_t>(1, (8 << 20) / part_);
+    return static_cast<double>(part_ * team_.size() * times) / shortest_seconds(team_, [&](std::uint32_t i) {
+             for (std::uint64_t n = 0; n < times; ++n) kernels::read_once(memory_.get() + i * part_, part_);
+           });
+  }
+  double peak() const {
+    double operations = 0;
+    const double seconds = shortest_seconds(team_, [&](std::uint32_t i) {
+      const double done = kernels::multiply_in_registers(quantized_, 20'000);
+      if (i == 0) operations = done;
+    });
+    return operations * team_.size() / seconds;
+  }
+
+ private:
+  static constexpr std::size_t kHuge = 2 << 20;
+  ThreadTeam& team_;
+  std::uint64_t part_;  // of each thread
+  bool quantized_;
+  std::unique_ptr<std::byte, void (*)(void*)> memory_;
 };
-Roofline measure_roofline(ThreadTeam& team, std::uint64_t bytes, bool quantized) {
-  Roofline roof;
-  const std::uint64_t part = std::max<std::uint64_t>(bytes / team.size() / 1024, 1) * 1024;
-  constexpr std::size_t kHuge = 2 << 20;
-  const std::unique_ptr<std::byte, void (*)(void*)> memory(
-      static_cast<std::byte*>(std::aligned_alloc(kHuge, (part * team.size() + kHuge - 1) / kHuge * kHuge)),
-      std::free);
-  if (memory == nullptr) std::abort();
-  ::madvise(memory.get(), part * team.size(), MADV_HUGEPAGE);
-  std::memset(memory.get(), 1, part * team.size());
-  // Small sets are read several times in a row, so that starting the team does not count.
-  const std::uint64_t times = std::max<std::uint64_t>(1, (8 << 20) / part);
-  roof.bandwidth =
-      static_cast<double>(part * team.size() * times) / shortest_seconds(team, [&](std::uint32_t i) {
-        for (std::uint64_t n = 0; n < times; ++n) kernels::read_once(memory.get() + i * part, part);
-      });
-  double operations = 0;
-  const double seconds = shortest_seconds(team, [&](std::uint32_t i) {
-    const double done = kernels::multiply_in_registers(quantized, 20'000);
-    if (i == 0) operations = done;
-  });
-  roof.peak = operations * team.size() / seconds;
-  return roof;
-}
 
 }  // namespace
 
@@ -112,7 +123,10 @@ Result<void> bench(const ServeArguments& options) {
   std::vector<TokenId> prompt;
   for (std::uint32_t i = 0; i < options.prompt; ++i)
     prompt.push_back(static_cast<TokenId>(random.next_u64() % model->config().n_vocab));
-  std::vector<double> prompt_seconds, token_seconds;
+  std::vector<double> prompt_seconds, token_seconds, bandwidths, peaks;
+  const Work work = work_of(*model);
+  std::optional<Roofline> roofline;
+  std::uint64_t resident_bytes = 0, dirty_bytes = 0;
   using clock = std::chrono::steady_clock;
   for (std::uint32_t round = 0; round <= options.repeat; ++round) {  // the first warms up
     session->rewind(0);
@@ -127,10 +141,19 @@ Result<void> bench(const ServeArguments& options) {
       const TokenId next = prompt[i % prompt.size()];  // any will do: sampling is not what is measured
       RETORT_TRY(session->evaluate(std::span(&next, 1)));
     }
-    if (round == 0) continue;
-    prompt_seconds.push_back(std::chrono::duration<double>(middle - begin).count());
-    token_seconds.push_back(std::chrono::duration<double>(clock::now() - generating).count() /
-                            options.generate);
+    const auto end = clock::now();
+    if (round == 0) {
+      resident_bytes = status_bytes("/proc/self/smaps_rollup", "Rss:");
+      dirty_bytes = status_bytes("/proc/self/smaps_rollup", "Private_Dirty:");
+      roofline.emplace(team, work.bytes, work.quantized);
+    } else {
+      prompt_seconds.push_back(std::chrono::duration<double>(middle - begin).count());
+      token_seconds.push_back(std::chrono::duration<double>(end - generating).count() / options.generate);
+      bandwidths.push_back(roofline->bandwidth());
+      peaks.push_back(roofline->peak());
+    }
+    session->rewind(0);  // the weights come back into the caches before the next round
+    RETORT_TRY(session->evaluate(std::span(prompt).first(1)));
   }
   const auto median = [](std::vector<double> values) {
     std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
@@ -138,12 +161,11 @@ Result<void> bench(const ServeArguments& options) {
     return values[values.size() / 2];
   };
   const double first = median(prompt_seconds), token = median(token_seconds);
-  const Work work = work_of(*model);
-  const Roofline roof = measure_roofline(team, work.bytes, work.quantized);
-  const double bandwidth_used = static_cast<double>(work.bytes) / token / roof.bandwidth;
+  const double bandwidth = median(bandwidths), peak = median(peaks);
+  const double bandwidth_used = static_cast<double>(work.bytes) / token / bandwidth;
   const double prompt_operations = 2.0 * (static_cast<double>(work.multiplications) * options.prompt +
                                           static_cast<double>(work.output_multiplications));
-  const double peak_used = prompt_operations / first / roof.peak;
+  const double peak_used = prompt_operations / first / peak;
   const json::object out{{"model", options.model},
                          {"parameters", model->parameters()},
                          {"file_bytes", model->file().file_length()},
@@ -155,13 +177,13 @@ Result<void> bench(const ServeArguments& options) {
                          {"first_token_ms", first * 1e3},
                          {"per_token_ms", token * 1e3},
                          {"roofline", json::object{{"weight_bytes_per_token", work.bytes},
-                                                   {"bandwidth_bytes_per_second", roof.bandwidth},
+                                                   {"bandwidth_bytes_per_second", bandwidth},
                                                    {"bandwidth_used", bandwidth_used},
-                                                   {"peak_operations_per_second", roof.peak},
+                                                   {"peak_operations_per_second", peak},
                                                    {"peak_is_of", work.quantized ? "INT8" : "F32"},
                                                    {"peak_used", peak_used}}},
-                         {"resident_bytes", status_bytes("/proc/self/smaps_rollup", "Rss:")},
-                         {"private_dirty_bytes", status_bytes("/proc/self/smaps_rollup", "Private_Dirty:")}};
+                         {"resident_bytes", resident_bytes},
+                         {"private_dirty_bytes", dirty_bytes}};
   if (options.as_json) {
     std::cout << json::serialize(out) << "\n";
   } else {
@@ -175,8 +197,8 @@ Result<void> bench(const ServeArguments& options) {
                              options.generate, options.repeat)
               << fmt::format(
                      "roofline {:.0f} % of {:.1f} GB/s ({} of weights a token), {:.0f} % of {:.0f} {} ({})\n",
-                     100 * bandwidth_used, roof.bandwidth / 1e9, format_bytes(work.bytes), 100 * peak_used,
-                     roof.peak / 1e9, work.quantized ? "GOP/s" : "GFLOP/s", work.quantized ? "INT8" : "F32");
+                     100 * bandwidth_used, bandwidth / 1e9, format_bytes(work.bytes), 100 * peak_used,
+                     peak / 1e9, work.quantized ? "GOP/s" : "GFLOP/s", work.quantized ? "INT8" : "F32");
   }
   return {};
 }

@@ -20,9 +20,10 @@ namespace {
 
 #if defined(__x86_64__)
 
-// The best first. The targets are those of RETORT_EXPORT, with what Highway compiles them for.
-constexpr InstructionSet kSets[] = {{"AVX3_DL", 0, true},   {"AVX3_VNNI", 1, true}, {"AVX3", 1, false},
-                                    {"AVX2_VNNI", 2, true}, {"AVX2", 2, false},     {"SSSE3", 3, false}};
+// The best first. The targets are those of RETORT_EXPORT, with what Highway compiles them for. AVX-512
+// without VNNI does without AVX-512.
+constexpr InstructionSet kSets[] = {
+    {"AVX512_VNNI", 0, true}, {"AVX2_VNNI", 1, true}, {"AVX2", 1, false}, {"SSSE3", 2, false}};
 
 bool runs(const InstructionSet& set) {
   struct Registers {
@@ -40,17 +41,11 @@ bool runs(const InstructionSet& set) {
   // The compiler's own checks look at the operating system's part as well.
   const bool avx2 = __builtin_cpu_supports("avx2") && has(one.c, {12 /* FMA */, 29 /* F16C */}) &&
                     has(seven.b, {3 /* BMI */, 8 /* BMI2 */}) && has(extended.c, {5 /* LZCNT */});
-  const bool avx3 =
-      avx2 && __builtin_cpu_supports("avx512f") && has(seven.b, {17 /* DQ */, 30 /* BW */, 31 /* VL */});
-  const bool vnni = has(seven.c, {11});
   switch (set.target) {
     case 0:
-      return avx3 && vnni &&
-             has(seven.c, {1 /* VBMI */, 6 /* VBMI2 */, 9 /* VAES */, 10 /* VPCLMULQDQ */, 12 /* BITALG */,
-                           14 /* VPOPCNTDQ */});
+      return avx2 && __builtin_cpu_supports("avx512f") &&
+             has(seven.b, {17 /* DQ */, 30 /* BW */, 31 /* VL */}) && has(seven.c, {11 /* VNNI */});
     case 1:
-      return avx3 && (vnni || !set.dot_product);
-    case 2:
       return avx2 && (has(more.a, {4 /* AVX-VNNI */}) || !set.dot_product);
     default:
       return true;  // what the compiler itself was told to use

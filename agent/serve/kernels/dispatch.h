@@ -25,9 +25,9 @@ inline const InstructionSet& instruction_set_in_use() {
 
 // In HWY_ONCE's part of a file that was compiled for each target, the best first.
 #if defined(__x86_64__)
-#define RETORT_EXPORT(F)                                                                                  \
-  static decltype(&HWY_STATIC_DISPATCH(F)) const F##Table[] = {HWY_CHOOSE_AVX3_DL(F), HWY_CHOOSE_AVX3(F), \
-                                                               HWY_CHOOSE_AVX2(F), HWY_CHOOSE_SSSE3(F)}
+#define RETORT_EXPORT(F)                   \
+  static decltype(&HWY_STATIC_DISPATCH(F)) \
+      const F##Table[] = {HWY_CHOOSE_AVX3(F), HWY_CHOOSE_AVX2(F), HWY_CHOOSE_SSSE3(F)}
 #else
 #define RETORT_EXPORT(F) static decltype(&HWY_STATIC_DISPATCH(F)) const F##Table[] = {&HWY_STATIC_DISPATCH(F)}
 #endif

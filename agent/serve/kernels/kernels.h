@@ -145,7 +145,7 @@ struct Attended {
 void attention(const Queries& q, const Heads& heads, std::uint32_t n, std::uint32_t step, float scale,
                const Scores& scores, const Attended& out);
 
-/// The instruction set in use ("AVX3_DL", "AVX2_VNNI", "NEON_DOT"), for reports.
+/// The instruction set in use ("AVX512_VNNI", "AVX2", "NEON_DOT"), for reports.
 const char* instruction_set();
 /// Those that this build has and this processor runs, the best first.
 std::vector<std::string> instruction_sets();

@@ -321,6 +321,7 @@ struct Vnni {
     using Weights = O;
     static HWY_INLINE O prepare(O w) { return w; }
     I sum;
+    HWY_INLINE Sum() {}
     HWY_INLINE void begin(I start) { sum = start; }
     template <int j>
     HWY_INLINE void add(O w, O x) {
@@ -349,12 +350,13 @@ struct ArmDot {
       return w;
     }
     I sum;
+    HWY_INLINE Sum() {}
     HWY_INLINE void begin(I start) { sum = start; }
     template <int j>
     HWY_INLINE void add(O w, O x) {
-#define RETORT_SDOT(LANE)                                               \
-  asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.4b[" #LANE "]" \
-      : "+w"(sum.raw)                                                   \
+#define RETORT_SDOT(LANE)                                                      \
+  asm(".arch armv8.2-a+crypto+dotprod\n\tsdot %0.4s, %1.16b, %2.4b[" #LANE "]" \
+      : "+w"(sum.raw)                                                          \
       : "w"(w.raw), "w"(x.raw))
       if constexpr (j == 0) RETORT_SDOT(0);
       if constexpr (j == 1) RETORT_SDOT(1);
@@ -371,6 +373,7 @@ struct ArmDot {
 };
 #endif
 
+#if !HWY_ARCH_X86 || HWY_TARGET > HWY_AVX3
 /// Without a dot product: products of 8 bits, added in pairs to 16, as many as fit, and then to 32.
 struct Pairs {
   static constexpr bool kSigned = true;
@@ -383,9 +386,12 @@ struct Pairs {
     static constexpr int kSteps = kFit >= 4 * kAdds ? 4 : kFit >= 2 * kAdds ? 2 : kFit >= kAdds ? 1 : 0;
     struct Weights {
       O size, sign;
+      HWY_INLINE Weights() {}
+      HWY_INLINE Weights(O its_size, O its_sign) : size(its_size), sign(its_sign) {}
     };
     I sum;
     S pairs;
+    HWY_INLINE Sum() {}
 
     static HWY_INLINE Weights prepare(O w) {
       if constexpr (!kFull) return {w, w};
@@ -405,10 +411,6 @@ struct Pairs {
 #if !HWY_ARCH_X86
       const int8x16_t a = vreinterpretq_s8_u8(w.size.raw), b = vreinterpretq_s8_u8(x.raw);
       return S(vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
-#elif HWY_TARGET <= HWY_AVX3
-      if constexpr (kFull)
-        x = O{_mm512_mask_sub_epi8(x.raw, _mm512_movepi8_mask(w.sign.raw), _mm512_setzero_si512(), x.raw)};
-      return S{_mm512_maddubs_epi16(w.size.raw, x.raw)};
 #elif HWY_TARGET <= HWY_AVX2
       if constexpr (kFull) x = O{_mm256_sign_epi8(x.raw, w.sign.raw)};
       return S{_mm256_maddubs_epi16(w.size.raw, x.raw)};
@@ -420,8 +422,6 @@ struct Pairs {
     HWY_INLINE void widen(S products) {
 #if !HWY_ARCH_X86
       sum = I(vpadalq_s16(sum.raw, products.raw));
-#elif HWY_TARGET <= HWY_AVX3
-      sum = hn::Add(sum, I{_mm512_madd_epi16(products.raw, _mm512_set1_epi16(1))});
 #elif HWY_TARGET <= HWY_AVX2
       sum = hn::Add(sum, I{_mm256_madd_epi16(products.raw, _mm256_set1_epi16(1))});
 #else
@@ -446,6 +446,7 @@ struct Pairs {
   };
   static HWY_INLINE O activations(const std::int8_t* sixteen, int j) { return broadcast(sixteen + 4 * j); }
 };
+#endif
 
 HWY_INLINE F load_scale(const std::byte* p) {
   return hn::PromoteTo(
@@ -579,14 +580,16 @@ void MatmulPacked(const Matrix& m, const Activations& x, std::uint32_t begin, st
       return matmul_float<Load16<hwy::bfloat16_t>>(m, x, begin, end, out);
 #if RETORT_DOT
     default:
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
       return matmul_dot<Vnni>(m, x, begin, end, out);
-#elif HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
-      if (instruction_set_in_use().dot_product) return matmul_dot<Vnni>(m, x, begin, end, out);
-#elif HWY_ARCH_ARM_A64
+#else
+#if HWY_ARCH_ARM_A64
       if (instruction_set_in_use().dot_product) return matmul_dot<ArmDot>(m, x, begin, end, out);
+#elif HWY_TARGET <= HWY_AVX2
+      if (instruction_set_in_use().dot_product) return matmul_dot<Vnni>(m, x, begin, end, out);
 #endif
       return matmul_dot<Pairs>(m, x, begin, end, out);
+#endif
 #else
     default:
       std::abort();  // a matrix was packed for another instruction set

@@ -62,7 +62,7 @@ double MultiplyBytes(std::size_t rounds) {
 #pragma GCC unroll 12
       for (auto& sum : sums)  // in registers only when it is unrolled
 #if HWY_ARCH_ARM_A64
-        asm volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %1.16b"
+        asm volatile(".arch armv8.2-a+crypto+dotprod\n\tsdot %0.4s, %1.16b, %1.16b"
                      : "+w"(sum.raw)
                      : "w"(threes.raw));
 #elif HWY_TARGET <= HWY_AVX3

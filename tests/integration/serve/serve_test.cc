@@ -789,7 +789,8 @@ class ServeClassifier : public Serve {
     EXPECT_OK(response);
     EXPECT_EQ(response->status, 200) << response->body;
     std::vector<float> out;
-    for (const json::value& one : json::parse(response->body).at("data").as_array()) {
+    const json::value whole = json::parse(response->body);
+    for (const json::value& one : whole.at("data").as_array()) {
       EXPECT_EQ(one.at("label"), one.at("labels").at(0).at("label"));
       for (const std::string& label : config_.labels)
         for (const json::value& entry : one.at("labels").as_array())

@@ -139,12 +139,13 @@ std::shared_ptr<const Model> tiny(const TemporaryFolder& folder, ModelFamily fam
 
 TEST(Session, ChunksThreadsAndRewindGiveTheSameLogits) {
   using kernels::CacheType;
+  const std::pair<TensorType, CacheType> kinds[] = {{TensorType::kF32, CacheType::kF32},
+                                                    {TensorType::kF16, CacheType::kQ8},
+                                                    {TensorType::kQ8_0, CacheType::kF32},
+                                                    {TensorType::kQ8_0, CacheType::kF16},
+                                                    {TensorType::kQ4_0, CacheType::kQ8}};
   for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2})
-    for (const auto& [type, cache] : {std::pair{TensorType::kF32, CacheType::kF32},
-                                      {TensorType::kF16, CacheType::kQ8},
-                                      {TensorType::kQ8_0, CacheType::kF32},
-                                      {TensorType::kQ8_0, CacheType::kF16},
-                                      {TensorType::kQ4_0, CacheType::kQ8}}) {
+    for (const auto& [type, cache] : kinds) {
       TemporaryFolder folder;
       const auto model = tiny(folder, family, type);
       const auto ids =
