@@ -27,6 +27,7 @@ struct Profile {
   labels @15 :List(Label);
   notes @16 :List(Text);
   agentVersion @17 :Text;
+  utcOffsetMinutes @18 :Int32;     # local time is UTC and so many minutes
 }
 
 struct Status {

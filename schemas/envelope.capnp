@@ -31,6 +31,8 @@ struct Envelope {
     comeBack @19 :UInt32;          # after this many milliseconds
     refused @20 :Refused;
     unsupported @21 :UInt16;       # the kind that was not known
+    canary @22 :Canary;
+    canaryResult @23 :CanaryResult;
   }
 
   struct Enrol {
@@ -71,6 +73,21 @@ struct Envelope {
     artifact @0 :Text;
     offset @1 :UInt64;
     bytes @2 :Data;
+  }
+  struct Canary {
+    id @0 :Text;                   # of the rollout
+    artifact @1 :Text;             # that must be served when it is asked
+    questions @2 :List(Question);
+    struct Question {
+      prompt @0 :Text;
+      answer @1 :Text;             # the teacher's next token
+    }
+  }
+  struct CanaryResult {
+    id @0 :Text;
+    artifact @1 :Text;
+    asked @2 :UInt32;
+    agreed @3 :UInt32;
   }
   struct Refused {
     about @0 :Text;

@@ -90,6 +90,7 @@ struct JobRecord {
   error @12 :Text;
   artifacts @13 :List(Text);
   plan @14 :Text;                  # JSON, for people
+  rollout @15 :Text;               # JSON, the request for a rollout of what it makes
 }
 
 struct TokenRecord {
@@ -120,4 +121,54 @@ struct IdempotencyRecord {
   createdMillis @1 :Int64;
   status @2 :UInt16;
   body @3 :Text;                   # empty where it held a secret
+}
+
+struct RolloutRecord {
+  id @0 :Text;
+  name @1 :Text;
+  createdMillis @2 :Int64;
+  specJson @3 :Text;
+  canaryJson @4 :Text;
+  tracks @5 :List(Track);
+  events @6 :UInt64;               # so many were noted
+
+  struct Track {
+    deviceClass @0 :Text;
+    artifact @1 :Text;
+    before @2 :Text;
+    state @3 :Text;
+    pausedFrom @4 :Text;
+    reason @5 :Text;
+    stage @6 :UInt32;
+    sinceMillis @7 :Int64;
+    soakUntilMillis @8 :Int64;
+    inForce @9 :Bool;
+    gatesJson @10 :Text;
+  }
+}
+
+struct RolloutMember {
+  rollout @0 :Text;
+  device @1 :Text;
+  deviceClass @2 :Text;
+  holdout @3 :Bool;
+  stage @4 :UInt32;
+  state @5 :Text;
+  toldMillis @6 :Int64;
+  settledMillis @7 :Int64;
+  errorCode @8 :Text;
+  error @9 :Text;
+  canaryArtifact @10 :Text;
+  canaryAsked @11 :UInt32;
+  canaryAgreed @12 :UInt32;
+  afterGeneration @13 :UInt64;
+}
+
+struct RolloutEvent {
+  rollout @0 :Text;
+  sequence @1 :UInt64;
+  timeMillis @2 :Int64;
+  deviceClass @3 :Text;
+  state @4 :Text;
+  text @5 :Text;
 }

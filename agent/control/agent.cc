@@ -19,8 +19,13 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr seconds kReadyPatience{120};  ///< for a student to load
-constexpr milliseconds kHealthTimeout{5000};
+constexpr milliseconds kHealthTimeout{5000}, kClockTolerance{60'000};
 constexpr std::uint32_t kHealthFailures = 3;  ///< in a row: it hangs
+constexpr seconds kInferenceEvery{60};        ///< a real inference, where nobody has asked for one since
+constexpr seconds kInferencePatience{20};
+constexpr seconds kCanaryPatience{60};  ///< for one question
+constexpr std::size_t kCanaryQuestions = 256;
+constexpr seconds kTellPower{60}, kTellMemory{600};
 constexpr std::size_t kCrashesToRollBack = 5;
 constexpr seconds kCrashWindow{300};
 constexpr std::uint32_t kCandidateStarts = 3;
@@ -397,6 +402,15 @@ void Agent::work_failed(Error error) {
 }
 
 void Agent::consider_desired() {
+  if (record_.state == State::kProbe && record_.desired.generation > record_.candidate.generation &&
+      record_.desired.artifact != record_.candidate.artifact) {
+    // A candidate that hangs must not keep the next one waiting.
+    ++work_;
+    return failed_for_good(
+        {ErrorCode::kCancelled,
+         fmt::format("superseded by generation {} while it was probed", record_.desired.generation),
+         record_.candidate.artifact});
+  }
   Event event;
   if (desired_event(record_, event)) post_event(event);
 }
@@ -500,6 +514,7 @@ void Agent::on_session(bool up, const std::string& reason) {
 
 void Agent::on_payload(const wire::Payload& payload) {
   if (const auto* welcome = std::get_if<wire::Welcome>(&payload)) {
+    told_time_ = {welcome->coordinator_time, clock_.steady_now()};
     if (welcome->coordinator_time > identity_.last_told_time) {
       identity_.last_told_time = welcome->coordinator_time;
       const UnixMillis apart = welcome->coordinator_time - clock_.unix_millis();
@@ -524,6 +539,8 @@ void Agent::on_payload(const wire::Payload& payload) {
       on_manifest(manifest->signed_json);
   } else if (const auto* chunk = std::get_if<wire::Chunk>(&payload)) {
     on_chunk(*chunk);
+  } else if (const auto* canary = std::get_if<wire::Canary>(&payload)) {
+    begin_canary(*canary);
   } else if (const auto* ack = std::get_if<wire::TelemetryAck>(&payload)) {
     telemetry_acknowledged_ = std::max(telemetry_acknowledged_, ack->batch);
     batch_in_flight_ = 0;
@@ -859,13 +876,20 @@ void Agent::health_tick() {
   const auto serve = slot.empty() ? std::nullopt : supervisor_->find(slot);
   if (!serve || serve->port == 0 || !serve_answers_ || health_asked_) return;
   health_asked_ = true;
+  // /health shows that it listens; that it still computes, only an inference shows.
+  const bool infer = clock_.steady_now() - inference_seen_ > kInferenceEvery;
   on_pool(
       ask_,
-      [this, serve = *serve] {
-        return check_health(options_.serve_host, serve.port, serve.artifact, kHealthTimeout);
+      [this, serve = *serve, infer]() -> Result<void> {
+        RETORT_TRY(check_health(options_.serve_host, serve.port, serve.artifact, kHealthTimeout));
+        if (!infer) return {};
+        Result<void> answered = check_answer(options_.serve_host, serve.port, kInferencePatience);
+        if (!answered && answered.error().code == ErrorCode::kOutOfBudget) return {};  // busy: it is well
+        return answered;
       },
-      [this, slot, pid = serve->pid](Result<void> healthy) {
+      [this, slot, pid = serve->pid, infer](Result<void> healthy) {
         health_asked_ = false;
+        if (healthy && infer) inference_seen_ = clock_.steady_now();
         const auto now = supervisor_->find(slot);
         if (!now || now->pid != pid || healthy) {
           health_failures_ = 0;
@@ -1016,6 +1040,57 @@ void Agent::restore() {
   });
 }
 
+// Canary
+// ------------------------------------------------------------------------------------------------------
+
+void Agent::begin_canary(const wire::Canary& canary) {
+  if (record_.state != State::kIdle || canary.artifact != record_.active.artifact || !serve_answers_)
+    return;  // it is asked again
+  const bool busy = canary_.has_value();
+  if (busy && canary_->canary.id == canary.id && canary_->canary.artifact == canary.artifact) return;
+  canary_.emplace();
+  canary_->canary = canary;
+  if (canary_->canary.questions.size() > kCanaryQuestions) canary_->canary.questions.resize(kCanaryQuestions);
+  if (!busy) ask_canary();
+}
+
+void Agent::ask_canary() {
+  if (!canary_) return;
+  const auto serve = supervisor_->find(record_.active.slot);
+  if (record_.state != State::kIdle || !serve || serve->artifact != canary_->canary.artifact ||
+      serve->port == 0) {
+    canary_.reset();  // an update came between
+    return;
+  }
+  if (canary_->next == canary_->canary.questions.size()) {
+    session_->send(
+        wire::CanaryResult{canary_->canary.id, canary_->canary.artifact, canary_->asked, canary_->agreed});
+    log_info("canary: agrees with the teacher on {} of {}", canary_->agreed, canary_->asked);
+    canary_.reset();
+    return;
+  }
+  const wire::Canary::Question question = canary_->canary.questions[canary_->next];
+  on_pool(
+      ask_,
+      [this, port = serve->port, prompt = question.prompt] {
+        return complete(options_.serve_host, port, prompt, 1, kCanaryPatience);
+      },
+      [this, question, id = canary_->canary.id](Result<std::string> answer) {
+        if (!canary_) return;
+        if (canary_->canary.id != id) return ask_canary();  // another one came
+        if (!answer && answer.error().code == ErrorCode::kUnavailable) {
+          log_warn("canary: {}; the coordinator will ask again", answer.error().describe());
+          canary_.reset();
+          return;
+        }
+        // A question that the student refuses is one that it has no answer to.
+        ++canary_->asked;
+        if (answer && *answer == question.answer) ++canary_->agreed;
+        ++canary_->next;
+        ask_canary();
+      });
+}
+
 // Telling
 // ----------------------------------------------------------------------------------------------------
 
@@ -1093,6 +1168,15 @@ void Agent::write_status() {
       });
 }
 
+UnixMillis Agent::now_millis() const {
+  const UnixMillis own = clock_.unix_millis();
+  if (!told_time_) return own;
+  const UnixMillis told =
+      told_time_->first +
+      std::chrono::duration_cast<milliseconds>(clock_.steady_now() - told_time_->second).count();
+  return std::abs(own - told) > kClockTolerance.count() ? told : own;
+}
+
 void Agent::telemetry_tick() {
   after(telemetry_timer_, seconds(10), [this] { telemetry_tick(); });
   if (telemetry_busy_) return;
@@ -1102,29 +1186,61 @@ void Agent::telemetry_tick() {
   struct Sample {
     std::uint64_t own_pss = 0, serve_pss = 0;
     std::optional<Histogram> first_token, token;
+    std::optional<RequestCounts> requests;
+    std::optional<double> watts;
+    pid_t pid = 0;
   };
   on_pool(
       ask_,
-      [serve, host = options_.serve_host, ask = serve_answers_] {
+      [this, serve, host = options_.serve_host, ask = serve_answers_] {
         Sample sample;
+        sample.watts = power_meter_.watts(Steady::now());
+        if (serve) sample.pid = serve->pid;
         sample.own_pss = pss_bytes(::getpid()).value_or(0);
         if (serve) sample.serve_pss = pss_bytes(serve->pid).value_or(0);
         if (serve && serve->port != 0 && ask)
           if (const auto metrics = ask_serve(host, serve->port, "GET", "/metrics", "", seconds(3))) {
             sample.first_token = parse_histogram(metrics->body, "retort_serve_first_token_seconds");
             sample.token = parse_histogram(metrics->body, "retort_serve_token_seconds");
+            sample.requests = parse_requests(metrics->body);
           }
         return sample;
       },
       [this](Sample sample) {
         own_pss_ = sample.own_pss, serve_pss_ = sample.serve_pss;
-        const UnixMillis now = clock_.unix_millis();
+        const UnixMillis now = now_millis();
+        const double tokens =
+            (sample.first_token ? sample.first_token->count : 0) + (sample.token ? sample.token->count : 0);
+        if (sample.first_token && tokens != tokens_seen_) {
+          tokens_seen_ = tokens;
+          inference_seen_ = clock_.steady_now();
+        }
+        if (profile_ && profile_->utc_offset_minutes != utc_offset_minutes()) {
+          profile_->utc_offset_minutes = utc_offset_minutes();
+          tell_profile();
+        }
         std::vector<TelemetryPoint> points;
-        // Memory when it moved by more than a twentieth: an idle device costs nothing.
+        const auto steady = clock_.steady_now();
+        if (sample.watts && steady - told_watts_ > kTellPower) {
+          told_watts_ = steady;
+          points.push_back({now, "device_power_watts", *sample.watts});
+        }
+        if (sample.requests) {
+          // The first look at a process that was there before says nothing about when.
+          const bool same = requests_of_ == sample.pid;
+          const double all = sample.requests->all - (same ? requests_->all : 0),
+                       errors = sample.requests->errors - (same ? requests_->errors : 0);
+          if (requests_ && all > 0) points.push_back({now, "serve_requests", all});
+          if (requests_ && errors > 0) points.push_back({now, "serve_errors", errors});
+          requests_ = sample.requests, requests_of_ = sample.pid;
+        }
+        // Memory when it moved by more than a twentieth, of every new process, and now and then.
+        const bool anew = sample.pid != told_pss_of_ || steady - told_pss_ > kTellMemory;
+        if (anew) told_pss_of_ = sample.pid, told_pss_ = steady;
         const auto moved = [](std::uint64_t a, std::uint64_t b) { return (a > b ? a - b : b - a) > a / 20; };
-        if (moved(own_pss_, told_own_pss_))
+        if (anew || moved(own_pss_, told_own_pss_))
           points.push_back({now, "agent_pss_bytes", static_cast<double>(told_own_pss_ = own_pss_)});
-        if (moved(serve_pss_, told_serve_pss_))
+        if ((anew && serve_pss_ > 0) || moved(serve_pss_, told_serve_pss_))
           points.push_back({now, "serve_pss_bytes", static_cast<double>(told_serve_pss_ = serve_pss_)});
         const auto latency = [&](std::optional<Histogram>& before, std::optional<Histogram>& after_it,
                                  const char* name) {

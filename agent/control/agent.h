@@ -131,7 +131,14 @@ class Agent {
   void restore();
   bool both_fit() const;
 
+  // A canary's questions, one at a time.
+  void begin_canary(const wire::Canary& canary);
+  void ask_canary();
+
   // Telling.
+  /// Milliseconds since 1970: the coordinator's clock, where this device's is far from it (none that works,
+  /// or one that jumped).
+  UnixMillis now_millis() const;
   void telemetry_tick();
   void send_batch();
   DeviceStatus status() const;
@@ -180,6 +187,15 @@ class Agent {
   std::uint32_t health_failures_ = 0;
   bool active_held_back_ = false;  ///< stop-swap: the old student rests while the candidate is tried
   bool health_asked_ = false, serve_answers_ = false;
+  Steady::time_point inference_seen_{};  ///< when serve last made a token, as far as we know
+  double tokens_seen_ = -1;
+
+  struct CanaryWork {
+    wire::Canary canary;
+    std::size_t next = 0;
+    std::uint32_t asked = 0, agreed = 0;
+  };
+  std::optional<CanaryWork> canary_;
 
   std::string link_ = "connecting", link_reason_;
   std::optional<DeviceStatus> told_status_;
@@ -188,6 +204,11 @@ class Agent {
   std::uint64_t told_own_pss_ = 0, told_serve_pss_ = 0;
   Steady::time_point batch_sent_{}, serving_since_{};
   std::optional<Histogram> first_token_, token_;
+  std::optional<RequestCounts> requests_;
+  pid_t requests_of_ = 0, told_pss_of_ = 0;  ///< the processes that these were of
+  Steady::time_point told_pss_{}, told_watts_{};
+  PowerMeter power_meter_;                                              ///< ask pool only
+  std::optional<std::pair<UnixMillis, Steady::time_point>> told_time_;  ///< the coordinator's clock, and when
 
   // Last, so that their threads end before anything they use goes.
   boost::asio::thread_pool disk_{1}, ask_{1};

@@ -114,6 +114,8 @@ Result<void> check_answer(const std::string& host, std::uint16_t port, std::chro
                        const char* list) -> Result<json::array> {
     const LoopbackAnswer answer = RETORT_TRY(ask_serve(host, port, method, target, body, timeout));
     const std::string where = fmt::format("http://{}:{}{}", host, port, target);
+    if (answer.status == 429 || answer.status == 503)
+      return fail(ErrorCode::kOutOfBudget, where, "it is too busy (status {})", answer.status);
     if (answer.status != 200)
       return fail(ErrorCode::kInvalid, where, "the probe got status {}: {}", answer.status,
                   answer.body.substr(0, 200));
@@ -140,6 +142,45 @@ Result<void> check_answer(const std::string& host, std::uint16_t port, std::chro
   json::object body{{"input", json::array(values, 0)}};
   RETORT_TRY(ask("POST", "/v1/classify", json::serialize(body), "data"));
   return {};
+}
+
+Result<std::string> complete(const std::string& host, std::uint16_t port, std::string_view prompt,
+                             std::uint32_t max_tokens, std::chrono::milliseconds timeout) {
+  const LoopbackAnswer answer = RETORT_TRY(ask_serve(
+      host, port, "POST", "/v1/completions",
+      json::serialize(json::object{{"prompt", prompt}, {"max_tokens", max_tokens}, {"temperature", 0}}),
+      timeout));
+  const std::string where = fmt::format("http://{}:{}/v1/completions", host, port);
+  if (answer.status != 200)
+    return fail(answer.status == 429 || answer.status == 503 ? ErrorCode::kUnavailable : ErrorCode::kInvalid,
+                where, "status {}: {}", answer.status, answer.body.substr(0, 200));
+  const json::value body = RETORT_TRY(parse_json(answer.body, where));
+  const json::object& object = *RETORT_TRY(as_object(body, where));
+  const json::array& choices = *RETORT_TRY(json_array(object, "choices", where));
+  if (choices.empty()) return fail(ErrorCode::kInvalid, where, "there is no choice");
+  return json_string(*RETORT_TRY(as_object(choices.front(), where)), "text", where);
+}
+
+std::optional<RequestCounts> parse_requests(std::string_view metrics) {
+  constexpr std::string_view kName = "retort_serve_requests_total{code=\"";
+  if (metrics.find("retort_serve_requests_total") == std::string_view::npos) return std::nullopt;
+  RequestCounts counts;
+  while (!metrics.empty()) {
+    std::string_view line = metrics.substr(0, metrics.find('\n'));
+    metrics.remove_prefix(std::min(metrics.size(), line.size() + 1));
+    if (!line.starts_with(kName)) continue;
+    line.remove_prefix(kName.size());
+    int status = 0;
+    double value = 0;
+    const std::size_t space = line.rfind(' ');
+    if (space == std::string_view::npos ||
+        std::from_chars(line.data(), line.data() + line.size(), status).ec != std::errc() ||
+        std::from_chars(line.data() + space + 1, line.data() + line.size(), value).ec != std::errc())
+      continue;
+    counts.all += value;
+    if (status >= 500) counts.errors += value;
+  }
+  return counts;
 }
 
 std::optional<Histogram> parse_histogram(std::string_view metrics, std::string_view name) {

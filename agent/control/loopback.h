@@ -27,8 +27,17 @@ Result<LoopbackAnswer> ask_serve(const std::string& host, std::uint16_t port, st
 Result<void> check_health(const std::string& host, std::uint16_t port, const std::string& artifact,
                           std::chrono::milliseconds timeout);
 /// Asks for what the model is there for, which /v1/models tells: four tokens, or, of a classifier of tensors,
-/// the class of an input of zeros. There must be an answer, in finite time.
+/// the class of an input of zeros. There must be an answer, in finite time. kOutOfBudget: it says that it is
+/// too busy.
 Result<void> check_answer(const std::string& host, std::uint16_t port, std::chrono::milliseconds timeout);
+/// What the model writes after a prompt, greedily. kUnavailable: it did not answer, or is too busy to.
+Result<std::string> complete(const std::string& host, std::uint16_t port, std::string_view prompt,
+                             std::uint32_t max_tokens, std::chrono::milliseconds timeout);
+/// The answers that /metrics' text counts: all, and those with a status of 500 or more.
+struct RequestCounts {
+  double all = 0, errors = 0;
+};
+std::optional<RequestCounts> parse_requests(std::string_view metrics);
 
 /// A Prometheus histogram of /metrics' text, summed over its label sets.
 struct Histogram {

@@ -56,7 +56,8 @@ struct Transition {
 };
 
 /// The row for (state, event); nullptr: the event means nothing there and is dropped. A newer desired state
-/// that comes in probe or later has no row: it is kept, and comes again as soon as the agent is idle.
+/// that comes in probe or later has no row: it is kept, and comes again as soon as the agent is idle; a probe
+/// fails because of it.
 const Transition* find_transition(State state, Event event);
 
 std::string_view to_string(State state);

@@ -82,6 +82,10 @@ std::string find_energy_meter(std::vector<std::string>& notes) {
   return "";
 }
 
+double number_in(const std::string& file) {
+  return std::strtod(read_file(file, 64).value_or("").c_str(), nullptr);
+}
+
 // 32-byte vectors; the compiler splits them into what the baseline instruction set has.
 using F32x8 = float __attribute__((vector_size(32)));
 using I32x8 = std::int32_t __attribute__((vector_size(32)));
@@ -261,7 +265,43 @@ DeviceProfile measure_profile(const ProfileOptions& options) {
   profile.notes.emplace_back("matvec: the agent's own loop at the baseline instruction set, a lower bound");
   profile.accelerators = find_accelerators();
   profile.energy_meter = find_energy_meter(profile.notes);
+  profile.utc_offset_minutes = utc_offset_minutes();
   return profile;
+}
+
+std::int32_t utc_offset_minutes() {
+  const std::time_t now = std::time(nullptr);
+  std::tm local{};
+  ::tzset();
+  if (::localtime_r(&now, &local) == nullptr) return 0;
+  return static_cast<std::int32_t>(local.tm_gmtoff / 60);
+}
+
+std::optional<double> PowerMeter::watts(std::chrono::steady_clock::time_point now) {
+  double joules = 0;
+  bool rapl = false;
+  const std::string powercap = "/sys/class/powercap/";
+  for (const std::string& zone : folder_names(powercap)) {
+    // Packages only ("intel-rapl:0"): their parts are counted in them.
+    if (!zone.starts_with("intel-rapl:") || std::count(zone.begin(), zone.end(), ':') != 1) continue;
+    const Result<std::string> text = read_file(powercap + zone + "/energy_uj", 64);
+    if (!text) continue;
+    rapl = true;
+    joules += std::strtod(text->c_str(), nullptr) / 1e6;
+  }
+  if (rapl) {
+    const auto before = std::exchange(before_, std::pair(joules, now));
+    if (!before || joules < before->first) return std::nullopt;  // the counter went round
+    const double seconds = std::chrono::duration<double>(now - before->second).count();
+    if (seconds < 0.1) return std::nullopt;
+    return (joules - before->first) / seconds;
+  }
+  for (const std::string& chip : folder_names("/sys/class/hwmon"))
+    for (const std::string& file : folder_names("/sys/class/hwmon/" + chip))
+      if (file.starts_with("power") && file.ends_with("_input"))
+        if (const double microwatts = number_in("/sys/class/hwmon/" + chip + "/" + file); microwatts > 0)
+          return microwatts / 1e6;
+  return std::nullopt;
 }
 
 json::value profile_to_json(const DeviceProfile& p) {
@@ -284,7 +324,8 @@ json::value profile_to_json(const DeviceProfile& p) {
                       {"energy_meter", p.energy_meter},
                       {"labels", labels},
                       {"notes", json::value_from(p.notes)},
-                      {"agent_version", p.agent_version}};
+                      {"agent_version", p.agent_version},
+                      {"utc_offset_minutes", p.utc_offset_minutes}};
 }
 
 Result<DeviceProfile> profile_from_json(const json::value& value, std::string_view where) {
@@ -322,6 +363,8 @@ Result<DeviceProfile> profile_from_json(const json::value& value, std::string_vi
   }
   p.notes = RETORT_TRY(strings("notes"));
   p.agent_version = RETORT_TRY(json_string(o, "agent_version", where));
+  if (json_has(o, "utc_offset_minutes"))  // noted by an older agent, it is missing
+    p.utc_offset_minutes = static_cast<std::int32_t>(RETORT_TRY(json_int(o, "utc_offset_minutes", where)));
   return p;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,20 @@ struct ProfileOptions {
 /// Looks at this machine and measures it; takes about three times `time_per_measure` on one core. Never
 /// fails: what cannot be had is 0 or empty and noted. Thread: any, but alone, or the figures are too low.
 DeviceProfile measure_profile(const ProfileOptions& options);
+
+/// Local time is UTC and so many minutes, now.
+std::int32_t utc_offset_minutes();
+
+/// Power as the machine's meter has it: RAPL's packages (energy between two calls) or hwmon's inputs (now).
+/// Thread: one at a time.
+class PowerMeter {
+ public:
+  /// Watts since the call before, or now; nothing: no meter that may be read, or the first call.
+  std::optional<double> watts(std::chrono::steady_clock::time_point now);
+
+ private:
+  std::optional<std::pair<double, std::chrono::steady_clock::time_point>> before_;  ///< joules, when
+};
 
 /// CPU model of /proc/cpuinfo's text: x86's "model name", ARM's "Model", or implementer and part.
 std::string parse_cpu_model(std::string_view cpuinfo);

@@ -27,9 +27,10 @@ class SlotFiles {
   /// The manifest of signed text that was accepted before: signature and form again, expiry not.
   Result<ArtifactManifest> manifest_of(std::string_view signed_manifest) const;
 
-  /// Checks the signed manifest, makes room (the slot's old model goes when there is no other way), reserves
-  /// the file, copies the pieces that lie here already; notes all in `spool`, so that it can go on after a
-  /// crash. Resumes where `spool` holds this very artifact. kOutOfBudget when the disk is too small.
+  /// Checks the signed manifest; where the slot holds this very artifact, that is all. Else makes room (the
+  /// slot's old model goes when there is no other way), reserves the file, copies the pieces that lie here
+  /// already; notes all in `spool`, so that it can go on after a crash. Resumes where `spool` holds this very
+  /// artifact. kOutOfBudget when the disk is too small.
   struct Begun {
     ArtifactManifest manifest;
     std::vector<bool> done;

@@ -29,6 +29,7 @@ struct DeviceProfile {
   std::map<std::string, std::string> labels;  ///< the operator's, from the agent's command line
   std::vector<std::string> notes;
   std::string agent_version;
+  std::int32_t utc_offset_minutes = 0;  ///< the device's local time is UTC and so many minutes
   bool operator==(const DeviceProfile&) const = default;
 };
 

@@ -56,6 +56,7 @@ struct JobRecord {
   std::string error_code, error;
   std::vector<std::string> artifacts;
   std::string plan_json;
+  std::string rollout_json;  ///< "": what it makes is assigned at once, if at all
 };
 
 struct TokenRecord {

@@ -46,6 +46,7 @@ void write(schema::Profile::Builder out, const DeviceProfile& p) {
   write_labels(out.initLabels(static_cast<unsigned>(p.labels.size())), p.labels);
   write_texts(out.initNotes(static_cast<unsigned>(p.notes.size())), p.notes);
   out.setAgentVersion(text(p.agent_version));
+  out.setUtcOffsetMinutes(p.utc_offset_minutes);
 }
 
 DeviceProfile read(schema::Profile::Reader in) {
@@ -68,6 +69,7 @@ DeviceProfile read(schema::Profile::Reader in) {
   p.labels = read_labels(in.getLabels());
   p.notes = read_texts(in.getNotes());
   p.agent_version = text(in.getAgentVersion());
+  p.utc_offset_minutes = in.getUtcOffsetMinutes();
   return p;
 }
 

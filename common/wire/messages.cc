@@ -102,6 +102,23 @@ std::string encode(const Envelope& envelope) {
                    b.setMessage(text(m.message));
                  },
                  [&](const Unsupported& m) { out.setUnsupported(m.kind); },
+                 [&](const Canary& m) {
+                   auto b = out.initCanary();
+                   b.setId(text(m.id));
+                   b.setArtifact(text(m.artifact));
+                   auto questions = b.initQuestions(static_cast<unsigned>(m.questions.size()));
+                   for (unsigned i = 0; i < m.questions.size(); ++i) {
+                     questions[i].setPrompt(text(m.questions[i].prompt));
+                     questions[i].setAnswer(text(m.questions[i].answer));
+                   }
+                 },
+                 [&](const CanaryResult& m) {
+                   auto b = out.initCanaryResult();
+                   b.setId(text(m.id));
+                   b.setArtifact(text(m.artifact));
+                   b.setAsked(m.asked);
+                   b.setAgreed(m.agreed);
+                 },
              },
              envelope.payload);
   return to_bytes(message);
@@ -186,6 +203,19 @@ Result<Envelope> decode(std::string_view frame) {
       case Which::UNSUPPORTED:
         out.payload = Unsupported{in.getUnsupported()};
         break;
+      case Which::CANARY: {
+        const auto r = in.getCanary();
+        Canary canary{text(r.getId()), text(r.getArtifact()), {}};
+        for (const auto question : r.getQuestions())
+          canary.questions.push_back({text(question.getPrompt()), text(question.getAnswer())});
+        out.payload = std::move(canary);
+        break;
+      }
+      case Which::CANARY_RESULT: {
+        const auto r = in.getCanaryResult();
+        out.payload = CanaryResult{text(r.getId()), text(r.getArtifact()), r.getAsked(), r.getAgreed()};
+        break;
+      }
       default:
         out.payload = Unsupported{static_cast<std::uint16_t>(in.which())};
         break;

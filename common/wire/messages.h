@@ -64,6 +64,12 @@ struct TelemetryBatch {
   std::vector<TelemetryPoint> points;
 };
 
+/// How often the student's next token was the teacher's.
+struct CanaryResult {
+  std::string id, artifact;
+  std::uint32_t asked = 0, agreed = 0;
+};
+
 // Coordinator to device
 // -------------------------------------------------------------------------------------------
 
@@ -99,6 +105,16 @@ struct ComeBack {
   std::uint32_t after_millis = 0;
 };
 
+/// Questions for the student that serves `artifact`, with the teacher's answers: greedy, one token each.
+/// Texts are from the operator's data, never a user's.
+struct Canary {
+  struct Question {
+    std::string prompt, answer;
+  };
+  std::string id, artifact;
+  std::vector<Question> questions;
+};
+
 // Either way
 // --------------------------------------------------------------------------------------------------------
 
@@ -115,7 +131,7 @@ struct Unsupported {
 
 using Payload = std::variant<Enrol, Hello, ProfileUpdate, StatusReport, Heartbeat, ManifestRequest,
                              ChunkRequest, TelemetryBatch, Enrolled, Welcome, Desired, Manifest, Chunk,
-                             TelemetryAck, ComeBack, Refused, Unsupported>;
+                             TelemetryAck, ComeBack, Refused, Unsupported, Canary, CanaryResult>;
 
 /// One frame: at least once, deduplicated by (device, epoch, sequence).
 struct Envelope {

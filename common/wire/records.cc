@@ -123,6 +123,7 @@ std::string encode(const JobRecord& record) {
   auto list = out.initArtifacts(static_cast<unsigned>(record.artifacts.size()));
   for (unsigned i = 0; i < record.artifacts.size(); ++i) list.set(i, text(record.artifacts[i]));
   out.setPlan(text(record.plan_json));
+  out.setRollout(text(record.rollout_json));
   return to_bytes(message);
 }
 
@@ -147,6 +148,7 @@ Result<JobRecord> decode_record(std::string_view bytes) {
                                             for (const auto value : in.getArtifacts())
                                               record.artifacts.push_back(text(value));
                                             record.plan_json = text(in.getPlan());
+                                            record.rollout_json = text(in.getRollout());
                                             return record;
                                           });
 }

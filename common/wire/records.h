@@ -6,6 +6,7 @@
 #include "common/core/result.h"
 #include "common/model/audit.h"
 #include "common/model/records.h"
+#include "common/model/rollout.h"
 
 /// Stored records as Cap'n Proto bytes (schemas/records.capnp). decode_…: kCorrupt.
 namespace retort::wire {
@@ -19,6 +20,9 @@ std::string encode(const JobRecord& record);
 std::string encode(const TokenRecord& record);
 std::string encode(const AuditEntry& record);
 std::string encode(const IdempotencyRecord& record);
+std::string encode(const RolloutRecord& record);
+std::string encode(const RolloutMember& record);
+std::string encode(const RolloutEvent& record);
 
 template <typename Record>
 Result<Record> decode_record(std::string_view bytes);
@@ -40,5 +44,11 @@ template <>
 Result<AuditEntry> decode_record(std::string_view bytes);
 template <>
 Result<IdempotencyRecord> decode_record(std::string_view bytes);
+template <>
+Result<RolloutRecord> decode_record(std::string_view bytes);
+template <>
+Result<RolloutMember> decode_record(std::string_view bytes);
+template <>
+Result<RolloutEvent> decode_record(std::string_view bytes);
 
 }  // namespace retort::wire

@@ -127,6 +127,7 @@ Api::Api(ApiParts parts, ApiLimits limits)
   add_dataset_routes(*this, p_);
   add_class_routes(*this, p_);
   add_tailor_routes(*this, p_);
+  add_rollout_routes(*this, p_);
   add_job_routes(*this, p_);
   add_artifact_routes(*this, p_);
   add_device_routes(*this, p_);

@@ -20,6 +20,7 @@
 #include "coordinator/catalog/teacher_serve.h"
 #include "coordinator/fleet/fleet.h"
 #include "coordinator/jobs/jobs.h"
+#include "coordinator/rollout/rollouts.h"
 #include "coordinator/state/audit.h"
 
 namespace retort {
@@ -32,6 +33,7 @@ struct ApiParts {
   Catalog& catalog;
   ArtifactStore& artifacts;
   Fleet& fleet;
+  Rollouts& rollouts;
   Jobs& jobs;
   Tokens& tokens;
   Audit& audit;

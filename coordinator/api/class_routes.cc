@@ -152,14 +152,14 @@ void add_class_routes(Api& api, const ApiParts& parts) {
            .id = "assignClass",
            .noun = "classes",
            .scope = Scope::kOperator,
-           .summary = "Says what all devices of a class should serve",
+           .summary = "Says what all devices of a class should serve, at once; supersedes its rollouts",
            .request = schema::object(
                {{"artifact", schema::text("its SHA-256 or a prefix; null: nothing"), Presence::kOptional}}),
            .response = class_schema()},
           [&p](const Call& call) -> Result<json::value> {
             std::string artifact = RETORT_TRY(optional_text(call.body, "artifact"));
             if (!artifact.empty()) artifact = RETORT_TRY(p.artifacts.find(artifact)).sha256;
-            return json::value(class_json(RETORT_TRY(p.fleet.assign(call.parameter("name"), artifact))));
+            return json::value(class_json(RETORT_TRY(p.rollouts.assign(call.parameter("name"), artifact))));
           });
 }
 

@@ -12,6 +12,7 @@ void add_teacher_routes(Api& api, const ApiParts& parts);
 void add_dataset_routes(Api& api, const ApiParts& parts);
 void add_class_routes(Api& api, const ApiParts& parts);
 void add_tailor_routes(Api& api, const ApiParts& parts);
+void add_rollout_routes(Api& api, const ApiParts& parts);
 void add_job_routes(Api& api, const ApiParts& parts);
 void add_artifact_routes(Api& api, const ApiParts& parts);
 void add_device_routes(Api& api, const ApiParts& parts);
@@ -67,6 +68,8 @@ QueryParameter labels_parameter();
 /// A time and an id as one key, in the order of time.
 std::string time_key(UnixMillis time, const std::string& id);
 
+/// What a rollout is asked for with; without classes where a job's student decides them.
+json::object rollout_request_schema(bool with_classes);
 json::object artifact_json(const ArtifactRecord& artifact);
 json::object artifact_schema();
 /// Record with its progress; `with_artifacts`: their records instead of their hashes.

@@ -28,6 +28,21 @@ std::string metrics(const Api& api, const ApiParts& p) {
   out += "# HELP retort_jobs Jobs by state.\n# TYPE retort_jobs gauge\n";
   for (const auto& [state, count] : states)
     out += fmt::format("retort_jobs{{state=\"{}\"}} {}\n", state, count);
+  std::map<std::string, int> rollouts, members;
+  for (const auto& [id, record] : p.rollouts.all()) {
+    const std::string state = rollout_state(record);
+    ++rollouts[state];
+    if (state == "running" || state == "paused")
+      for (const auto& [device, member] : p.rollouts.members(id)) ++members[member.state];
+  }
+  out += "# HELP retort_rollouts Rollouts by state.\n# TYPE retort_rollouts gauge\n";
+  for (const auto& [state, count] : rollouts)
+    out += fmt::format("retort_rollouts{{state=\"{}\"}} {}\n", state, count);
+  out +=
+      "# HELP retort_rollout_devices Devices of rollouts under way, by state.\n# TYPE retort_rollout_devices "
+      "gauge\n";
+  for (const auto& [state, count] : members)
+    out += fmt::format("retort_rollout_devices{{state=\"{}\"}} {}\n", state, count);
   out += "# HELP retort_http_answers_total Answers by status.\n# TYPE retort_http_answers_total counter\n";
   for (const auto& [status, count] : api.answered())
     out += fmt::format("retort_http_answers_total{{code=\"{}\"}} {}\n", status, count);

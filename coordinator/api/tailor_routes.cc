@@ -26,6 +26,16 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
   if (json_has(body, "tokens")) tokens = RETORT_TRY(json_uint(body, "tokens", where, 1ull << 40));
   if (tokens == 0) return fail(ErrorCode::kInvalid, where, "'tokens' must be at least 1");
   const bool dry_run = json_has(body, "dry_run") && RETORT_TRY(json_bool(body, "dry_run", where));
+  std::string rollout;
+  if (json_has(body, "rollout")) {
+    json::object asked = *RETORT_TRY(json_object(body, "rollout", where));
+    rollout = json::serialize(asked);
+    json::object names;  // its classes are those of the jobs
+    for (const json::value& name : *RETORT_TRY(json_array(body, "classes", where)))
+      names[std::string(name.as_string())] = "";
+    asked["classes"] = std::move(names);
+    RETORT_TRY(p.rollouts.check(asked));
+  }
   const bool assign = !json_has(body, "assign") || RETORT_TRY(json_bool(body, "assign", where));
   const GgufFile gguf = RETORT_TRY(GgufFile::open(p.catalog.teacher_gguf(teacher.id)));
   const ModelConfig config = RETORT_TRY(read_gguf_config(gguf));
@@ -64,6 +74,7 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     one.job.device_class = name;
     one.job.teacher = teacher.id;
     one.job.assign = assign;
+    one.job.rollout_json = rollout;
     json::object shown = retort::to_json(plan);
     shown["tokens"] = tokens;
     one.job.plan_json = json::serialize(shown);
@@ -101,7 +112,8 @@ void add_tailor_routes(Api& api, const ApiParts& parts) {
             {"held_out", schema::text("dataset to judge on")},
             {"tokens", schema::count("to distil each student on", 1ull << 40), Presence::kOptional},
             {"dry_run", schema::boolean("only plans and recipes"), Presence::kOptional},
-            {"assign", schema::boolean("roll the students out; true unless said"), Presence::kOptional}}),
+            {"assign", schema::boolean("to their classes, at once; true unless said"), Presence::kOptional},
+            {"rollout", rollout_request_schema(false), Presence::kOptional}}),
        .response = schema::object({{"jobs", schema::list(schema::any_object("jobs, or with dry_run plans"))},
                                    {"dry_run", schema::boolean()}}),
        .status = 201},

@@ -10,6 +10,7 @@ void add_dataset_commands(Program& program);
 void add_class_commands(Program& program);
 void add_job_commands(Program& program);
 void add_tailor_commands(Program& program);
+void add_rollout_commands(Program& program);
 void add_artifact_commands(Program& program);
 void add_device_commands(Program& program);
 void add_token_commands(Program& program);

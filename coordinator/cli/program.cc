@@ -91,6 +91,7 @@ Program::Program(const std::string& version)
   add_class_commands(*this);
   add_job_commands(*this);
   add_tailor_commands(*this);
+  add_rollout_commands(*this);
   add_artifact_commands(*this);
   add_device_commands(*this);
   add_token_commands(*this);

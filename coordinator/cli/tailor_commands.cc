@@ -1,3 +1,4 @@
+#include "common/core/file.h"
 #include "coordinator/cli/commands.h"
 #include "coordinator/cli/views.h"
 #include "coordinator/cli/watch.h"
@@ -13,6 +14,8 @@ struct TailorArguments {
   bool watch = false;
   bool dry_run = false;
   bool no_assign = false;
+  bool rollout = false;
+  std::string rollout_file;
   std::uint64_t number = 0;
 };
 
@@ -24,7 +27,8 @@ void add_tailor_commands(Program& program) {
       &program.app(), "tailor", "make the best student for each class of devices: one job a class",
       "  retort tailor --teacher demo --class small --class medium \\\n"
       "    --train descriptions --held-out judged --tokens 300000 --watch\n"
-      "  retort tailor --teacher demo --class small --train descriptions --held-out judged --dry-run",
+      "  retort tailor --teacher demo --class small --train descriptions --held-out judged --dry-run\n"
+      "  retort tailor --teacher demo --class small --train descriptions --held-out judged --rollout --watch",
       [&program, given]() -> Result<int> {
         Rest rest = RETORT_TRY(program.connect());
         json::object body{{"teacher", given->teacher},
@@ -34,6 +38,12 @@ void add_tailor_commands(Program& program) {
         body["classes"] = json::array(given->classes.begin(), given->classes.end());
         if (given->number > 0) body["tokens"] = given->number;
         if (given->no_assign) body["assign"] = false;
+        if (given->rollout) body["rollout"] = json::object();
+        if (!given->rollout_file.empty()) {
+          const json::value value = RETORT_TRY(
+              parse_json(RETORT_TRY(read_file(given->rollout_file, 1 << 20)), given->rollout_file));
+          body["rollout"] = *RETORT_TRY(as_object(value, given->rollout_file));
+        }
         const json::value answer = RETORT_TRY(rest.post("/v1/tailor", body));
         const json::object* object = RETORT_TRY(as_object(answer, "answer"));
         const json::array* jobs = RETORT_TRY(json_array(*object, "jobs", "answer"));
@@ -49,7 +59,9 @@ void add_tailor_commands(Program& program) {
         }
         std::vector<std::string> ids;
         for (const json::value& job : *jobs) ids.push_back(RETORT_TRY(id_of(job)));
-        return watch_jobs(rest, ids);
+        const int code = RETORT_TRY(watch_jobs(rest, ids));
+        if (code == 0 && body.contains("rollout")) print("They are rolled out now: retort rollout ls\n");
+        return code;
       });
   app->add_option("--teacher", given->teacher, "name or id")->required();
   app->add_option("--class", given->classes, "may be repeated")->required();
@@ -59,7 +71,12 @@ void add_tailor_commands(Program& program) {
   app->add_option("--tokens", given->number, "how many tokens each student is distilled on");
   app->add_flag("--watch", given->watch, "show progress to the end");
   app->add_flag("--dry-run", given->dry_run, "only say what would be done, and what it would cost");
-  app->add_flag("--no-assign", given->no_assign, "do not roll the students out to their classes");
+  app->add_flag("--no-assign", given->no_assign, "do not assign the students to their classes");
+  app->add_flag("--rollout", given->rollout,
+                "bring each student to its class in stages (5%, 25%, 100%), not to all devices at once");
+  app->add_option("--rollout-file", given->rollout_file,
+                  "the same with stages, gates and more of a JSON file (docs/rollouts.md)")
+      ->check(CLI::ExistingFile);
 }
 
 }  // namespace retort::cli

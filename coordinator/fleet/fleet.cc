@@ -205,6 +205,7 @@ void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& en
   reconsider(device);
   if (device.desired.generation == generation && generation != 0)
     send(session, wire::Desired{device.desired});
+  if (rollouts_.changed) rollouts_.changed();
 }
 
 void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session) {
@@ -230,6 +231,7 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
                device.status.error.empty() ? "" : ": ", device.status.error);
       saved();
     }
+    if (rollouts_.changed) rollouts_.changed();
   } else if (std::holds_alternative<wire::Heartbeat>(envelope.payload)) {
   } else if (const auto* request = std::get_if<wire::ManifestRequest>(&envelope.payload)) {
     Result<std::string> manifest = artifacts_.manifest(request->artifact);
@@ -240,6 +242,8 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
                                   std::string(to_string(manifest.error().code)), manifest.error().message});
   } else if (const auto* wanted = std::get_if<wire::ChunkRequest>(&envelope.payload)) {
     send_chunk(session, *wanted);
+  } else if (const auto* answers = std::get_if<wire::CanaryResult>(&envelope.payload)) {
+    if (rollouts_.canary_answered) rollouts_.canary_answered(device.id, *answers);
   } else if (auto* batch = std::get_if<wire::TelemetryBatch>(&envelope.payload)) {
     if (batch->points.size() > kMaxPoints) batch->points.resize(kMaxPoints);
     if (batch->batch > device.telemetry_batch) {
@@ -291,18 +295,42 @@ void Fleet::reconsider(DeviceRecord& device) {
   std::vector<DeviceClass> classes;
   for (const auto& [name, value] : classes_) classes.push_back(value);
   const DeviceClass* found = classify(classes, device.profile);
-  const std::string name = found == nullptr ? "" : found->name,
-                    artifact = found == nullptr ? "" : found->artifact;
+  const std::string name = found == nullptr ? "" : found->name;
+  std::string artifact = found == nullptr ? "" : found->artifact;
+  if (rollouts_.assigned)
+    if (auto assigned = rollouts_.assigned(device.id, name)) artifact = std::move(*assigned);
   if (device.desired.generation != 0 && device.desired.device_class == name &&
       device.desired.artifact == artifact)
     return;
-  device.desired = {device.desired.generation + 1, name, artifact};
+  desire(device, {device.desired.generation + 1, name, std::move(artifact)});
+}
+
+void Fleet::reconsider(const std::string& id) {
+  if (const auto device = devices_.find(id); device != devices_.end()) reconsider(device->second);
+}
+
+void Fleet::renew(const std::string& id) {
+  const auto device = devices_.find(id);
+  if (device == devices_.end()) return;
+  DesiredState desired = device->second.desired;
+  ++desired.generation;
+  desire(device->second, std::move(desired));
+}
+
+void Fleet::desire(DeviceRecord& device, DesiredState desired) {
+  device.desired = std::move(desired);
   if (const Result<void> done = save(device); !done) {
     log_error("fleet: {}", done.error().describe());
     return;
   }
   if (const auto routing = routing_of_.find(device.id); routing != routing_of_.end())
     send(sessions_.at(routing->second), wire::Desired{device.desired});
+  if (rollouts_.changed) rollouts_.changed();
+}
+
+bool Fleet::ask_canary(const std::string& id, const wire::Canary& canary) {
+  const auto routing = routing_of_.find(id);
+  return routing != routing_of_.end() && send(sessions_.at(routing->second), canary);
 }
 
 Result<DeviceClass> Fleet::set_class(DeviceClass value) {
@@ -316,15 +344,19 @@ Result<DeviceClass> Fleet::set_class(DeviceClass value) {
   return value;
 }
 
-Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& artifact) {
+Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& artifact, StoreBatch batch,
+                                  const std::function<void()>& written) {
   const auto found = classes_.find(name);
   if (found == classes_.end()) return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
   DeviceClass value = found->second;
-  if (value.artifact == artifact && value.generation != 0) return value;
-  value.artifact = artifact;
-  ++value.generation;
-  RETORT_TRY(class_table_.put(name, value));
+  if (value.artifact != artifact || value.generation == 0) {
+    value.artifact = artifact;
+    ++value.generation;
+  }
+  class_table_.put(batch, name, value);
+  RETORT_TRY(store_.write(batch));
   found->second = value;
+  if (written) written();
   for (auto& [id, device] : devices_) reconsider(device);
   return value;
 }

@@ -15,6 +15,7 @@
 #include "common/wire/messages.h"
 #include "common/wire/record_table.h"
 #include "coordinator/artifacts/artifact_store.h"
+#include "coordinator/fleet/device_fleet.h"
 #include "coordinator/telemetry/telemetry_store.h"
 
 namespace retort {
@@ -33,21 +34,32 @@ struct FleetCounters {
 /// The coordinator's side of the fleet link: who the devices are, what class they fall into, what each should
 /// serve, and the transfer to them. Every promise to a device is in the store before it is sent. Thread:
 /// reactor.
-class Fleet {
+class Fleet final : public DeviceFleet {
  public:
   /// Spends one use of an enrolment token; kDenied.
   using ConsumeToken = std::function<Result<void>(const std::string& secret)>;
 
+  /// How rollouts take part: what a device is to serve in place of its class's artifact, that something about
+  /// devices changed, and a device's answers to a canary.
+  struct Rollouts {
+    std::function<std::optional<std::string>(const std::string& device_id, const std::string& device_class)>
+        assigned;
+    std::function<void()> changed;
+    std::function<void(const std::string& device_id, const wire::CanaryResult& result)> canary_answered;
+  };
+
   Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& artifacts, const Clock& clock,
         RandomSource& random, FleetOptions options, ConsumeToken consume_token);
+  /// Before start().
+  void set_rollouts(Rollouts rollouts) { rollouts_ = std::move(rollouts); }
   /// Loads devices and classes, and binds.
   Result<void> start(const CurveKeys& keys, const std::string& endpoint);
   /// Called when something of a device may have changed that others see: its record, or whether it is online.
   void on_change(std::function<void(const DeviceRecord&)> call) { on_change_ = std::move(call); }
   std::string endpoint() const { return server_->endpoint(); }
 
-  const std::map<std::string, DeviceRecord>& devices() const { return devices_; }
-  bool online(const std::string& device_id) const;
+  const std::map<std::string, DeviceRecord>& devices() const override { return devices_; }
+  bool online(const std::string& device_id) const override;
   std::size_t online_count() const;
   const FleetCounters& counters() const { return counters_; }
   /// By id, a prefix of it, or the name that one device alone has; kNotFound, kConflict.
@@ -55,12 +67,15 @@ class Fleet {
   /// Cuts it off, at once and for ever.
   Result<void> revoke(const std::string& id);
 
-  const std::map<std::string, DeviceClass>& classes() const { return classes_; }
+  const std::map<std::string, DeviceClass>& classes() const override { return classes_; }
   /// Creates a class or changes its rules and budgets (its artifact and generation stay); devices move at
   /// once.
   Result<DeviceClass> set_class(DeviceClass value);
-  /// Desired state of all devices of a class; "" for nothing.
-  Result<DeviceClass> assign(const std::string& name, const std::string& artifact);
+  Result<DeviceClass> assign(const std::string& name, const std::string& artifact, StoreBatch batch = {},
+                             const std::function<void()>& written = {}) override;
+  void reconsider(const std::string& device_id) override;
+  void renew(const std::string& device_id) override;
+  bool ask_canary(const std::string& device_id, const wire::Canary& canary) override;
 
  private:
   struct Session {
@@ -78,6 +93,7 @@ class Fleet {
   Result<void> save(const DeviceRecord& device);
   /// Works out class and desired state; saves and tells the device when they changed.
   void reconsider(DeviceRecord& device);
+  void desire(DeviceRecord& device, DesiredState desired);
   void watch_silence();
 
   boost::asio::io_context& reactor_;
@@ -88,6 +104,7 @@ class Fleet {
   FleetOptions options_;
   ConsumeToken consume_token_;
   std::function<void(const DeviceRecord&)> on_change_ = [](const DeviceRecord&) {};
+  Rollouts rollouts_;
   RecordTable<DeviceRecord> device_table_;
   RecordTable<DeviceClass> class_table_;
   std::map<std::string, DeviceRecord> devices_;

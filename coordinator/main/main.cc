@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <iostream>
@@ -11,6 +12,8 @@
 #include "common/core/log.h"
 #include "common/core/units.h"
 #include "coordinator/api/api.h"
+#include "coordinator/rollout/canary.h"
+#include "coordinator/rollout/rollouts.h"
 #include "coordinator/state/state.h"
 
 namespace retort {
@@ -88,6 +91,17 @@ Result<std::shared_ptr<TlsServer>> load_tls(const Options& options, const std::f
   return TlsServer::load(files.certificate, files.key);
 }
 
+/// The rollout that a job was submitted with, of what it made.
+json::object rollout_of(const JobRecord& job, const std::string& artifact) {
+  json::object body;
+  if (const Result<json::value> parsed = parse_json(job.rollout_json, "rollout");
+      parsed && parsed->is_object())
+    body = parsed->get_object();
+  body["classes"] = json::object{{job.device_class, artifact}};
+  if (!json_has(body, "name")) body["name"] = job.name;
+  return body;
+}
+
 Result<void> serve(const Options& options) {
   const std::filesystem::path data = std::filesystem::absolute(options.data);
   RETORT_TRY(make_folders(data / "keys"));
@@ -135,9 +149,46 @@ Result<void> serve(const Options& options) {
                     {"actual", device.status.artifact},
                     {"error_code", device.status.error_code}});
   });
-  RETORT_TRY(fleet.start(keys, options.fleet_listen));
-
   const std::string serve_binary = program(options.serve_binary, "retort-serve");
+  TeacherServe teacher_serve(reactor, serve_binary, data / "teacher-serve");
+  Rollouts rollouts(
+      reactor, *store, artifacts, telemetry, fleet, clock, random,
+      [&](const RolloutSpec& spec, const std::string& artifact,
+          std::function<void(Result<std::string>)> done) {
+        // The answers must be those of the teacher that the student was made from.
+        const auto url = [&]() -> Result<std::string> {
+          const std::string teacher = RETORT_TRY(artifacts.find(artifact)).teacher;
+          if (teacher_serve.url().empty() || (!teacher.empty() && teacher_serve.teacher() != teacher))
+            return fail(ErrorCode::kConflict, "",
+                        "the artifact's teacher is not served; serve it (retort teacher serve) and resume");
+          return teacher_serve.url();
+        }();
+        const auto dataset = catalog.find_dataset(spec.canary_dataset);
+        if (!url || !dataset) {
+          Error error = !url ? url.error() : dataset.error();
+          return boost::asio::post(reactor,
+                                   [done = std::move(done), error = std::move(error)] { done(fail(error)); });
+        }
+        boost::asio::post(pool, [&reactor, url = *url, file = catalog.dataset_file(dataset->id),
+                                 count = spec.canary_prompts, done = std::move(done)]() mutable {
+          const auto ask = [&]() -> Result<std::string> {
+            return ask_canary_teacher(url, RETORT_TRY(canary_prompts(file, count)));
+          };
+          boost::asio::post(
+              reactor, [done = std::move(done), answers = ask()]() mutable { done(std::move(answers)); });
+        });
+      });
+  RETORT_TRY(rollouts.load());
+  fleet.set_rollouts({[&](const std::string& device, const std::string& device_class) {
+                        return rollouts.assigned(device, device_class);
+                      },
+                      [&] { rollouts.changed(); },
+                      [&](const std::string& device, const wire::CanaryResult& result) {
+                        rollouts.canary_answered(device, result);
+                      }});
+  RETORT_TRY(fleet.start(keys, options.fleet_listen));
+  rollouts.start();
+
   LocalLauncherOptions launcher_options{program(options.worker_binary, "retort-worker"), serve_binary,
                                         options.job_threads, 0};
   if (!options.job_memory.empty())
@@ -145,11 +196,18 @@ Result<void> serve(const Options& options) {
   const std::unique_ptr<Launcher> launcher = make_local_launcher(launcher_options);
   Jobs jobs(reactor, pool, data / "jobs", *store, artifacts, clock, random, *launcher, options.max_jobs,
             [&](const JobRecord& job, const std::vector<ArtifactRecord>& made) {
-              if (!job.assign || job.device_class.empty() || made.empty()) return;
+              if (job.device_class.empty() || made.empty() || (!job.assign && job.rollout_json.empty()))
+                return;
               const ArtifactRecord* best = &made.back();
               for (const ArtifactRecord& artifact : made)
                 if (artifact.label == "distilled") best = &artifact;
-              if (const Result<DeviceClass> done = fleet.assign(job.device_class, best->sha256); !done)
+              if (!job.rollout_json.empty()) {
+                const auto done = rollouts.create(rollout_of(job, best->sha256));
+                if (!done) log_error("job {}: no rollout: {}", job.id, done.error().describe());
+                return record({"coordinator", "createRollout", "/v1/rollouts", ""},
+                              done ? "ok" : std::string(to_string(done.error().code)));
+              }
+              if (const Result<DeviceClass> done = rollouts.assign(job.device_class, best->sha256); !done)
                 log_error("job {}: {}", job.id, done.error().describe());
               else
                 log_info("class {} is to serve {}", job.device_class, best->sha256.substr(0, 12));
@@ -161,14 +219,13 @@ Result<void> serve(const Options& options) {
   });
   RETORT_TRY(jobs.start());
 
-  TeacherServe teacher_serve(reactor, serve_binary, data / "teacher-serve");
   if (const auto served = RETORT_TRY(store->get("meta", "served_teacher")))
     if (catalog.find_teacher(*served)) teacher_serve.serve(*served, catalog.teacher_gguf(*served));
 
   ApiLimits api_limits;
   api_limits.requests_per_second = options.rate_limit;
   api_limits.requests_burst = 2 * options.rate_limit;
-  Api api({reactor, pool, *store, catalog, artifacts, fleet, jobs, tokens, audit, events, telemetry,
+  Api api({reactor, pool, *store, catalog, artifacts, fleet, rollouts, jobs, tokens, audit, events, telemetry,
            teacher_serve, clock, data, keys.public_key, RETORT_VERSION},
           api_limits);
   HttpLimits limits;

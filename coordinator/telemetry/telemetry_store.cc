@@ -48,7 +48,11 @@ Result<std::vector<TelemetryStore::Row>> TelemetryStore::query(const std::string
   std::vector<Row> rows;
   std::string prefix;
   if (!device.empty()) prefix = device + '\0' + (metric.empty() ? "" : metric + '\0');
-  RETORT_TRY(store_.scan(kTable, prefix, after, [&](std::string_view key, std::string_view value) {
+  // Of one metric of one device, the times before are passed over.
+  const std::string start = !after.empty() || device.empty() || metric.empty() || since <= 0
+                                ? after
+                                : encode_key(device, {since - 1, metric, 0});
+  RETORT_TRY(store_.scan(kTable, prefix, start, [&](std::string_view key, std::string_view value) {
     const auto row = parse(key, value);
     if (row && row->point.time >= since && (metric.empty() || row->point.metric == metric))
       rows.push_back(*row);

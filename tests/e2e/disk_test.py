@@ -54,6 +54,30 @@ class Disk(unittest.TestCase):
                     file.flush()
         return filler
 
+    def test_read_only(self):
+        """An agent that starts on a read-only disk says so and ends; the disk mended, it serves what it served."""
+        fleet = self.fleet
+        fleet.start_coordinator('--job-threads', '2')
+        fleet.retort('teacher', 'import', harness.make_teacher(fleet.path('teacher')), '--name', 'tiny')
+        fleet.retort('class', 'set', 'any')
+        with open(fleet.path('recipe.yaml'), 'w', encoding='utf-8') as file:
+            file.write('version: 1\nteacher: {id: tiny}\npasses:\n  - export: {file: a.gguf, format: F16, label: whole}\n')
+        job = fleet.job_done(fleet.retort('job', 'submit', fleet.path('recipe.yaml'), '--class', 'any')['id'])
+        device = self.small_disk('agent-d', 64)
+        fleet.retort('class', 'assign', 'any', job['artifacts'][0]['sha256'])
+        fleet.start_agent('d', '--probation-seconds', '0.3', '--stop-serve-on-exit')
+        fleet.serving('d', job['artifacts'][0]['sha256'])
+        fleet.agents['d'].terminate()
+        fleet.agents['d'].wait(timeout=30)
+        os.remove(fleet.path('d.json'))
+        subprocess.run(['mount', '-o', 'remount,ro', device], check=True)
+        fleet.start_agent('d')
+        self.assertEqual(fleet.agents['d'].wait(timeout=30), 1)
+        self.assertRegex(fleet.logs(), r'(?i)read-?only')
+        subprocess.run(['mount', '-o', 'remount,rw', device], check=True)
+        fleet.start_agent('d')
+        fleet.serving('d', job['artifacts'][0]['sha256'])
+
     def test_import(self):
         fleet = self.fleet
         data = self.small_disk('data', 48)

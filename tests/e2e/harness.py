@@ -160,14 +160,14 @@ class Fleet:
         self.rest = self.info['rest'] if '://' in self.info['rest'] else 'http://' + self.info['rest']
         self.env.update(RETORT_SERVER=self.rest, RETORT_TOKEN_FILE=self.path('data', 'operator.token'))
 
-    def start_agent(self, name, *options):
+    def start_agent(self, name, *options, serve=None):
         if not os.path.exists(self.path('enrol')):
             token = self.retort('token', 'create', '--kind', 'enrolment', '--uses', '10')['token']
             with open(self.path('enrol'), 'w', encoding='utf-8') as file:
                 file.write(token)
         self.agents[name] = self.start(name, [
             program('retort-agent'), 'run', '--state', self.path('agent-' + name), '--coordinator', self.info['fleet'],
-            '--token-file', self.path('enrol'), '--name', name, '--serve-binary', program('retort-serve'),
+            '--token-file', self.path('enrol'), '--name', name, '--serve-binary', serve or program('retort-serve'),
             '--serve-port', '0', '--status-file', self.path(name + '.json'), *options])
 
     def status(self, name):

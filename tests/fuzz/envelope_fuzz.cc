@@ -14,8 +14,11 @@ std::vector<std::string> fuzz_seeds() {
   device.profile = profile;
   const wire::TelemetryBatch batch{1, 0, {{1, "x", 2}, {2, "y", 3}}};
   return {wire::encode({1, 1, 1, 0, wire::Enrol{"secret", "name", profile}}),
-          wire::encode({1, 1, 2, 0, batch}), wire::encode({1, 1, 3, 0, wire::Chunk{"aa", 5, "bytes"}}),
-          wire::encode(device)};
+          wire::encode({1, 1, 2, 0, batch}),
+          wire::encode({1, 1, 3, 0, wire::Chunk{"aa", 5, "bytes"}}),
+          wire::encode({1, 1, 4, 0, wire::Canary{"roll-1", "aa", {{"prompt", " answer"}}}}),
+          wire::encode(device),
+          wire::encode(RolloutRecord{"roll-1", "n", 1, "{}", "[]", {{"small", "aa"}}, 2})};
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -24,5 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   (void)wire::decode_record<DeviceRecord>(bytes).has_value();
   (void)wire::decode_record<JobRecord>(bytes).has_value();
   (void)wire::decode_record<ArtifactRecord>(bytes).has_value();
+  (void)wire::decode_record<RolloutRecord>(bytes).has_value();
+  (void)wire::decode_record<RolloutMember>(bytes).has_value();
   return 0;
 }

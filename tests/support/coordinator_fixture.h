@@ -83,13 +83,23 @@ class CoordinatorFixture {
     EXPECT_OK(catalog.clean());
     fleet.emplace(reactor, *store, *artifacts, clock, random, FleetOptions(),
                   [this](const std::string& secret) { return tokens.consume(secret, "enrolment"); });
+    rollouts.emplace(
+        reactor, *store, *artifacts, telemetry, *fleet, clock, random,
+        [](const RolloutSpec&, const std::string&, std::function<void(Result<std::string>)> done) {
+          done(fail(ErrorCode::kUnavailable, "", "there is no teacher here"));
+        });
+    EXPECT_OK(rollouts->load());
+    fleet->set_rollouts({[this](const std::string& id, const std::string& device_class) {
+                           return rollouts->assigned(id, device_class);
+                         },
+                         [] {}, [](const std::string&, const wire::CanaryResult&) {}});
     EXPECT_OK(fleet->start(keys, "tcp://127.0.0.1:*"));
     jobs.emplace(reactor, pool, folder / "jobs", *store, *artifacts, clock, random, launcher, 1,
                  [](const JobRecord&, const std::vector<ArtifactRecord>&) {});
     EXPECT_OK(jobs->start());
     EXPECT_OK(audit.start());
-    api.emplace(ApiParts{reactor, pool, *store, catalog, *artifacts, *fleet, *jobs, tokens, audit, events,
-                         telemetry, teacher_serve, clock, folder.path(), keys.public_key, "test"},
+    api.emplace(ApiParts{reactor, pool, *store, catalog, *artifacts, *fleet, *rollouts, *jobs, tokens, audit,
+                         events, telemetry, teacher_serve, clock, folder.path(), keys.public_key, "test"},
                 limits_);
     admin = tokens.create("admin", "test", -1, 0)->secret;
   }
@@ -138,6 +148,7 @@ class CoordinatorFixture {
   NoLauncher launcher;
   std::optional<ArtifactStore> artifacts;
   std::optional<Fleet> fleet;
+  std::optional<Rollouts> rollouts;
   std::optional<Jobs> jobs;
   std::optional<Api> api;
   std::string admin;

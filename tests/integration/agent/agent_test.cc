@@ -11,6 +11,7 @@
 #include <mutex>
 #include <set>
 #include <thread>
+#include <tuple>
 
 #include "agent/control/loopback.h"
 #include "common/core/file.h"
@@ -85,6 +86,15 @@ class Coordinator {
   std::vector<wire::ChunkRequest> requests;
   std::uint64_t enrolments = 0, batches = 0;
   DeviceStatus last_status;
+  std::vector<TelemetryPoint> points;
+  std::optional<wire::CanaryResult> canary;
+
+  void ask(const wire::Canary& questions) {
+    boost::asio::post(reactor_, [this, questions] {
+      const std::lock_guard lock(mutex);
+      if (!peer_.empty()) say(questions);
+    });
+  }
 
  private:
   void say(wire::Payload payload) {
@@ -119,7 +129,10 @@ class Coordinator {
       last_status = report->status;
     } else if (const auto* batch = std::get_if<wire::TelemetryBatch>(&envelope->payload)) {
       batches = std::max(batches, batch->batch);
+      points.insert(points.end(), batch->points.begin(), batch->points.end());
       say(wire::TelemetryAck{batches});
+    } else if (const auto* answers = std::get_if<wire::CanaryResult>(&envelope->payload)) {
+      canary = *answers;
     } else if (const auto* ask = std::get_if<wire::ManifestRequest>(&envelope->payload)) {
       const auto found = artifacts_.find(ask->artifact);
       if (found == artifacts_.end())
@@ -484,6 +497,94 @@ TEST_F(AgentTest, WithoutMemoryForTwoTheOldOneRestsMeanwhile) {
   EXPECT_NE(read_file(folder_ / "agent.log").value_or("").find("stop-swap"), std::string::npos);
   coordinator_->desire("");
   EXPECT_TRUE(eventually([&] { return text("artifact").empty() && text("state") == "idle"; }));
+}
+
+TEST_F(AgentTest, ANewerDesiredStateSupersedesOneThatHangs) {
+  const fs::path script = folder_ / "serve.sh";
+  ASSERT_OK(write_file_atomic(
+      script,
+      fmt::format("#!/bin/sh\ngrep -qa hangs-for-ever \"$2\" && exec sleep 600\nexec {} \"$@\"\n",
+                  testing::binary("retort-serve").string()),
+      0700));
+  const std::string first = artifact("first"), hangs = artifact("hangs-for-ever"),
+                    second = artifact("second");
+  coordinator_->desire(first);
+  start_agent({"--serve-binary", script});
+  ASSERT_TRUE(serving(first));
+  coordinator_->desire(hangs);
+  ASSERT_TRUE(eventually([&] { return text("state") == "probe"; }));
+  EXPECT_TRUE(answers()) << "the old one serves meanwhile";
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  EXPECT_EQ(text("last_error"), "");
+}
+
+TEST_F(AgentTest, TheWayBackNeedsNoDownload) {
+  const std::string first = artifact("first"), second = artifact("second");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->requests.clear();
+  }
+  coordinator_->desire(first);
+  ASSERT_TRUE(serving(first));
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    EXPECT_EQ(coordinator_->requests.size(), 0u);
+  }
+  // What lies in the slot is hashed all the same: where it was damaged, it is brought again.
+  const fs::path model = folder_ / "device/slots/b/model.gguf";
+  ASSERT_TRUE(fs::exists(model));
+  std::string bytes = *read_file(model);
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  ASSERT_OK(write_file_atomic(model, bytes));
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  EXPECT_EQ(*sha256_file_hex(model), second);
+}
+
+TEST_F(AgentTest, TelemetryAndTheCanaryWhereTheClockIsWrong) {
+  // As after a boot without a clock: 1970 for the device, half a century later for its coordinator.
+  coordinator_->clock_offset = 50ll * 365 * 24 * 3600 * 1000;
+  const std::string first = artifact("first", 100ll * 365 * 24 * 3600 * 1000);
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  // What the student answers is what the student answers.
+  const std::string url = text("serve_url");
+  const auto port = static_cast<std::uint16_t>(std::atoi(url.c_str() + url.rfind(':') + 1));
+  const auto answer = complete("127.0.0.1", port, "the", 1, 5s);
+  ASSERT_OK(answer);
+  const auto answered = [&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->canary.has_value();
+  };
+  coordinator_->ask(
+      {"roll-1", std::string(64, 'e'), {{"the", *answer}}});  // of a student that is not here: no answer
+  coordinator_->ask({"roll-1", first, {{"the", *answer}, {"the", *answer + "x"}, {"the", *answer}}});
+  ASSERT_TRUE(eventually(answered));
+  const auto of_requests = [&]() -> std::optional<TelemetryPoint> {
+    const std::lock_guard lock(coordinator_->mutex);
+    for (const TelemetryPoint& point : coordinator_->points)
+      if (point.metric == "serve_requests") return point;
+    return std::nullopt;
+  };
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    EXPECT_EQ(coordinator_->canary->artifact, first);
+    EXPECT_EQ(coordinator_->canary->asked, 3u);
+    EXPECT_EQ(coordinator_->canary->agreed, 2u);
+  }
+  ASSERT_TRUE(eventually([&] {
+    std::ignore = complete("127.0.0.1", port, "the", 1, 5s);
+    return of_requests().has_value();
+  }));
+  const UnixMillis now = SystemClock().unix_millis() + coordinator_->clock_offset;
+  EXPECT_LT(std::abs(of_requests()->time - now), 60'000) << "the coordinator's time";
 }
 
 TEST_F(AgentTest, KilledAtEveryStepOfTheMachineItGoesOn) {

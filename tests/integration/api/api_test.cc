@@ -147,6 +147,19 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   run("GET", "/v1/artifacts/{sha256}", "/v1/artifacts/" + artifact->sha256);
   run("GET", "/v1/artifacts/{sha256}/content", "/v1/artifacts/" + artifact->sha256 + "/content");
   run("GET", "/v1/artifacts/{sha256}/manifest", "/v1/artifacts/" + artifact->sha256 + "/manifest");
+  const std::string wanted = "{\"classes\": {\"small\": \"" + artifact->sha256.substr(0, 12) + "\"}}";
+  const std::string rollout = text_at(run("POST", "/v1/rollouts", "/v1/rollouts", wanted), "id");
+  EXPECT_EQ(c.call("POST", "/v1/rollouts", wanted).status, 409) << "one is under way in this class";
+  run("GET", "/v1/rollouts", "/v1/rollouts");
+  run("POST", "/v1/rollouts/{id}/pause", "/v1/rollouts/" + rollout + "/pause", "{\"class\": \"small\"}");
+  run("POST", "/v1/rollouts/{id}/resume", "/v1/rollouts/" + rollout + "/resume", "{\"force\": true}");
+  run("GET", "/v1/rollouts/{id}", "/v1/rollouts/" + rollout);
+  run("GET", "/v1/rollouts/{id}/devices", "/v1/rollouts/" + rollout + "/devices");
+  run("GET", "/v1/rollouts/{id}/events", "/v1/rollouts/" + rollout + "/events?after=1");
+  run("POST", "/v1/rollouts/{id}/abort", "/v1/rollouts/" + rollout + "/abort", "{}");
+  EXPECT_EQ(c.call("POST", "/v1/rollouts/" + rollout + "/pause", "{}").status, 409);
+  const std::string second = text_at(run("POST", "/v1/rollouts", "/v1/rollouts", wanted), "id");
+  run("POST", "/v1/rollouts/{id}/rollback", "/v1/rollouts/" + second + "/rollback", "{}");
   run("POST", "/v1/classes/{name}/assign", "/v1/classes/small/assign",
       "{\"artifact\": \"" + artifact->sha256 + "\"}");
   run("GET", "/v1/devices", "/v1/devices");

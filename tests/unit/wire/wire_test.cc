@@ -48,6 +48,10 @@ TEST(Envelope, EveryKindRoundTrips) {
   EXPECT_EQ(round_trip(ComeBack{500}).after_millis, 500u);
   EXPECT_EQ(round_trip(Refused{"enrol", "denied", "no"}).message, "no");
   EXPECT_EQ(round_trip(Unsupported{44}).kind, 44);
+  const Canary canary = round_trip(Canary{"roll-1", "aa", {{"a b", " c"}, {"d", ""}}});
+  ASSERT_EQ(canary.questions.size(), 2u);
+  EXPECT_EQ(canary.questions[0].answer, " c");
+  EXPECT_EQ(round_trip(CanaryResult{"roll-1", "aa", 32, 30}).agreed, 30u);
 }
 
 TEST(Envelope, GarbageIsCorruptAndNeverAFault) {
@@ -99,6 +103,18 @@ TEST(Records, RoundTrip) {
   device_class.min_cpu = 0.25;
   EXPECT_EQ(*decode_record<DeviceClass>(encode(device_class)), device_class);
   EXPECT_FALSE(decode_record<TokenRecord>("junk"));
+  RolloutRecord rollout;
+  rollout.id = "roll-1", rollout.spec_json = "{}", rollout.canary_json = "[]", rollout.events = 7;
+  rollout.tracks = {{"small", "aa", "bb", "paused", "soaking", "why", 2, 3, 4, true, "[]"}};
+  const auto kept = decode_record<RolloutRecord>(encode(rollout));
+  ASSERT_OK(kept);
+  EXPECT_EQ(kept->tracks, rollout.tracks);
+  EXPECT_EQ(kept->events, 7u);
+  const RolloutMember member{"roll-1", "dev-1", "small",   true, 1,    "failed", 5,
+                             6,        7,       "corrupt", "x",  "aa", 8,        9};
+  EXPECT_EQ(*decode_record<RolloutMember>(encode(member)), member);
+  EXPECT_EQ(decode_record<RolloutEvent>(encode(RolloutEvent{"roll-1", 3, 4, "small", "paused", "t"}))->text,
+            "t");
 }
 
 }  // namespace
