@@ -247,7 +247,7 @@ struct Reader {
     std::string name = "Q8_0";
     fields.text(key, name);
     RETORT_TRY(fields.result());
-    return format_named(name, key, fields.at(key));
+    return format_named(name, key, fields.has(key) ? fields.at(key) : fields.place());
   }
 
   Result<void> read_mixture(Fields& fields, Mixture& out, bool mixture) {

@@ -37,7 +37,8 @@ struct Problem {
 TEST(InputStatistics, AreTheSumsOverAllTokens) {
   const Problem p;
   EXPECT_EQ(p.statistics.tokens, 1000);
-  EXPECT_TRUE(at::allclose(p.statistics.second_moment, p.inputs.t().mm(p.inputs), 1e-4, 1e-2));
+  const Tensor sums = p.inputs.t().mm(p.inputs);
+  EXPECT_LT((p.statistics.second_moment - sums).abs().max().item<float>(), 1e-5 * sums.max().item<float>());
   EXPECT_TRUE(at::allclose(p.statistics.importance(), p.inputs.square().mean(0), 1e-4));
   EXPECT_TRUE(at::allclose(p.statistics.magnitude, p.inputs.abs().sum(0), 1e-4));
   const EncodedMatrix encoded = encode_matrix(p.weight, TensorType::kQ4K);
@@ -89,8 +90,13 @@ TEST(Gptq, IsNearestWhereInputsAreIndependent) {
   const Problem p;
   InputStatistics white;
   white.add(at::eye(256) * 3);
-  for (const TensorType type : {TensorType::kQ4K, TensorType::kQ3K, TensorType::kIq4Nl})
-    EXPECT_EQ(gptq(p.weight, white, type).bytes, encode_matrix(p.weight, type).bytes) << info(type).name;
+  for (const TensorType type : {TensorType::kQ4K, TensorType::kQ3K, TensorType::kIq4Nl}) {
+    const auto error = [&](const EncodedMatrix& encoded) {
+      return (decode_matrix(encoded) - p.weight).square().sum().item<double>();
+    };
+    const double nearest = error(encode_matrix(p.weight, type));  // but for ties between scales
+    EXPECT_NEAR(error(gptq(p.weight, white, type)), nearest, 1e-3 * nearest) << info(type).name;
+  }
 }
 
 /// One pass of algorithm 1 as the paper prints it, in double precision and without blocks of columns.
@@ -106,7 +112,10 @@ TEST(Gptq, IsThePapersAlgorithm) {
     const Tensor from = w.select(1, j).clone(), to = result.select(1, j);
     for (std::int64_t r = 0; r < 4; ++r) {  // the step of row r's block: max|w| / 127 when it was reached
       const double gap = std::fabs(from[r].item<double>() - to[r].item<double>());
-      differ += gap > 0.05 / 127 * 4;
+      const double end = result[r].slice(0, j / 32 * 32, j / 32 * 32 + 32).abs().max().item<double>();
+      const bool clamped =
+          std::fabs(to[r].item<double>()) >= end;  // what was passed on may lie beyond the range
+      differ += !clamped && gap > 0.05 / 127 * 4;
     }
     // δ = (w − q) / [H⁻¹]ⱼⱼ · (H⁻¹)ⱼ,: ; then H⁻¹ without row and column j (equations 2 and 3).
     const Tensor row = inverse.select(0, j).clone();
