@@ -1,6 +1,7 @@
 #include "common/hf/encoded_weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 
@@ -84,22 +85,31 @@ std::vector<Mapping> mappings(const ModelConfig& c) {
       const std::uint64_t q = std::uint64_t{layer.n_head} * c.head_dim,
                           kv = std::uint64_t{layer.n_head_kv} * c.head_dim;
       out.push_back({hf + "input_layernorm.weight", gguf + "attn_norm.weight", {embd}});
-      out.push_back({hf + "self_attn.q_proj.weight",
-                     gguf + "attn_q.weight",
-                     {q, embd},
-                     Rearrange::kPermute,
-                     layer.n_head});
-      out.push_back({hf + "self_attn.k_proj.weight",
-                     gguf + "attn_k.weight",
-                     {kv, embd},
-                     Rearrange::kPermute,
-                     layer.n_head_kv});
+      const Rearrange turn = c.qwen2 ? Rearrange::kNone : Rearrange::kPermute;
+      const auto bias = [&](const char* hf_name, const char* gguf_name, std::uint64_t rows,
+                            Rearrange rearrange = Rearrange::kNone, std::uint32_t heads = 0) {
+        out.push_back({hf + hf_name, gguf + gguf_name, {rows}, rearrange, heads});
+      };
+      out.push_back({hf + "self_attn.q_proj.weight", gguf + "attn_q.weight", {q, embd}, turn, layer.n_head});
+      out.push_back(
+          {hf + "self_attn.k_proj.weight", gguf + "attn_k.weight", {kv, embd}, turn, layer.n_head_kv});
       out.push_back({hf + "self_attn.v_proj.weight", gguf + "attn_v.weight", {kv, embd}});
       out.push_back({hf + "self_attn.o_proj.weight", gguf + "attn_output.weight", {embd, q}});
+      if (c.qkv_bias) {
+        bias("self_attn.q_proj.bias", "attn_q.bias", q, turn, layer.n_head);
+        bias("self_attn.k_proj.bias", "attn_k.bias", kv, turn, layer.n_head_kv);
+        bias("self_attn.v_proj.bias", "attn_v.bias", kv);
+      }
+      if (c.attn_output_bias) bias("self_attn.o_proj.bias", "attn_output.bias", embd);
       out.push_back({hf + "post_attention_layernorm.weight", gguf + "ffn_norm.weight", {embd}});
       out.push_back({hf + "mlp.gate_proj.weight", gguf + "ffn_gate.weight", {layer.n_ff, embd}});
       out.push_back({hf + "mlp.up_proj.weight", gguf + "ffn_up.weight", {layer.n_ff, embd}});
       out.push_back({hf + "mlp.down_proj.weight", gguf + "ffn_down.weight", {embd, layer.n_ff}});
+      if (c.mlp_bias) {
+        bias("mlp.gate_proj.bias", "ffn_gate.bias", layer.n_ff);
+        bias("mlp.up_proj.bias", "ffn_up.bias", layer.n_ff);
+        bias("mlp.down_proj.bias", "ffn_down.bias", embd);
+      }
     }
     out.push_back({"model.norm.weight", "output_norm.weight", {embd}});
     if (!c.tied_embeddings) out.push_back({"lm_head.weight", "output.weight", {c.n_vocab, embd}});
@@ -269,6 +279,53 @@ Result<void> write_pooling(const std::filesystem::path& folder, const ModelConfi
 /// GGUF's numbers for how a text's states become one vector.
 constexpr std::uint64_t kPoolingNone = 0, kPoolingMean = 1, kPoolingCls = 2, kPoolingRank = 4;
 
+Result<void> read_rope_scaling(const json::object& rope, std::string_view key, std::string_view where,
+                               ModelConfig& c) {
+  RopeScaling& scaling = c.rope_scaling;
+  const auto text = [&](const char* name) -> std::string {
+    const json::value* value = rope.if_contains(name);
+    return value != nullptr && value->is_string() ? std::string(value->get_string()) : "";
+  };
+  const std::string kind = text("rope_type").empty() ? text("type") : text("rope_type");
+  const auto number = [&](const char* name, float& to, bool required) -> Result<void> {
+    if (required || json_has(rope, name)) to = static_cast<float>(RETORT_TRY(json_number(rope, name, where)));
+    return {};
+  };
+  if (kind.empty() || kind == "default") return {};
+  if (kind == "linear")
+    scaling.kind = RopeScaling::Kind::kLinear;
+  else if (kind == "llama3")
+    scaling.kind = RopeScaling::Kind::kLlama3;
+  else if (kind == "yarn")
+    scaling.kind = RopeScaling::Kind::kYarn;
+  else
+    return fail(ErrorCode::kUnsupported, std::string(where),
+                "'{}' of type '{}' is not supported; 'linear', 'llama3' and 'yarn' are", key, kind);
+  RETORT_TRY(number("factor", scaling.factor, true));
+  scaling.original_ctx = c.n_ctx;
+  if (json_has(rope, "original_max_position_embeddings"))
+    scaling.original_ctx = static_cast<std::uint32_t>(
+        RETORT_TRY(json_uint(rope, "original_max_position_embeddings", where, 1u << 22)));
+  const bool llama3 = scaling.kind == RopeScaling::Kind::kLlama3;
+  if (llama3) {
+    RETORT_TRY(number("low_freq_factor", scaling.low_freq_factor, true));
+    RETORT_TRY(number("high_freq_factor", scaling.high_freq_factor, true));
+  }
+  if (scaling.kind == RopeScaling::Kind::kYarn) {
+    for (const char* name : {"mscale", "mscale_all_dim"})
+      if (json_has(rope, name))
+        return fail(ErrorCode::kUnsupported, std::string(where), "'{}' with '{}' is not supported", key,
+                    name);
+    if (const json::value* truncate = rope.if_contains("truncate"); truncate != nullptr && *truncate != true)
+      return fail(ErrorCode::kUnsupported, std::string(where), "'{}' without 'truncate' is not supported",
+                  key);
+    RETORT_TRY(number("beta_fast", scaling.beta_fast, false));
+    RETORT_TRY(number("beta_slow", scaling.beta_slow, false));
+    RETORT_TRY(number("attention_factor", scaling.attention_factor, false));
+  }
+  return {};
+}
+
 }  // namespace
 
 std::vector<WeightShape> hf_weights(const ModelConfig& config) {
@@ -303,7 +360,8 @@ Result<ModelConfig> read_hf_config(std::string_view text, std::string_view where
   LayerShape layer;
   std::uint64_t layers = 0;
   c.n_vocab = static_cast<std::uint32_t>(RETORT_TRY(number("vocab_size")));
-  if (type == "llama") {
+  if (type == "llama" || type == "qwen2") {
+    c.qwen2 = type == "qwen2";
     c.family = ModelFamily::kLlama;
     c.n_embd = static_cast<std::uint32_t>(RETORT_TRY(number("hidden_size")));
     layer.n_ff = static_cast<std::uint32_t>(RETORT_TRY(number("intermediate_size")));
@@ -318,19 +376,32 @@ Result<ModelConfig> read_hf_config(std::string_view text, std::string_view where
     if (activation != "silu")
       return fail(ErrorCode::kUnsupported, std::string(where), "hidden_act '{}'; 'silu' is supported",
                   activation);
-    // Newer files hold it, with the kind of scaling, in rope_parameters.
-    if (json_has(root, "rope_parameters")) {
-      const json::object& rope = *RETORT_TRY(json_object(root, "rope_parameters", where));
-      if (json_has(rope, "rope_type") && RETORT_TRY(json_string(rope, "rope_type", where)) != "default")
-        return fail(ErrorCode::kUnsupported, std::string(where),
-                    "'rope_parameters': only rope_type 'default' is supported");
-      if (json_has(rope, "rope_theta"))
-        c.rope_theta = static_cast<float>(RETORT_TRY(json_number(rope, "rope_theta", where)));
-    }
-    RETORT_TRY(refuse_true("attention_bias"));
-    RETORT_TRY(refuse_true("mlp_bias"));
-    if (json_has(root, "rope_scaling"))
-      return fail(ErrorCode::kUnsupported, std::string(where), "'rope_scaling' is not supported yet");
+    // Newer files hold base and scaling together in rope_parameters.
+    for (const char* key : {"rope_scaling", "rope_parameters"})
+      if (json_has(root, key)) {
+        const json::object& rope = *RETORT_TRY(json_object(root, key, where));
+        if (json_has(rope, "rope_theta"))
+          c.rope_theta = static_cast<float>(RETORT_TRY(json_number(rope, "rope_theta", where)));
+        RETORT_TRY(read_rope_scaling(rope, key, where, c));
+      }
+    if (json_has(root, "partial_rotary_factor") &&
+        RETORT_TRY(json_number(root, "partial_rotary_factor", where)) != 1)
+      return fail(ErrorCode::kUnsupported, std::string(where), "'partial_rotary_factor' is not supported");
+    RETORT_TRY(refuse_true("use_sliding_window"));
+    if (!c.qwen2 && json_has(root, "sliding_window"))
+      return fail(ErrorCode::kUnsupported, std::string(where), "'sliding_window' is not supported");
+    if (json_has(root, "layer_types"))
+      for (const json::value& kind : *RETORT_TRY(json_array(root, "layer_types", where)))
+        if (kind != "full_attention")
+          return fail(ErrorCode::kUnsupported, std::string(where),
+                      "'layer_types' holds {}; 'full_attention' is supported", json::serialize(kind));
+    const auto is_true = [&](const char* key) -> Result<bool> {
+      return json_has(root, key) && RETORT_TRY(json_bool(root, key, where));
+    };
+    c.attn_output_bias = RETORT_TRY(is_true("attention_bias"));  // Llama's has it on all four
+    c.qkv_bias = c.qwen2 || c.attn_output_bias;
+    if (c.qwen2) c.attn_output_bias = false;
+    c.mlp_bias = RETORT_TRY(is_true("mlp_bias"));
     c.tied_embeddings =
         json_has(root, "tie_word_embeddings") && RETORT_TRY(json_bool(root, "tie_word_embeddings", where));
   } else if (type == "gpt2") {
@@ -402,7 +473,7 @@ Result<ModelConfig> read_hf_config(std::string_view text, std::string_view where
                         RETORT_TRY(json_bool(root, "tie_word_embeddings", where));
   } else {
     return fail(ErrorCode::kUnsupported, std::string(where),
-                "model family '{}'; 'llama', 'gpt2' and 'bert' are supported", type);
+                "model family '{}'; 'llama', 'qwen2', 'gpt2' and 'bert' are supported", type);
   }
   if (layers < 1 || layers > 1024)
     return fail(ErrorCode::kInvalid, std::string(where), "{} layers, outside 1…1024", layers);
@@ -450,6 +521,7 @@ Result<HfModel> open_hf_model(const std::filesystem::path& folder) {
     config.encoder.pooling = RETORT_TRY(read_pooling(folder));
   Safetensors weights = RETORT_TRY(Safetensors::open_folder(folder));
   Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_huggingface(folder / "tokenizer.json"));
+  tokenizer = tokenizer.padded(config.n_vocab);  // embeddings are often rounded up
   if (tokenizer.vocabulary_size() != config.n_vocab)
     return fail(ErrorCode::kInvalid, folder.string(),
                 "the tokenizer has {} tokens, the model {} (vocab_size in config.json)",
@@ -500,7 +572,7 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
     return fail(ErrorCode::kInvalid, path.string(), "the tokenizer has {} tokens, the model {}",
                 tokenizer.vocabulary_size(), c.n_vocab);
   GgufWriter writer;
-  const std::string arch(to_string(c.family));
+  const std::string arch(architecture(c));
   const auto key = [&](const char* name) { return arch + "." + name; };
   writer.set("general.architecture", arch);
   writer.set("general.name", path.stem().string());
@@ -562,8 +634,23 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
     writer.set("tokenizer.ggml.token_type_count", std::uint64_t{c.encoder.n_token_types});
   } else if (c.family == ModelFamily::kLlama) {
     writer.set(key("attention.layer_norm_rms_epsilon"), static_cast<double>(c.norm_eps));
-    writer.set(key("rope.dimension_count"), std::uint64_t{c.head_dim});
+    writer.set(key("rope.dimension_count"), std::uint64_t{c.rope_dim != 0 ? c.rope_dim : c.head_dim});
     writer.set(key("rope.freq_base"), static_cast<double>(c.rope_theta));
+    const RopeScaling& rope = c.rope_scaling;
+    if (rope.kind == RopeScaling::Kind::kLinear || rope.kind == RopeScaling::Kind::kYarn) {
+      const bool yarn = rope.kind == RopeScaling::Kind::kYarn;
+      writer.set(key("rope.scaling.type"), std::string(yarn ? "yarn" : "linear"));
+      writer.set(key("rope.scaling.factor"), static_cast<double>(rope.factor));
+      if (yarn) {
+        writer.set(key("rope.scaling.original_context_length"), std::uint64_t{rope.original_ctx});
+        writer.set(key("rope.scaling.yarn_beta_fast"), static_cast<double>(rope.beta_fast));
+        writer.set(key("rope.scaling.yarn_beta_slow"), static_cast<double>(rope.beta_slow));
+        // llama.cpp multiplies its own 0.1 ln(factor) + 1 by this.
+        if (rope.attention_factor != 0)
+          writer.set(key("rope.scaling.attn_factor"),
+                     rope.attention_factor / (0.1 * std::log(static_cast<double>(rope.factor)) + 1));
+      }
+    }
   } else {
     writer.set(key("attention.layer_norm_epsilon"), static_cast<double>(c.norm_eps));
   }
@@ -602,7 +689,8 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
                       [m, source = &*source, type, columns](std::span<std::byte> out) -> Result<void> {
                         std::vector<float> values(count_of(m.hf_shape));
                         RETORT_TRY(source->read(values));
-                        if (m.rearrange == Rearrange::kPermute) permute(std::span(values), columns, m.heads);
+                        if (m.rearrange == Rearrange::kPermute)
+                          permute(std::span(values), m.hf_shape.size() == 1 ? 1 : columns, m.heads);
                         if (m.rearrange == Rearrange::kTranspose)
                           transpose(values, m.hf_shape[0], m.hf_shape[1]);
                         const std::uint64_t bytes = *row_bytes(type, columns);
@@ -612,6 +700,23 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
                         return {};
                       });
   }
+  // GGUF has Llama 3's scaling as the divisor of each pair's angle.
+  std::vector<float> factors = c.rope_factors;
+  if (c.rope_scaling.kind == RopeScaling::Kind::kLlama3) {
+    ModelConfig plain = c;
+    plain.rope_scaling = {};
+    plain.rope_factors.clear();
+    const std::vector<double> scaled = rope_rates(c).rates, unscaled = rope_rates(plain).rates;
+    factors.clear();
+    for (std::size_t i = 0; i < scaled.size(); ++i)
+      factors.push_back(static_cast<float>(unscaled[i] / scaled[i]));
+  }
+  if (!factors.empty())
+    writer.add_tensor("rope_freqs.weight", {factors.size()}, TensorType::kF32,
+                      [factors](std::span<std::byte> out) -> Result<void> {
+                        std::memcpy(out.data(), factors.data(), out.size());
+                        return {};
+                      });
   return writer.write(path);
 }
 
@@ -671,15 +776,15 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
   const std::string& where = file.where();
   const std::string arch = RETORT_TRY(file.text("general.architecture"));
   ModelConfig c;
-  if (arch == "llama")
-    c.family = ModelFamily::kLlama;
+  if (arch == "llama" || arch == "qwen2")
+    c.family = ModelFamily::kLlama, c.qwen2 = arch == "qwen2";
   else if (arch == "gpt2")
     c.family = ModelFamily::kGpt2;
   else if (arch == "bert")
     c.family = ModelFamily::kBert;
   else
     return fail(ErrorCode::kUnsupported, where,
-                "unsupported architecture '{}'; 'llama', 'gpt2' and 'bert' are supported", arch);
+                "unsupported architecture '{}'; 'llama', 'qwen2', 'gpt2' and 'bert' are supported", arch);
   const auto key = [&](const char* name) { return arch + "." + name; };
   const auto number = [&](const std::string& name) -> Result<std::uint32_t> {
     const std::uint64_t value = RETORT_TRY(file.uint(name));
@@ -727,15 +832,56 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
       file.number(key(llama ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon"))));
   if (llama && file.find(key("rope.freq_base")) != nullptr)
     c.rope_theta = static_cast<float>(RETORT_TRY(file.number(key("rope.freq_base"))));
-  if (llama && file.find(key("rope.dimension_count")) != nullptr &&
-      RETORT_TRY(number(key("rope.dimension_count"))) != c.head_dim)
-    return fail(ErrorCode::kUnsupported, where, "rotary embedding of part of a head is not supported");
-  for (const char* scaling : {"rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"})
-    if (file.find(key(scaling)) != nullptr) {
-      const auto* type = std::get_if<std::string>(file.find(key(scaling)));
-      if (type == nullptr || *type != "none")
-        return fail(ErrorCode::kUnsupported, where, "'{}' is not supported yet", key(scaling));
-    }
+  if (llama && file.find(key("rope.dimension_count")) != nullptr) {
+    const std::uint32_t dim = RETORT_TRY(number(key("rope.dimension_count")));
+    if (dim == 0) return fail(ErrorCode::kInvalid, where, "'{}' is 0", key("rope.dimension_count"));
+    c.rope_dim = dim == c.head_dim ? 0 : dim;
+  }
+  const auto real = [&](const char* name, float fallback) -> Result<float> {
+    if (file.find(key(name)) == nullptr) return fallback;
+    return static_cast<float>(RETORT_TRY(file.number(key(name))));
+  };
+  std::string scaling = "none";
+  if (file.find(key("rope.scaling.type")) != nullptr)
+    scaling = RETORT_TRY(file.text(key("rope.scaling.type")));
+  else if (file.find(key("rope.scaling.factor")) != nullptr || file.find(key("rope.scale_linear")) != nullptr)
+    scaling = "linear";
+  if (scaling != "none") {
+    if (!llama || (scaling != "linear" && scaling != "yarn"))
+      return fail(ErrorCode::kUnsupported, where,
+                  "'{}' is '{}'; 'none', and for llama and qwen2 'linear' and 'yarn', are supported",
+                  key("rope.scaling.type"), scaling);
+    RopeScaling& rope = c.rope_scaling;
+    const bool yarn = scaling == "yarn";
+    rope.kind = yarn ? RopeScaling::Kind::kYarn : RopeScaling::Kind::kLinear;
+    rope.factor = RETORT_TRY(real("rope.scaling.factor", RETORT_TRY(real("rope.scale_linear", 1))));
+    rope.original_ctx = c.n_ctx;
+    if (file.find(key("rope.scaling.original_context_length")) != nullptr)
+      rope.original_ctx = RETORT_TRY(number(key("rope.scaling.original_context_length")));
+    rope.beta_fast = RETORT_TRY(real("rope.scaling.yarn_beta_fast", 32));
+    rope.beta_slow = RETORT_TRY(real("rope.scaling.yarn_beta_slow", 1));
+    if (yarn && file.find(key("rope.scaling.attn_factor")) != nullptr)
+      rope.attention_factor =
+          RETORT_TRY(real("rope.scaling.attn_factor", 1)) * (0.1f * std::log(rope.factor) + 1);
+    if (yarn && RETORT_TRY(real("rope.scaling.yarn_ext_factor", 1)) != 1)
+      return fail(ErrorCode::kUnsupported, where, "'{}' other than 1 is not supported",
+                  key("rope.scaling.yarn_ext_factor"));
+  }
+  if (const GgufValue* window = file.find(key("attention.sliding_window")); window != nullptr)
+    if (const auto* tokens = std::get_if<std::uint64_t>(window); tokens == nullptr || *tokens != 0)
+      return fail(ErrorCode::kUnsupported, where, "'{}' is not supported", key("attention.sliding_window"));
+  if (const GgufTensor* freqs = file.tensor("rope_freqs.weight"); llama && freqs != nullptr) {
+    if (freqs->type != TensorType::kF32)
+      return fail(ErrorCode::kUnsupported, where, "tensor 'rope_freqs.weight' is {}; it must be F32",
+                  info(freqs->type).name);
+    c.rope_factors.resize(freqs->data.size() / sizeof(float));
+    std::memcpy(c.rope_factors.data(), freqs->data.data(), c.rope_factors.size() * sizeof(float));
+  }
+  // A tensor that a file may leave out: the first layer says.
+  const auto has = [&](const char* name) { return llama && file.tensor(name) != nullptr; };
+  c.qkv_bias = has("blk.0.attn_q.bias");
+  c.attn_output_bias = has("blk.0.attn_output.bias");
+  c.mlp_bias = has("blk.0.ffn_up.bias");
   const GgufTensor* embedding = file.tensor("token_embd.weight");
   if (embedding == nullptr) return fail(ErrorCode::kInvalid, where, "tensor 'token_embd.weight' is missing");
   if (embedding->rows() > 1u << 20)
@@ -766,9 +912,9 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
                   m.gguf_name, info(tensor->type).name);
     known.insert(tensor);
   }
-  // A tensor that we would leave out of the computation (biases, rope_freqs) makes the answers wrong.
+  // A tensor that we would leave out of the computation makes the answers wrong.
   for (const GgufTensor& tensor : file.tensors())
-    if (known.count(&tensor) == 0)
+    if (known.count(&tensor) == 0 && !(llama && tensor.name == "rope_freqs.weight"))
       return fail(ErrorCode::kUnsupported, where, "tensor '{}' has no place in a {} model", tensor.name,
                   arch);
   return c;
@@ -785,9 +931,10 @@ Result<void> write_hf_model(const std::filesystem::path& folder, const ModelConf
       json::array{c.is_encoder() ? !c.encoder.labels.empty() ? "BertForSequenceClassification"
                                    : c.encoder.mlm_head      ? "BertForMaskedLM"
                                                              : "BertModel"
+                  : c.qwen2      ? "Qwen2ForCausalLM"
                   : llama        ? "LlamaForCausalLM"
                                  : "GPT2LMHeadModel"};
-  config["model_type"] = to_string(c.family);
+  config["model_type"] = architecture(c);
   config["vocab_size"] = c.n_vocab;
   const LayerShape& first = c.layers[0];
   if (c.is_encoder()) {
@@ -825,8 +972,31 @@ Result<void> write_hf_model(const std::filesystem::path& folder, const ModelConf
     config["rms_norm_eps"] = std::stod(fmt::format("{}", c.norm_eps));
     config["rope_theta"] = static_cast<double>(c.rope_theta);
     config["hidden_act"] = "silu";
-    config["attention_bias"] = false;
-    config["mlp_bias"] = false;
+    if (c.qkv_bias != (c.qwen2 || c.attn_output_bias) || (c.qwen2 && c.attn_output_bias) || c.rope_dim != 0 ||
+        !c.rope_factors.empty())
+      return fail(ErrorCode::kUnsupported, folder.string(),
+                  "config.json cannot say these biases or this rotary embedding");
+    config["attention_bias"] = c.attn_output_bias;
+    config["mlp_bias"] = c.mlp_bias;
+    const RopeScaling& rope = c.rope_scaling;
+    if (rope.kind != RopeScaling::Kind::kNone) {
+      json::object scaling{{"factor", rope.factor}};
+      const char* kind = "linear";
+      if (rope.kind != RopeScaling::Kind::kLinear)
+        scaling["original_max_position_embeddings"] = rope.original_ctx;
+      if (rope.kind == RopeScaling::Kind::kLlama3) {
+        kind = "llama3";
+        scaling["low_freq_factor"] = rope.low_freq_factor;
+        scaling["high_freq_factor"] = rope.high_freq_factor;
+      } else if (rope.kind == RopeScaling::Kind::kYarn) {
+        kind = "yarn";
+        scaling["beta_fast"] = rope.beta_fast;
+        scaling["beta_slow"] = rope.beta_slow;
+        if (rope.attention_factor != 0) scaling["attention_factor"] = rope.attention_factor;
+      }
+      scaling["rope_type"] = kind;
+      config["rope_scaling"] = std::move(scaling);
+    }
   } else {
     config["n_positions"] = c.n_ctx;
     config["n_ctx"] = c.n_ctx;

@@ -21,6 +21,23 @@ struct LayerShape {
   bool operator==(const LayerShape&) const = default;
 };
 
+/// How rotary embedding [Su 2021] turns each pair of a head's dimensions, where it is not plain.
+struct RopeScaling {
+  enum class Kind : std::uint8_t {
+    kNone,
+    kLinear,  ///< all angles divided by `factor`
+    kLlama3,  ///< slow turns divided by `factor`, fast ones left, between them a ramp (Llama 3.1)
+    kYarn,    ///< [Peng 2023] §3.3: ramp by turns in `original_ctx`, and attention scaled
+  };
+  Kind kind = Kind::kNone;
+  float factor = 1;
+  std::uint32_t original_ctx = 0;                   ///< llama3, yarn: context of the first training
+  float low_freq_factor = 1, high_freq_factor = 4;  ///< llama3
+  float beta_fast = 32, beta_slow = 1;              ///< yarn
+  float attention_factor = 0;                       ///< yarn: of cosine and sine; 0: 0.1 ln(factor) + 1
+  bool operator==(const RopeScaling&) const = default;
+};
+
 /// What a text's hidden states become one vector by.
 enum class TextPooling {
   kNone,  ///< the model does not say
@@ -56,6 +73,17 @@ struct ModelConfig {
   std::vector<LayerShape> layers;
   float norm_eps = 1e-5f;       ///< RMS norm (llama) or layer norm (gpt2, bert)
   float rope_theta = 10000.0f;  ///< llama only
+  std::uint32_t rope_dim = 0;   ///< llama only: the first dimensions of a head that turn; 0: all
+  RopeScaling rope_scaling;
+  /// By what each pair's angle is divided, [rope_dim / 2]; empty: nothing. GGUF's rope_freqs.weight.
+  std::vector<float> rope_factors;
+  /// Llama in Qwen2's files: model_type and general.architecture "qwen2", where GGUF keeps Hugging Face's
+  /// order of a head's dimensions (the first half turns against the second; "llama" has neighbours).
+  bool qwen2 = false;
+  // llama only (gpt2 has them all):
+  bool qkv_bias = false;  ///< on Q, K and V
+  bool attn_output_bias = false;
+  bool mlp_bias = false;        ///< on gate, up and down
   bool tied_embeddings = true;  ///< the output head is the token embedding
   std::int32_t bos_token = -1;  ///< -1: none; [CLS] of bert
   std::int32_t eos_token = -1;  ///< [SEP] of bert
@@ -69,6 +97,17 @@ struct ModelConfig {
 /// Bounds that hold for anything read from outside (every count positive and below a sane limit, n_head_kv
 /// divides n_head, …). kInvalid names the field.
 Result<void> validate(const ModelConfig& config, std::string_view where);
+
+/// general.architecture, and config.json's model_type.
+std::string_view architecture(const ModelConfig& config);
+
+/// Rotary embedding's angle per position of each pair, [rope_dim / 2] (or head_dim / 2), and what cosine and
+/// sine are multiplied by.
+struct RopeRates {
+  std::vector<double> rates;
+  double magnitude = 1;
+};
+RopeRates rope_rates(const ModelConfig& config);
 
 /// One matrix-vector product (or other weight-bearing operation) of a forward pass over one token; an
 /// encoder's pooler and classifier run once a text. Written once, here: the runtime's graph, the agent's

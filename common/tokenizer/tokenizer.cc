@@ -33,7 +33,7 @@ Result<void> Tokenizer::Impl::finish(std::string_view where) {
     }
     if (kind != Kind::kUnigram) continue;
     if (type == TokenType::kNormal) least_score = std::min(least_score, scores[i]);
-    if (type == TokenType::kNormal || type == TokenType::kUnused) pieces.push_back({id, scores[i]});
+    if (type == TokenType::kNormal) pieces.push_back({id, scores[i]});
   }
   if (kind == Kind::kUnigram) unigram = Unigram(tokens, std::move(pieces), least_score);
   if (kind == Kind::kByteLevel)
@@ -179,6 +179,17 @@ std::string Tokenizer::decode(std::span<const TokenId> ids) const {
   for (const TokenId id : ids) out += piece(id);
   if (impl_->kind != Kind::kByteLevel && impl_->space_prefix && out.starts_with(' ')) out.erase(0, 1);
   return out;
+}
+
+Tokenizer Tokenizer::padded(std::uint32_t size) const {
+  if (size <= vocabulary_size() || size > kMaxVocabulary) return *this;
+  auto impl = std::make_shared<Impl>(*impl_);
+  while (impl->tokens.size() < size) {
+    impl->tokens.add("[PAD" + std::to_string(impl->tokens.size()) + "]");
+    impl->types.push_back(TokenType::kUnused);
+    if (impl->kind == Kind::kUnigram) impl->scores.push_back(0);
+  }
+  return Tokenizer(std::move(impl));
 }
 
 std::uint32_t Tokenizer::vocabulary_size() const { return impl_->tokens.size(); }

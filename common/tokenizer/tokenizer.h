@@ -15,8 +15,9 @@ namespace retort {
 
 using TokenId = std::int32_t;
 
-/// Text to token ids and back. Two kinds so far: SentencePiece-type BPE with byte fallback (GGUF "llama"),
-/// and byte-level BPE with GPT-2's splitting (GGUF "gpt2"). Exact against Hugging Face's and llama.cpp's.
+/// Text to token ids and back: SentencePiece-type BPE with byte fallback (GGUF "llama"), byte-level BPE with
+/// the splittings of GPT-2, Llama 3, Qwen 2 and SmolLM (GGUF "gpt2"), and SentencePiece's unigram model (GGUF
+/// "t5"). Exact against Hugging Face's and llama.cpp's; docs/format.md says where these two differ.
 /// Thread: any.
 class Tokenizer {
  public:
@@ -44,6 +45,8 @@ class Tokenizer {
   std::string piece(TokenId id) const;
 
   std::uint32_t vocabulary_size() const;
+  /// With unused tokens "[PAD<id>]" at the end, up to `size`: embeddings are often rounded up.
+  Tokenizer padded(std::uint32_t size) const;
   TokenId bos() const;  ///< -1: none
   TokenId eos() const;
   bool is_special(TokenId id) const;

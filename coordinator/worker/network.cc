@@ -94,7 +94,11 @@ Tensor llama_layer(const Network& n, std::size_t layer, const Tensor& in, const 
   const LayerShape& shape = c.layers[layer];
   const auto product = [&](const Tensor& x, const char* name) {
     tell(trace, p + name, x);
-    return at::linear(x, n.weight(p + name));
+    constexpr std::string_view kWeight = "weight";
+    const std::string weight(name);
+    const auto bias = n.weights.find(p + weight.substr(0, weight.size() - kWeight.size()) + "bias");
+    return bias == n.weights.end() ? at::linear(x, n.weight(p + name))
+                                   : at::linear(x, n.weight(p + name), bias->second);
   };
   Tensor h = rms_norm(in, n.weight(p + "input_layernorm.weight"), c.norm_eps);
   const Tensor q = product(h, "self_attn.q_proj.weight").view({b, s, shape.n_head, d});
@@ -170,13 +174,12 @@ std::string layer_prefix(const ModelConfig& config, std::size_t layer) {
 Positions::Positions(const ModelConfig& config, std::int64_t length, std::int64_t first)
     : mask(at::full({length, first + length}, -1e30f).triu_(first + 1)) {
   if (config.family != ModelFamily::kLlama) return;
-  const std::int64_t dim = config.head_dim;
-  const Tensor rate = at::pow(static_cast<double>(config.rope_theta),
-                              at::arange(0, dim, 2, at::kDouble) / -static_cast<double>(dim));
+  const RopeRates rates = rope_rates(config);
+  const Tensor rate = at::tensor(rates.rates, at::kDouble);
   const Tensor angle = at::arange(first, first + length, at::kDouble).unsqueeze(1) * rate.unsqueeze(0);
   const Tensor both = at::cat({angle, angle}, 1).unsqueeze(1);  // [length, 1, head_dim]
-  cos = both.cos().to(at::kFloat);
-  sin = both.sin().to(at::kFloat);
+  cos = (both.cos() * rates.magnitude).to(at::kFloat);
+  sin = (both.sin() * rates.magnitude).to(at::kFloat);
 }
 
 Tensor embed(const Network& n, const Tensor& ids, std::int64_t first) {

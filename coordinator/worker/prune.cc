@@ -110,13 +110,15 @@ Network prune(const Network& network, const ModelConfig& target, const Activatio
       if (!name.starts_with(p)) continue;
       const std::string part = name.substr(p.size());
       Tensor cut = tensor.detach();
-      if (part == "self_attn.q_proj.weight")
+      if (part == "self_attn.q_proj.weight" || part == "self_attn.q_proj.bias")
         cut = cut.index_select(0, query);
-      else if (part == "self_attn.k_proj.weight" || part == "self_attn.v_proj.weight")
+      else if (part == "self_attn.k_proj.weight" || part == "self_attn.v_proj.weight" ||
+               part == "self_attn.k_proj.bias" || part == "self_attn.v_proj.bias")
         cut = cut.index_select(0, key);
       else if (part == "self_attn.o_proj.weight")
         cut = cut.index_select(1, query);
-      else if (part == "mlp.gate_proj.weight" || part == "mlp.up_proj.weight")
+      else if (part == "mlp.gate_proj.weight" || part == "mlp.up_proj.weight" ||
+               part == "mlp.gate_proj.bias" || part == "mlp.up_proj.bias")
         cut = cut.index_select(0, neurons);
       else if (part == "mlp.down_proj.weight")
         cut = cut.index_select(1, neurons);

@@ -20,14 +20,14 @@ struct InputGroup {
 
 std::vector<InputGroup> input_groups(const ModelConfig& c, std::size_t layer) {
   const std::string p = layer_prefix(c, layer);
-  // A grouped head's values feed several columns, and GELU lets no factor through.
-  const bool own_values = c.layers[layer].n_head == c.layers[layer].n_head_kv;
+  // A grouped head's values feed several columns, and GELU lets no factor through; nor is a bias scaled.
+  const bool own_values = c.layers[layer].n_head == c.layers[layer].n_head_kv && !c.qkv_bias;
   if (c.family == ModelFamily::kLlama)
     return {{{p + "self_attn.q_proj.weight", p + "self_attn.k_proj.weight", p + "self_attn.v_proj.weight"},
              p + "input_layernorm.weight"},
             {{p + "self_attn.o_proj.weight"}, own_values ? p + "self_attn.v_proj.weight" : ""},
             {{p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"}, p + "post_attention_layernorm.weight"},
-            {{p + "mlp.down_proj.weight"}, p + "mlp.up_proj.weight"}};
+            {{p + "mlp.down_proj.weight"}, c.mlp_bias ? "" : p + "mlp.up_proj.weight"}};
   return {{{p + "attn.c_attn.weight"}, p + "ln_1.weight"},
           {{p + "attn.c_proj.weight"}, ""},
           {{p + "mlp.c_fc.weight"}, p + "ln_2.weight"},

@@ -36,6 +36,22 @@ std::vector<std::string> fuzz_seeds() {
                       .has_value());
     seeds.push_back(*read_file(folder / "m.gguf"));
   }
+  small.change = [](ModelConfig& c) {
+    c.qwen2 = c.qkv_bias = true;
+    c.rope_scaling = {.kind = RopeScaling::Kind::kYarn, .factor = 4, .original_ctx = 8};
+    c.rope_factors.assign(c.head_dim / 2, 2.0f);
+  };
+  const ModelConfig qwen2 = retort::testing::tiny_config(ModelFamily::kLlama, small);
+  std::vector<TensorSource> weights;
+  for (WeightShape& weight : hf_weights(qwen2))
+    weights.push_back({weight.name, weight.shape, [](std::span<float> out) -> Result<void> {
+                         std::fill(out.begin(), out.end(), 0.1f);
+                         return {};
+                       }});
+  const auto tokenizer = Tokenizer::from_huggingface_text(retort::testing::tiny_tokenizer_json(), "", "tiny");
+  fuzz::require(
+      write_gguf_model(folder / "q.gguf", qwen2, *tokenizer, weights, TensorType::kQ8_0, {}).has_value());
+  seeds.push_back(*read_file(folder / "q.gguf"));
   GgufWriter writer;
   writer.set("general.alignment", std::uint64_t{32});
   writer.set("a", std::vector<double>{1, 2, 3});

@@ -104,6 +104,7 @@ ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options) {
   if (family == ModelFamily::kBert) c.encoder = options.encoder;
   c.tied_embeddings = options.tied;
   c.bos_token = c.eos_token = 0;
+  if (options.change) options.change(c);
   return c;
 }
 

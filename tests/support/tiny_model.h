@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,8 @@ namespace retort::testing {
 struct TinyModelOptions {
   std::uint32_t n_embd = 64, n_layer = 2, n_head = 4, n_head_kv = 2, n_ff = 96, n_ctx = 128, n_vocab = 300;
   bool tied = true;
-  EncoderConfig encoder;  ///< bert only
+  EncoderConfig encoder;                               ///< bert only
+  std::function<void(ModelConfig&)> change = nullptr;  ///< what else differs
 };
 
 ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options);

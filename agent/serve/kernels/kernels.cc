@@ -788,6 +788,15 @@ void gelu(float* x, std::size_t n) { RETORT_CALL(Gelu)(x, n); }
 void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* table) {
   RETORT_CALL(Rope)(x, n_head, head_dim, table);
 }
+void rope_halves(float* x, std::uint32_t n_head, std::uint32_t head_dim, std::uint32_t pairs,
+                 const float* table) {
+  for (std::uint32_t head = 0; head < n_head; ++head, x += head_dim)
+    for (std::uint32_t i = 0; i < pairs; ++i) {
+      const float a = x[i], b = x[i + pairs], cosine = table[2 * i], sine = table[head_dim + 2 * i + 1];
+      x[i] = a * cosine - b * sine;
+      x[i + pairs] = b * cosine + a * sine;
+    }
+}
 double log_sum_exp(const float* x, std::size_t n) { return RETORT_CALL(LogSumExp)(x, n); }
 double exponentials(const float* x, std::size_t n, float scale, float top, float* out) {
   return RETORT_CALL(Exponentials)(x, n, scale, top, out);

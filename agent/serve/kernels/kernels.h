@@ -78,6 +78,10 @@ void gelu(float* x, std::size_t n);
 /// Rotates the pairs (x[2i], x[2i+1]) of each of `n_head` heads by an angle: GGUF's order for Llama. `table`:
 /// for each dimension its pair's cosine [head_dim], then −sine, +sine in turn [head_dim].
 void rope(float* x, std::uint32_t n_head, std::uint32_t head_dim, const float* table);
+/// The same table over the pairs (x[i], x[i + pairs]), i < pairs: Hugging Face's order, which GGUF keeps for
+/// Qwen2.
+void rope_halves(float* x, std::uint32_t n_head, std::uint32_t head_dim, std::uint32_t pairs,
+                 const float* table);
 /// The logarithm of the sum of exponentials: log softmax is x[i] minus this.
 double log_sum_exp(const float* x, std::size_t n);
 

@@ -101,7 +101,8 @@ Model::Model(GgufFile file, ModelConfig config, Tokenizer tokenizer)
     : file_(std::move(file)),
       config_(std::move(config)),
       tokenizer_(std::move(tokenizer)),
-      layers_(config_.layers.size()) {}
+      layers_(config_.layers.size()),
+      joined_biases_(config_.layers.size()) {}
 
 /// Points every weight to where it is: in the file, or in `memory` when it is packed (null: nowhere yet).
 /// `fill` writes the packed ones there. Returns their size.
@@ -121,22 +122,30 @@ std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
     const std::string prefix = "blk." + std::to_string(i) + ".";
-    const auto bias = [&](const char* name) { return llama ? nullptr : vector(prefix + name); };
+    const auto bias = [&](const char* name, bool there) { return there ? vector(prefix + name) : nullptr; };
+    const bool mlp_bias = !llama || config_.mlp_bias;
     layer.attn_norm = vector(prefix + "attn_norm.weight");
-    layer.attn_norm_bias = bias("attn_norm.bias");
+    layer.attn_norm_bias = bias("attn_norm.bias", !llama);
     layer.ffn_norm = vector(prefix + "ffn_norm.weight");
-    layer.ffn_norm_bias = bias("ffn_norm.bias");
+    layer.ffn_norm_bias = bias("ffn_norm.bias", !llama);
     if (llama) {
+      std::vector<float>& joined = joined_biases_[i];
+      if (config_.qkv_bias && joined.empty())
+        for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) {
+          const auto* const values = vector(prefix + name);
+          joined.insert(joined.end(), values, values + file_.tensor(prefix + name)->columns());
+        }
       layer.qkv = layout.place({matrix(prefix + "attn_q.weight"), matrix(prefix + "attn_k.weight"),
                                 matrix(prefix + "attn_v.weight")},
-                               nullptr);
-      layer.ffn_gate = layout.place({matrix(prefix + "ffn_gate.weight")}, nullptr);
+                               joined.empty() ? nullptr : joined.data());
+      layer.ffn_gate = layout.place({matrix(prefix + "ffn_gate.weight")}, bias("ffn_gate.bias", mlp_bias));
     } else {
       layer.qkv = layout.place({matrix(prefix + "attn_qkv.weight")}, vector(prefix + "attn_qkv.bias"));
     }
-    layer.attn_output = layout.place({matrix(prefix + "attn_output.weight")}, bias("attn_output.bias"));
-    layer.ffn_up = layout.place({matrix(prefix + "ffn_up.weight")}, bias("ffn_up.bias"));
-    layer.ffn_down = layout.place({matrix(prefix + "ffn_down.weight")}, bias("ffn_down.bias"));
+    layer.attn_output = layout.place({matrix(prefix + "attn_output.weight")},
+                                     bias("attn_output.bias", !llama || config_.attn_output_bias));
+    layer.ffn_up = layout.place({matrix(prefix + "ffn_up.weight")}, bias("ffn_up.bias", mlp_bias));
+    layer.ffn_down = layout.place({matrix(prefix + "ffn_down.weight")}, bias("ffn_down.bias", mlp_bias));
   }
   token_embedding_ = matrix("token_embd.weight");
   output_ = layout.place({config_.tied_embeddings ? token_embedding_ : matrix("output.weight")}, nullptr);

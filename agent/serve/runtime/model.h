@@ -86,6 +86,7 @@ class Model {
   Tokenizer tokenizer_;
   PackedWeights packed_;
   std::vector<Layer> layers_;
+  std::vector<std::vector<float>> joined_biases_;  ///< of Q, K and V, a layer each
   Matrix token_embedding_;
   Projection output_;
   const float *position_embedding_ = nullptr, *output_norm_ = nullptr, *output_norm_bias_ = nullptr;

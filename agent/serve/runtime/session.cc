@@ -106,7 +106,8 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
       team_(team),
       options_(options),
       position_(options.streams, 0),
-      runs_(options.batch) {
+      runs_(options.batch),
+      rope_rates_(rope_rates(model_->config())) {
   const ModelConfig& c = model_->config();
   const MemoryPlan plan = plan_memory(*model_, options_, team.size());
   const std::uint64_t size = plan.kv_cache_bytes + plan.activation_bytes;
@@ -314,13 +315,15 @@ void Session::embed(std::span<const Chunk> chunks) {
     furthest = std::max(furthest, start + n);
   }
   if (c.family != ModelFamily::kLlama) return;
-  // Rotary embedding [Su 2021]: the table grows with the furthest position.
+  // Rotary embedding [Su 2021]: the table grows with the furthest position. Dimensions that do not turn have
+  // cosine 1 and sine 0.
   for (; rope_filled_ < furthest; ++rope_filled_) {
     float* const table = rope_ + std::size_t{2} * rope_filled_ * c.head_dim;
-    for (std::uint32_t i = 0; i < c.head_dim / 2; ++i) {
-      const double angle = rope_filled_ * std::pow(static_cast<double>(c.rope_theta), -2.0 * i / c.head_dim);
-      const auto sine = static_cast<float>(std::sin(angle));
-      table[2 * i] = table[2 * i + 1] = static_cast<float>(std::cos(angle));
+    std::fill_n(table, c.head_dim, 1.0f);
+    for (std::size_t i = 0; i < rope_rates_.rates.size(); ++i) {
+      const double angle = rope_filled_ * rope_rates_.rates[i];
+      const auto sine = static_cast<float>(std::sin(angle) * rope_rates_.magnitude);
+      table[2 * i] = table[2 * i + 1] = static_cast<float>(std::cos(angle) * rope_rates_.magnitude);
       table[c.head_dim + 2 * i] = -sine;
       table[c.head_dim + 2 * i + 1] = sine;
     }
@@ -336,9 +339,15 @@ void Session::turn_and_store(std::size_t layer, std::size_t index) {
                     kv = std::size_t{shape.n_head_kv} * c.head_dim, stride = q + 2 * kv;
   float* const rows = qkv_ + run.row * stride;
   if (c.family == ModelFamily::kLlama)
-    for (std::uint32_t t = 0; t < run.count; ++t)  // queries and keys lie side by side
-      kernels::rope(rows + t * stride, shape.n_head + shape.n_head_kv, c.head_dim,
-                    rope_ + std::size_t{2} * (run.position + t) * c.head_dim);
+    for (std::uint32_t t = 0; t < run.count; ++t) {  // queries and keys lie side by side
+      const std::uint32_t heads = shape.n_head + shape.n_head_kv;
+      const float* const table = rope_ + std::size_t{2} * (run.position + t) * c.head_dim;
+      if (c.qwen2)
+        kernels::rope_halves(rows + t * stride, heads, c.head_dim,
+                             static_cast<std::uint32_t>(rope_rates_.rates.size()), table);
+      else
+        kernels::rope(rows + t * stride, heads, c.head_dim, table);
+    }
   for (const bool values : {false, true})
     kernels::store({rows + q + (values ? kv : 0), stride, run.count, shape.n_head_kv, c.head_dim},
                    options_.cache, run.position, head_bytes(options_, options_.n_ctx, c.head_dim),

@@ -110,6 +110,7 @@ class Session {
   std::vector<std::uint32_t> position_;  // of each stream
   std::vector<Run> runs_;                // of the batch under way
   std::size_t n_runs_ = 0;
+  const RopeRates rope_rates_;
   std::uint32_t rope_filled_ = 0;
   // In the arena. B: batch, S: n_ctx rounded up to whole blocks of positions.
   float *hidden_, *normed_;  // [B, n_embd]

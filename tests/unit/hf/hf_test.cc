@@ -1,5 +1,6 @@
 #include "common/core/json.h"
 #include "common/hf/hf_model.h"
+#include "tests/support/plain_llama.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
 
@@ -233,16 +234,33 @@ TEST(HfModel, RefusalsSayWhat) {
   const auto message = [](std::string_view text) {
     return read_hf_config(text, "config.json").error().message;
   };
-  EXPECT_NE(message(R"({"model_type":"mamba","vocab_size":3})").find("'mamba'; 'llama', 'gpt2' and 'bert'"),
+  EXPECT_NE(message(R"({"model_type":"mamba","vocab_size":3})")
+                .find("'mamba'; 'llama', 'qwen2', 'gpt2' and 'bert'"),
             std::string::npos);
   EXPECT_NE(message(R"({"vocab_size":3})").find("'model_type' is missing"), std::string::npos);
   const std::string base =
       R"("model_type":"llama","vocab_size":10,"hidden_size":8,"intermediate_size":16,"num_hidden_layers":1,"num_attention_heads":2)";
   EXPECT_OK(read_hf_config("{" + base + "}", "t"));
   EXPECT_NE(message("{" + base + R"(,"num_key_value_heads":3})").find("key/value heads"), std::string::npos);
-  EXPECT_NE(message("{" + base + R"(,"rope_scaling":{"factor":2}})").find("rope_scaling"), std::string::npos);
+  for (const char* scaling : {"dynamic", "longrope", "su"})
+    EXPECT_NE(
+        message("{" + base + R"(,"rope_scaling":{"factor":2,"type":")" + scaling + "\"}}").find(scaling),
+        std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"rope_scaling":{"rope_type":"linear"}})").find("factor"),
+            std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"rope_scaling":{"rope_type":"linear","factor":0}})").find("factor 0"),
+            std::string::npos);
+  EXPECT_NE(
+      message("{" + base + R"(,"rope_scaling":{"rope_type":"yarn","factor":2,"mscale":1}})").find("mscale"),
+      std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"sliding_window":4096})").find("sliding_window"), std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"use_sliding_window":true})").find("use_sliding_window"),
+            std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"layer_types":["sliding_attention"]})").find("sliding_attention"),
+            std::string::npos);
+  EXPECT_NE(message("{" + base + R"(,"partial_rotary_factor":0.5})").find("partial_rotary_factor"),
+            std::string::npos);
   EXPECT_NE(message("{" + base + R"(,"hidden_act":"relu"})").find("relu"), std::string::npos);
-  EXPECT_NE(message("{" + base + R"(,"attention_bias":true})").find("attention_bias"), std::string::npos);
   EXPECT_NE(message("{" + base + R"(,"rms_norm_eps":0})").find("epsilon"), std::string::npos);
   EXPECT_FALSE(read_hf_config(R"({"model_type":"llama","vocab_size":99999999999,"hidden_size":8})", "t"));
 }
@@ -257,7 +275,7 @@ TEST(HfModel, CrossChecksWeightsAndTokenizer) {
     EXPECT_OK(write_file_atomic(folder / "m/config.json", changed));
     return open_hf_model(folder / "m").error().message;
   };
-  EXPECT_NE(with("\"vocab_size\": 300", "\"vocab_size\": 301").find("300 tokens, the model 301"),
+  EXPECT_NE(with("\"vocab_size\": 300", "\"vocab_size\": 299").find("300 tokens, the model 299"),
             std::string::npos);
   EXPECT_NE(with("\"intermediate_size\": 96", "\"intermediate_size\": 64").find("shape"), std::string::npos);
   EXPECT_NE(with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3").find("missing"), std::string::npos);
@@ -286,12 +304,53 @@ TEST(HfModel, RopeParametersAndGpt2Variants) {
   const auto config = read_hf_config(llama + R"({"rope_type":"default","rope_theta":500.0}})", "t");
   ASSERT_OK(config);
   EXPECT_EQ(config->rope_theta, 500.0f);
-  EXPECT_EQ(read_hf_config(llama + R"({"rope_type":"yarn","factor":4.0}})", "t").error().code,
-            ErrorCode::kUnsupported);
+  const auto yarn = read_hf_config(llama + R"({"rope_type":"yarn","factor":4.0}})", "t");
+  ASSERT_OK(yarn);
+  EXPECT_EQ(yarn->rope_scaling.kind, RopeScaling::Kind::kYarn);
+  EXPECT_EQ(yarn->rope_scaling.original_ctx, 2048u);
   const std::string gpt2 = R"({"model_type":"gpt2","vocab_size":10,"n_embd":8,"n_layer":1,"n_head":2,)";
   EXPECT_OK(read_hf_config(gpt2 + R"("scale_attn_weights":true})", "t"));
   EXPECT_FALSE(read_hf_config(gpt2 + R"("scale_attn_weights":false})", "t"));
   EXPECT_FALSE(read_hf_config(gpt2 + R"("scale_attn_by_inverse_layer_idx":true})", "t"));
+}
+
+TEST(HfModel, LlamaVariantsSurviveBothFormats) {
+  for (const auto& [name, change] : testing::llama_variants()) {
+    TemporaryFolder folder;
+    testing::TinyModelOptions options;
+    options.change = change;
+    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
+    const auto model = open_hf_model(folder / "m");
+    ASSERT_OK(model);
+    ModelConfig expected = testing::tiny_config(ModelFamily::kLlama, options);
+    EXPECT_EQ(model->config, expected) << name;
+    ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                               TensorType::kF32, {}));
+    const auto config = read_gguf_config(*GgufFile::open(folder / "m.gguf"));
+    ASSERT_OK(config);
+    const RopeRates a = rope_rates(expected), b = rope_rates(*config);
+    ASSERT_EQ(a.rates.size(), b.rates.size());
+    for (std::size_t i = 0; i < a.rates.size(); ++i) EXPECT_NEAR(a.rates[i] / b.rates[i], 1, 1e-6) << name;
+    EXPECT_NEAR(a.magnitude, b.magnitude, 1e-6) << name;
+    EXPECT_EQ(config->qkv_bias, expected.qkv_bias) << name;
+    EXPECT_EQ(config->attn_output_bias, expected.attn_output_bias) << name;
+    EXPECT_EQ(config->mlp_bias, expected.mlp_bias) << name;
+    EXPECT_EQ(config->qwen2, expected.qwen2) << name;
+    EXPECT_EQ(parameter_count(*config), parameter_count(expected)) << name;
+  }
+}
+
+TEST(HfModel, AnEmbeddingRoundedUpGetsUnusedTokens) {
+  TemporaryFolder folder;
+  testing::TinyModelOptions options;
+  options.change = [](ModelConfig& c) { c.n_vocab = 320; };
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
+  const auto model = open_hf_model(folder / "m");
+  ASSERT_OK(model);
+  EXPECT_EQ(model->tokenizer.vocabulary_size(), 320u);
+  EXPECT_EQ(model->tokenizer.text(319), "[PAD319]");
+  EXPECT_EQ(model->tokenizer.piece(319), "");
+  for (const TokenId id : model->tokenizer.encode("[PAD319]", false, true)) EXPECT_LT(id, 300);
 }
 
 TEST(HfModel, AGgufTensorThatWouldBeLeftOutIsRefused) {
@@ -313,10 +372,10 @@ TEST(HfModel, AGgufTensorThatWouldBeLeftOutIsRefused) {
                       });
   ASSERT_OK(writer.write(folder / "same.gguf"));
   EXPECT_OK(read_gguf_config(*GgufFile::open(folder / "same.gguf")));
-  writer.add_tensor("blk.0.attn_q.bias", {64}, TensorType::kF32,
+  writer.add_tensor("blk.0.attn_sinks.weight", {64}, TensorType::kF32,
                     [](std::span<std::byte>) -> Result<void> { return {}; });
   ASSERT_OK(writer.write(folder / "more.gguf"));
-  EXPECT_NE(read_gguf_config(*GgufFile::open(folder / "more.gguf")).error().message.find("blk.0.attn_q.bias"),
+  EXPECT_NE(read_gguf_config(*GgufFile::open(folder / "more.gguf")).error().message.find("blk.0.attn_sinks"),
             std::string::npos);
 }
 

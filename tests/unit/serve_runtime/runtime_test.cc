@@ -12,6 +12,7 @@
 #include "common/core/json.h"
 #include "common/core/random.h"
 #include "common/hf/hf_model.h"
+#include "tests/support/plain_llama.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/serve_runtime/allocations.h"
@@ -192,6 +193,40 @@ TEST(Session, NarrowCachesTakeLessAndChangeLittle) {
     EXPECT_NEAR(logits[2][i], logits[0][i], 2e-2f * top);
   }
   EXPECT_NE(logits[2], logits[0]);
+}
+
+TEST(Session, LlamaVariantsGiveThePlainForwardPass) {
+  for (const auto& [name, change] : testing::llama_variants()) {
+    TemporaryFolder folder;
+    testing::TinyModelOptions options;
+    options.change = change;
+    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
+    const auto hf = open_hf_model(folder / "m");
+    ASSERT_OK(hf);
+    ASSERT_OK(write_gguf_model(folder / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf),
+                               TensorType::kF32, {}));
+    std::vector<TokenId> ids;
+    for (int i = 0; i < 100; ++i) ids.push_back((i * 37 + 11) % 300);
+    const auto expected = testing::plain_llama(folder / "m", ids);
+    ASSERT_OK(expected);
+    for (const bool pack : {false, true}) {
+      const auto model = Model::open(folder / "m.gguf", {.pack = pack});
+      ASSERT_OK(model);
+      ThreadTeam team(1);
+      const auto session = Session::create(
+          *model, team, {.batch = 100, .cache = kernels::CacheType::kF32, .logits_of_all = true});
+      ASSERT_OK(session);
+      const auto logits = (*session)->evaluate_all(ids);
+      ASSERT_OK(logits);
+      ASSERT_EQ(logits->size(), expected->size());
+      double worst = 0, largest = 0;
+      for (std::size_t i = 0; i < expected->size(); ++i) {
+        worst = std::max(worst, std::abs((*logits)[i] - (*expected)[i]));
+        largest = std::max(largest, std::abs((*expected)[i]));
+      }
+      EXPECT_LT(worst, 1e-4 * largest) << name << (pack ? ", packed" : "");
+    }
+  }
 }
 
 TEST(Session, StreamsComputedTogetherGiveWhatEachGivesAlone) {

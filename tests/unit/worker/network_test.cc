@@ -5,6 +5,7 @@
 #include "common/core/json.h"
 #include "coordinator/worker/plan.h"
 #include "coordinator/worker/prune.h"
+#include "tests/support/plain_llama.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/worker/small_network.h"
@@ -113,6 +114,63 @@ ActivationStatistics observe(const Network& network) {
   trace.statistics = &s;
   forward(network, at::arange(32, at::kLong).view({2, 16}), &trace);
   return s;
+}
+
+TEST(Network, LlamaVariantsGiveThePlainForwardPass) {
+  torch::NoGradGuard no_grad;
+  for (const auto& [name, change] : testing::llama_variants()) {
+    TemporaryFolder folder;
+    testing::TinyModelOptions options;
+    options.change = change;
+    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
+    std::vector<int> ids;
+    for (int i = 0; i < 60; ++i) ids.push_back((i * 37 + 11) % 300);
+    const auto expected = testing::plain_llama(folder / "m", ids);
+    ASSERT_OK(expected);
+    const auto model = open_hf_model(folder / "m");
+    ASSERT_OK(model);
+    const auto network = load_network(*model);
+    ASSERT_OK(network);
+    const at::Tensor logits = forward(*network, ids_of({ids.begin(), ids.end()})).to(at::kDouble).flatten();
+    const at::Tensor wanted = at::tensor(*expected, at::kDouble);
+    EXPECT_LT((logits - wanted).abs().max().item<double>(), 1e-4 * wanted.abs().max().item<double>()) << name;
+  }
+}
+
+TEST(Network, BiasesAreCutWithTheirRows) {
+  torch::NoGradGuard no_grad;
+  TemporaryFolder folder;
+  testing::TinyModelOptions options;
+  options.change = [](ModelConfig& c) { c.qwen2 = c.qkv_bias = c.mlp_bias = true; };
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
+  const auto model = open_hf_model(folder / "m");
+  ASSERT_OK(model);
+  auto network = load_network(*model);
+  ASSERT_OK(network);
+  // Heads 2 and 3 (KV head 1) and the last neurons give nothing: cutting them changes nothing.
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::string p = "model.layers." + std::to_string(layer) + ".";
+    const std::int64_t d = network->config.head_dim;
+    for (const char* part : {"self_attn.v_proj.weight", "self_attn.v_proj.bias"})
+      network->weights.at(p + part).slice(0, d).zero_();
+    for (const char* part :
+         {"mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.gate_proj.bias", "mlp.up_proj.bias"})
+      network->weights.at(p + part).slice(0, 64).zero_();
+  }
+  ModelConfig target = network->config;
+  for (LayerShape& layer : target.layers) layer = {2, 1, 64};
+  const at::Tensor ids = ids_of({3, 1, 4, 1, 5, 9, 2, 6});
+  ActivationStatistics statistics;
+  Trace trace{.statistics = &statistics};
+  const at::Tensor before = forward(*network, ids, &trace);
+  const Network cut = prune(*network, target, &statistics);
+  const at::Tensor after = forward(cut, ids);
+  EXPECT_LT((before - after).abs().max().item<double>(), 1e-4);
+  ASSERT_OK(write_gguf_model(folder / "s.gguf", target, model->tokenizer, weight_sources(cut),
+                             TensorType::kQ8_0, {}));
+  const auto config = read_gguf_config(*GgufFile::open(folder / "s.gguf"));
+  ASSERT_OK(config);
+  EXPECT_TRUE(config->qwen2 && config->qkv_bias && config->mlp_bias);
 }
 
 class Prune : public ::testing::TestWithParam<ModelFamily> {};
