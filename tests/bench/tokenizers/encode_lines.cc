@@ -11,7 +11,7 @@ using namespace retort;
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    std::cerr << "usage: encode_lines tokenizer.json|MODEL.gguf [OUT.gguf] < texts > ids\n";
+    std::cerr << "usage: encode_lines tokenizer.json|MODEL.gguf [OUT.gguf|--bare] < texts > ids\n";
     return 2;
   }
   const std::string path = argv[1];
@@ -25,7 +25,8 @@ int main(int argc, char** argv) {
     std::cerr << tokenizer.error().message << "\n";
     return 1;
   }
-  if (argc > 2) {
+  const bool bare = argc > 2 && std::string_view(argv[2]) == "--bare";
+  if (argc > 2 && !bare) {
     GgufWriter writer;
     writer.set("general.architecture", std::string("llama"));
     tokenizer->write_gguf(writer);
@@ -41,7 +42,7 @@ int main(int argc, char** argv) {
       return 1;
     }
     json::array ids;
-    for (const TokenId id : tokenizer->encode(text->get_string(), true, true)) ids.push_back(id);
+    for (const TokenId id : tokenizer->encode(text->get_string(), !bare, true)) ids.push_back(id);
     std::cout << json::serialize(ids) << "\n";
   }
   return 0;

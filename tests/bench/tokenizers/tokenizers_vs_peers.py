@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Token ids of mixed text against Hugging Face's tokenizers and llama.cpp: how many lines of how many agree.
 
-    tests/bench/tokenizers/tokenizers_vs_peers.py --build build/release --npm FOLDER [--llama-bin FOLDER]
+    tests/bench/tokenizers/tokenizers_vs_peers.py --build build/release --npm FOLDER
         [--lines 10000] [TOKENIZER.json ...]
 
---npm: a folder with node_modules/@anush008/tokenizers (Hugging Face's Rust library for Node; `npm install --ignore-scripts`).
---llama-bin: llama.cpp's programs; llama-tokenize reads the GGUF files that we write. Each TOKENIZER.json is compared
-besides small ones made here: byte-level BPE with each splitting, unigram of each kind. Hugging Face's cannot be given
-invalid UTF-8 and llama.cpp replaces it; expect.py beside the unit test checks that.
+--npm: a folder where `npm install --ignore-scripts @anush008/tokenizers node-llama-cpp` was run: Hugging Face's Rust library,
+and llama.cpp, which reads the GGUF files that we write. What is not there is left out. Each TOKENIZER.json is compared with both,
+and small ones made here with the first: byte-level BPE with each splitting, unigram of each kind. Hugging Face's cannot be given
+invalid UTF-8 and llama.cpp replaces it; expect.py beside the unit test checks that. docs/format.md lists where the two
+differ from each other.
 """
 import argparse
 import json
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent / "support"))
@@ -45,7 +47,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default="build/release")
     parser.add_argument("--npm", type=pathlib.Path)
-    parser.add_argument("--llama-bin", type=pathlib.Path)
     parser.add_argument("--lines", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("tokenizers", nargs="*", type=pathlib.Path)
@@ -81,21 +82,17 @@ def main():
             different += report(name, "our own GGUF", lines, copy, ours)
             size = sum(len(line.encode()) for line in lines)
             print(f"{name:32} {'':22} {size / 1e6:.1f} MB in {seconds:.2f} s with loading")
-            if args.npm:
+            if args.npm and (args.npm / "node_modules/@anush008/tokenizers").exists():
                 theirs, _ = run(["node", HERE / "peer.mjs", path], lines,
                                 env=dict(os.environ, RETORT_NPM_FOLDER=str(args.npm.resolve())))
                 different += report(name, "Hugging Face", lines, ours, theirs)
-            if args.llama_bin:
-                # A process a text would take hours: a hundred lines at a time, ten of them.
-                groups = ["".join(lines[i:i + 100]) for i in range(0, min(len(lines), 2000), 100)]
-                theirs = []
-                for group in groups:
-                    done = subprocess.run([args.llama_bin / "llama-tokenize", "-m", gguf, "--ids", "--log-disable", "--stdin"], input=group.encode(),
-                                          capture_output=True, check=False)
-                    if done.returncode:
-                        sys.exit(f"llama-tokenize: {done.stderr.decode()[-2000:]}")
-                    theirs.append(json.loads(done.stdout))
-                different += report(name, "llama.cpp, x100 lines", groups, run([tool, gguf], groups)[0], theirs)
+            if path in args.tokenizers and args.npm and (args.npm / "node_modules/node-llama-cpp").exists():
+                # It does not bring texts to NFC itself, as Qwen's tokenizer does.
+                composed = [unicodedata.normalize("NFC", line) for line in lines]
+                theirs, _ = run(["node", HERE / "llama_cpp.mjs", gguf], composed,
+                                env=dict(os.environ, RETORT_NPM_FOLDER=str(args.npm.resolve())))
+                bare, _ = run([tool, gguf, "--bare"], composed)
+                different += report(name, "llama.cpp", composed, bare, theirs)
     return 1 if different else 0
 
 

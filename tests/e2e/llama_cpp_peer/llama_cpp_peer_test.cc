@@ -1,9 +1,11 @@
 // Does llama.cpp read what we write, and answer as the teacher does? Its Node binding is the peer.
+#include <algorithm>
 #include <cstdlib>
 
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/hf/hf_model.h"
+#include "tests/support/plain_llama.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
 
@@ -158,6 +160,34 @@ TEST(LlamaCppPeer, ByteLevelModelsLoadAndTokenizeAlike) {
     EXPECT_EQ(answer->greedy.at(0).size(), 4u);
     for (std::size_t i = 0; i < all_texts.size(); ++i)
       EXPECT_EQ(answer->tokens[i], model->tokenizer.encode(all_texts[i], false)) << all_texts[i];
+  }
+}
+
+TEST(LlamaCppPeer, LlamaVariantsAnswerAlike) {
+  NEED_PEER(package);
+  auto variants = testing::llama_variants();
+  for (const auto& [name, change] : variants) {
+    TemporaryFolder folder;
+    testing::TinyModelOptions options;
+    options.change = change;
+    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 3, options));
+    const auto model = open_hf_model(folder / "m");
+    ASSERT_OK(model);
+    ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
+                               TensorType::kF32, {}));
+    Ids prompt, expected;
+    for (TokenId i = 0; i < 60; ++i) prompt.push_back(1 + (i * 37) % 299);
+    Ids text = prompt;
+    while (expected.size() < 8) {  // each token is that of a whole forward pass in double precision
+      const auto logits = testing::plain_llama(folder / "m", text);
+      ASSERT_OK(logits);
+      const auto last = logits->end() - 300;
+      expected.push_back(static_cast<TokenId>(std::max_element(last, logits->end()) - last));
+      text.push_back(expected.back());
+    }
+    const auto answer = ask(package, folder / "m.gguf", {prompt}, expected.size(), {});
+    ASSERT_OK(answer);
+    EXPECT_EQ(answer->greedy.at(0), expected) << name;
   }
 }
 
