@@ -233,7 +233,7 @@ void add_rollout_commands(Program& program) {
         Rest rest = RETORT_TRY(program.connect());
         const json::value made = RETORT_TRY(rest.post("/v1/rollouts", body));
         if (!given->watch) {
-          if (program.as_json() || !made.is_object()) return program.show(made);
+          if (!program.as_table() || !made.is_object()) return program.show(made);
           print(rollout_view(made.get_object(), {}));
           return 0;
         }
@@ -277,7 +277,7 @@ void add_rollout_commands(Program& program) {
     const std::string path = "/v1/rollouts/" + escape_url(given->id);
     json::value rollout = RETORT_TRY(rest.get(path));
     const json::array devices = RETORT_TRY(items_of(rest, path + "/devices"));
-    if (program.as_json() && rollout.is_object()) {
+    if (!program.as_table() && rollout.is_object()) {
       rollout.get_object()["members"] = devices;
       return program.show(rollout);
     }
@@ -311,7 +311,7 @@ void add_rollout_commands(Program& program) {
                        const json::value answer =
                            RETORT_TRY(rest.post("/v1/rollouts/" + escape_url(given->id) + "/" + name, body));
                        if (given->watch) return watch_rollout(rest, RETORT_TRY(id_of(answer)));
-                       if (program.as_json() || !answer.is_object()) return program.show(answer);
+                       if (!program.as_table() || !answer.is_object()) return program.show(answer);
                        print(rollout_view(answer.get_object(), {}));
                        return 0;
                      });

@@ -67,8 +67,8 @@ class Cli(unittest.TestCase):
         return run.stdout if status == 0 else run.stderr
 
     def test_lists_over_pages_in_both_forms(self):
-        self.serve({('GET', '/v1/devices'): (200, {'items': [{'id': 'dev-1', 'online': True}], 'next': 'a b'}),
-                    ('GET', '/v1/devices?cursor=a%20b'): (200, {'items': [{'id': 'dev-2', 'name': '\x1b[2J'}], 'next': None})})
+        self.serve({('GET', '/v1/devices?limit=1000'): (200, {'items': [{'id': 'dev-1', 'online': True}], 'next': 'a b'}),
+                    ('GET', '/v1/devices?limit=1000&cursor=a%20b'): (200, {'items': [{'id': 'dev-2', 'name': '\x1b[2J'}], 'next': None})})
         table = self.retort('device', 'ls')
         self.assertIn('dev-1', table)
         self.assertIn('dev-2', table)

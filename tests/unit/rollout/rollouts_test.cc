@@ -31,6 +31,9 @@ struct BreakingStore final : Store {
                     const std::function<bool(std::string_view, std::string_view)>& visit) const override {
     return inner->scan(table, prefix, start_after, visit);
   }
+  Result<void> checkpoint(const std::filesystem::path& folder) const override {
+    return inner->checkpoint(folder);
+  }
   std::unique_ptr<Store> inner = make_memory_store();
   long writes_left = -1;
   bool broken = false, after = false;
