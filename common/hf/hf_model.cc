@@ -577,9 +577,13 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
   writer.set("general.architecture", arch);
   writer.set("general.name", path.stem().string());
   writer.set("general.quantization_version", std::uint64_t{2});
-  // llama_ftype: the type of most matrices.
+  // llama_ftype: the type of most values.
+  std::map<TensorType, std::uint64_t> values_of;
+  for (const auto& [name, matrix] : encoded_weights) values_of[matrix.type] += matrix.rows * matrix.columns;
+  const auto most = std::max_element(values_of.begin(), values_of.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
   const auto file_type = [&]() -> std::uint64_t {
-    switch (matrix_type) {
+    switch (most != values_of.end() ? most->first : matrix_type) {
       case TensorType::kF32:
         return 0;
       case TensorType::kF16:

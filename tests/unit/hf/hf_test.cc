@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "common/core/json.h"
+#include "common/hf/encoded_weights.h"
 #include "common/hf/hf_model.h"
 #include "tests/support/plain_llama.h"
 #include "tests/support/support.h"
@@ -388,6 +391,59 @@ TEST(HfModel, AnyEpsilonSurvivesWriting) {
   odd.norm_eps = 1.1920929e-07f;
   ASSERT_OK(write_hf_model(folder / "c", odd, weight_sources(*model), SafeTensor::DType::kF32, folder / "m"));
   EXPECT_EQ(open_hf_model(folder / "c")->config, odd);
+}
+
+/// Matrices that come encoded stand in the file as those that the writer encodes itself: Llama's Q and K
+/// permuted, GPT-2's Conv1D as rows of outputs.
+TEST(EncodedWeights, AreWrittenAsTheyAre) {
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2}) {
+    TemporaryFolder folder;
+    ASSERT_OK(testing::write_tiny_model(folder / "m", family, 1));
+    const auto model = open_hf_model(folder / "m");
+    ASSERT_OK(model);
+    const std::vector<TensorSource> sources = weight_sources(*model);
+    EncodedWeights encoded;
+    for (const TensorSource& source : sources) {
+      if (source.shape.size() != 2 || source.name.ends_with("wpe.weight")) continue;
+      std::vector<float> values(source.shape[0] * source.shape[1]);
+      ASSERT_OK(source.read(values));
+      EncodedMatrix matrix{TensorType::kQ8_0, source.shape[0], source.shape[1], {}};
+      if (source.name.find(".c_") != std::string::npos) {
+        std::vector<float> turned(values.size());
+        for (std::uint64_t r = 0; r < matrix.rows; ++r)
+          for (std::uint64_t c = 0; c < matrix.columns; ++c)
+            turned[c * matrix.rows + r] = values[r * matrix.columns + c];
+        values = std::move(turned);
+        std::swap(matrix.rows, matrix.columns);
+      }
+      const std::uint64_t bytes = *row_bytes(TensorType::kQ8_0, matrix.columns);
+      matrix.bytes.resize(matrix.rows * bytes);
+      for (std::uint64_t r = 0; r < matrix.rows; ++r)
+        encode_row(TensorType::kQ8_0, std::span(values).subspan(r * matrix.columns, matrix.columns),
+                   std::span(matrix.bytes).subspan(r * bytes, bytes));
+      encoded.emplace(source.name, std::move(matrix));
+    }
+    ASSERT_OK(
+        write_gguf_model(folder / "a.gguf", model->config, model->tokenizer, sources, TensorType::kQ8_0, {}));
+    ASSERT_OK(write_gguf_model(folder / "b.gguf", model->config, model->tokenizer, sources, TensorType::kF32,
+                               {}, encoded));
+    const auto a = GgufFile::open(folder / "a.gguf"), b = GgufFile::open(folder / "b.gguf");
+    ASSERT_OK(a);
+    ASSERT_OK(b);
+    EXPECT_EQ(*a->uint("general.file_type"), *b->uint("general.file_type"));
+    ASSERT_EQ(a->tensors().size(), b->tensors().size());
+    for (const GgufTensor& tensor : a->tensors()) {
+      const GgufTensor* other = b->tensor(tensor.name);
+      ASSERT_NE(other, nullptr) << tensor.name;
+      EXPECT_EQ(other->type, tensor.type) << tensor.name;
+      EXPECT_TRUE(std::ranges::equal(other->data, tensor.data)) << tensor.name;
+    }
+    encoded.begin()->second.rows += 1;
+    const auto refused = write_gguf_model(folder / "c.gguf", model->config, model->tokenizer, sources,
+                                          TensorType::kF32, {}, encoded);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find("another shape"), std::string::npos);
+  }
 }
 
 }  // namespace
