@@ -302,7 +302,7 @@ Result<void> read_rope_scaling(const json::object& rope, std::string_view key, s
     return fail(ErrorCode::kUnsupported, std::string(where),
                 "'{}' of type '{}' is not supported; 'linear', 'llama3' and 'yarn' are", key, kind);
   RETORT_TRY(number("factor", scaling.factor, true));
-  scaling.original_ctx = c.n_ctx;
+  if (scaling.kind != RopeScaling::Kind::kLinear) scaling.original_ctx = c.n_ctx;
   if (json_has(rope, "original_max_position_embeddings"))
     scaling.original_ctx = static_cast<std::uint32_t>(
         RETORT_TRY(json_uint(rope, "original_max_position_embeddings", where, 1u << 22)));
@@ -859,7 +859,7 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
     const bool yarn = scaling == "yarn";
     rope.kind = yarn ? RopeScaling::Kind::kYarn : RopeScaling::Kind::kLinear;
     rope.factor = RETORT_TRY(real("rope.scaling.factor", RETORT_TRY(real("rope.scale_linear", 1))));
-    rope.original_ctx = c.n_ctx;
+    rope.original_ctx = yarn ? c.n_ctx : 0;
     if (file.find(key("rope.scaling.original_context_length")) != nullptr)
       rope.original_ctx = RETORT_TRY(number(key("rope.scaling.original_context_length")));
     rope.beta_fast = RETORT_TRY(real("rope.scaling.yarn_beta_fast", 32));
