@@ -640,8 +640,8 @@ TEST_F(Serve, AMemoryLimitNarrowsTheCache) {
     EXPECT_EQ(ended.status, 0) << ended.err;
     const json::value memory = json::parse(ended.out).at("memory");
     // Whether weights are packed is decided while all of the file is still in use.
-    const std::uint64_t released = std::filesystem::file_size(model_) -
-                                   memory.at("weights_mapped_bytes").to_number<std::uint64_t>();
+    const std::uint64_t released =
+        std::filesystem::file_size(model_) - memory.at("weights_mapped_bytes").to_number<std::uint64_t>();
     return memory.at("total_bytes").to_number<std::uint64_t>() + released;
   };
   const std::uint64_t f32 = plan("f32"), f16 = plan("f16"), q8 = plan("q8");
