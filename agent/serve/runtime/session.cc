@@ -31,8 +31,6 @@ Widths widths(const ModelConfig& c) {
   return w;
 }
 
-std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 std::uint64_t padded(std::uint64_t positions) {
   return (positions + kPositionBlock - 1) / kPositionBlock * kPositionBlock;
 }
@@ -44,11 +42,6 @@ std::uint64_t head_bytes(const SessionOptions& options, std::uint64_t positions,
 
 std::uint64_t score_stride(const SessionOptions& options) {
   return padded(std::uint64_t{options.n_ctx} + kAttentionTokens);
-}
-
-std::uint64_t quantized_bytes(std::uint64_t batch, std::uint64_t width) {
-  const std::uint64_t blocks = batch * ((width + 31) / 32);
-  return aligned(batch * width) + 2 * aligned(4 * blocks) + aligned(8 * blocks);
 }
 
 std::uint64_t logits_rows(const SessionOptions& options) {
@@ -74,13 +67,15 @@ MemoryPlan plan_memory(const Model& model, const SessionOptions& given, std::uin
                           2 * aligned(4 * b * w.ff) + aligned(4 * logits_rows(options) * c.n_vocab) +
                           aligned(4 * threads * kScoreRows * score_stride(options)) +
                           aligned(8 * std::uint64_t{options.n_ctx} * c.head_dim) +
-                          quantized_bytes(b, w.input) + quantized_bytes(b, w.ff) + 64;
+                          QuantizedRows::bytes(b, w.input) + QuantizedRows::bytes(b, w.ff) + 64;
   return plan;
 }
 
 Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<const Model> model, ThreadTeam& team,
                                                  SessionOptions options) {
   const ModelConfig& c = model->config();
+  if (c.is_encoder())
+    return fail(ErrorCode::kUnsupported, model->file().where(), "an encoder generates nothing");
   if (options.n_ctx == 0) options.n_ctx = c.n_ctx;
   if (options.n_ctx > c.n_ctx)
     return fail(ErrorCode::kInvalid, model->file().where(),
@@ -113,24 +108,10 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   const std::uint64_t size = plan.kv_cache_bytes + plan.activation_bytes;
   arena_.reset(std::calloc(size, 1));  // pages that are never touched stay unmapped
   if (!arena_) std::abort();           // out of memory ends the process
-  std::uintptr_t at = aligned(reinterpret_cast<std::uintptr_t>(arena_.get()));
-  const auto take = [&](std::uint64_t bytes) {
-    void* const here = reinterpret_cast<void*>(at);
-    at += aligned(bytes);
-    return here;
-  };
-  const auto floats = [&](std::uint64_t count) { return static_cast<float*>(take(4 * count)); };
+  ArenaCursor arena(arena_.get());
+  const auto floats = [&](std::uint64_t count) { return arena.floats(count); };
   const Widths w = widths(c);
   const std::uint64_t b = options_.batch;
-  const auto quantized = [&](std::uint64_t width) {
-    const std::uint64_t blocks = b * ((width + 31) / 32);
-    Quantized out;
-    out.q = static_cast<std::int8_t*>(take(b * width));
-    out.scale = floats(blocks);
-    out.start = static_cast<std::int32_t*>(take(4 * blocks));
-    out.half_start = static_cast<std::int32_t*>(take(8 * blocks));
-    return out;
-  };
   hidden_ = floats(b * c.n_embd);
   normed_ = floats(b * c.n_embd);
   qkv_ = floats(b * w.qkv);
@@ -140,13 +121,13 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   logits_ = floats(logits_rows(options_) * c.n_vocab);
   scores_ = floats(team.size() * kScoreRows * score_stride(options_));
   rope_ = floats(std::uint64_t{2} * options_.n_ctx * c.head_dim);
-  input_ = quantized(w.input);
-  inner_ = quantized(w.ff);
+  input_ = QuantizedRows::take(arena, b, w.input);
+  inner_ = QuantizedRows::take(arena, b, w.ff);
   for (const LayerShape& layer : c.layers) {
     layer_at_.push_back(stream_bytes_);
     stream_bytes_ += 2 * layer.n_head_kv * head_bytes(options_, options_.n_ctx, c.head_dim);
   }
-  cache_ = static_cast<std::byte*>(take(options_.streams * stream_bytes_));
+  cache_ = static_cast<std::byte*>(arena.take(options_.streams * stream_bytes_));
 }
 
 Result<void> Session::check(std::span<const Chunk> chunks) const {
@@ -222,59 +203,6 @@ void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
   position_[to] = count;
 }
 
-// ---- how work is split ----
-/// Calls work(first, last) for ranges of a projection's rows that begin at multiples of `granule`.
-/// `products`: how many such projections the work multiplies with.
-template <typename Work>
-void Session::share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
-                         std::uint32_t products, const Work& work) {
-  const std::uint64_t units = (projection.rows + granule - 1) / granule;
-  // Few tokens take as long as reading the weights, at some 100 bytes a nanosecond; many, as multiplying,
-  // some 250 a nanosecond.
-  const std::uint64_t nanoseconds =
-      products * (count < 4 ? projection.bytes / units / 100
-                            : std::uint64_t{granule} * projection.columns * count / 250);
-  team_.share(units, std::max<std::uint64_t>(nanoseconds, 1),
-              [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-                work(first * granule, std::min<std::uint64_t>(last * granule, projection.rows));
-              });
-}
-
-/// Rows [begin, end) of a projection. Parts whose rows do not begin at a multiple of the group are split by
-/// their own rows instead, in proportion.
-void Session::multiply(const Model::Projection& projection, const float* x, const Quantized& quantized,
-                       std::size_t count, std::uint64_t begin, std::uint64_t end, float* out,
-                       std::size_t stride, bool add) const {
-  const kernels::Activations input{static_cast<std::uint32_t>(count),
-                                   projection.columns,
-                                   x,
-                                   quantized.q,
-                                   quantized.scale,
-                                   quantized.start,
-                                   quantized.half_start};
-  for (const Model::Projection::Part& part : projection.parts) {
-    const std::uint64_t rows = part.matrix.rows, groups = (rows + kGroupRows - 1) / kGroupRows;
-    std::uint64_t first = begin, last = end;
-    if (projection.parts.size() > 1) {
-      first = groups * begin / projection.rows * kGroupRows;
-      last = std::min<std::uint64_t>(rows, groups * end / projection.rows * kGroupRows);
-    }
-    if (first >= last) continue;
-    kernels::matmul(
-        part.matrix, input, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(last),
-        {out + part.first, stride, projection.bias == nullptr ? nullptr : projection.bias + part.first, add});
-  }
-}
-
-/// Quantizes columns [first, last), multiples of 32, of one row.
-void Session::quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
-                       std::size_t first, std::size_t last) {
-  const std::size_t block = row * (columns / 32) + first / 32;
-  kernels::quantize_q8(x + row * columns + first, static_cast<std::uint32_t>(last - first),
-                       to.q + row * columns + first, to.scale + block, to.start + block,
-                       to.half_start + 2 * block);
-}
-
 /// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,
 /// when asked for, input_.
 void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized,
@@ -287,7 +215,7 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
         kernels::layer_norm(x + t * n, weight, bias, n, eps, normed_ + t * n);
       else
         kernels::rms_norm(x + t * n, weight, n, eps, normed_ + t * n);
-      if (quantized) quantize(input_, t, normed_, n, 0, n);
+      if (quantized) input_.quantize(t, normed_, n, 0, n);
     }
   });
 }
@@ -407,7 +335,7 @@ void Session::attend(std::size_t layer, std::size_t count) {
   });
   if (model_->layers()[layer].attn_output.quantized)
     team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t) quantize(input_, t, attended_, q, 0, q);
+      for (std::uint64_t t = first; t < last; ++t) input_.quantize(t, attended_, q, 0, q);
     });
 }
 
@@ -421,33 +349,34 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
     const Model::Layer& layer = model_->layers()[i];
     const std::size_t ff = c.layers[i].n_ff;
     normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, count);
-    share_rows(layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    share_rows(team_, layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.qkv, normed_, input_, count, first, last, qkv_, layer.qkv.rows, false);
     });
     attend(i, count);
-    share_rows(layer.attn_output, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    share_rows(team_, layer.attn_output, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.attn_output, attended_, input_, count, first, last, hidden_, n_embd, true);
     });
 
     normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias,
               layer.ffn_up.quantized || layer.ffn_gate.quantized, count);
     // Whole blocks of the quantized result, so that each share makes its own.
-    share_rows(layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1, [&](std::uint64_t first, std::uint64_t last) {
-      if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
-        multiply(layer.ffn_gate, normed_, input_, count, first, last, gate_, ff, false);
-        multiply(layer.ffn_up, normed_, input_, count, first, last, up_, ff, false);
-      } else {
-        multiply(layer.ffn_up, normed_, input_, count, first, last, gate_, ff, false);
-      }
-      for (std::size_t t = 0; t < count; ++t) {
-        if (layer.ffn_gate)
-          kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
-        else
-          kernels::gelu(gate_ + t * ff + first, last - first);
-        if (layer.ffn_down.quantized) quantize(inner_, t, gate_, ff, first, last);
-      }
-    });
-    share_rows(layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    share_rows(team_, layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1,
+               [&](std::uint64_t first, std::uint64_t last) {
+                 if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
+                   multiply(layer.ffn_gate, normed_, input_, count, first, last, gate_, ff, false);
+                   multiply(layer.ffn_up, normed_, input_, count, first, last, up_, ff, false);
+                 } else {
+                   multiply(layer.ffn_up, normed_, input_, count, first, last, gate_, ff, false);
+                 }
+                 for (std::size_t t = 0; t < count; ++t) {
+                   if (layer.ffn_gate)
+                     kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
+                   else
+                     kernels::gelu(gate_ + t * ff + first, last - first);
+                   if (layer.ffn_down.quantized) inner_.quantize(t, gate_, ff, first, last);
+                 }
+               });
+    share_rows(team_, layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.ffn_down, gate_, inner_, count, first, last, hidden_, n_embd, true);
     });
   }
@@ -464,7 +393,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   if (all_logits) outputs = count;
   if (outputs == 0) return;
   normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized, outputs);
-  share_rows(model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
+  share_rows(team_, model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
     multiply(model_->output(), normed_, input_, outputs, first, last, logits_, c.n_vocab, false);
   });
 }
