@@ -915,7 +915,7 @@ void Agent::start_candidate() {
                 {ErrorCode::kUnavailable, "ended while it was probed", candidate.artifact});
           on_pool(
               ask_,
-              [this, port = serve->port] { return check_completion(options_.serve_host, port, seconds(60)); },
+              [this, port = serve->port] { return check_answer(options_.serve_host, port, seconds(60)); },
               [this, work](Result<void> answered) {
                 if (work != work_) return;
                 if (!answered) return failed_for_good(answered.error());

@@ -109,18 +109,36 @@ Result<void> check_health(const std::string& host, std::uint16_t port, const std
   return {};
 }
 
-Result<void> check_completion(const std::string& host, std::uint16_t port,
-                              std::chrono::milliseconds timeout) {
-  const LoopbackAnswer answer = RETORT_TRY(ask_serve(
-      host, port, "POST", "/v1/completions", R"({"prompt":"The","max_tokens":4,"temperature":0})", timeout));
-  const std::string where = fmt::format("http://{}:{}/v1/completions", host, port);
-  if (answer.status != 200)
-    return fail(ErrorCode::kInvalid, where, "the probe's completion got status {}: {}", answer.status,
-                answer.body.substr(0, 200));
-  const json::value body = RETORT_TRY(parse_json(answer.body, where));
-  const json::object& object = *RETORT_TRY(as_object(body, where));
-  if (RETORT_TRY(json_array(object, "choices", where))->empty())
-    return fail(ErrorCode::kInvalid, where, "the probe's completion has no choice");
+Result<void> check_answer(const std::string& host, std::uint16_t port, std::chrono::milliseconds timeout) {
+  const auto ask = [&](std::string_view method, const std::string& target, std::string_view body,
+                       const char* list) -> Result<json::array> {
+    const LoopbackAnswer answer = RETORT_TRY(ask_serve(host, port, method, target, body, timeout));
+    const std::string where = fmt::format("http://{}:{}{}", host, port, target);
+    if (answer.status != 200)
+      return fail(ErrorCode::kInvalid, where, "the probe got status {}: {}", answer.status,
+                  answer.body.substr(0, 200));
+    const json::value told = RETORT_TRY(parse_json(answer.body, where));
+    const json::array& found = *RETORT_TRY(json_array(*RETORT_TRY(as_object(told, where)), list, where));
+    if (found.empty()) return fail(ErrorCode::kInvalid, where, "the answer to the probe is empty");
+    return found;
+  };
+  const json::array models = RETORT_TRY(ask("GET", "/v1/models", "", "data"));
+  const json::object& model = *RETORT_TRY(as_object(models[0], "/v1/models"));
+  const json::object& meta = *RETORT_TRY(json_object(model, "meta", "/v1/models"));
+  if (!json_has(meta, "input_shape")) {
+    RETORT_TRY(
+        ask("POST", "/v1/completions", R"({"prompt":"The","max_tokens":4,"temperature":0})", "choices"));
+    return {};
+  }
+  constexpr std::uint64_t kMostValues = 1 << 18;  // as JSON they are still a small request
+  std::uint64_t values = 1;
+  for (const json::value& d : *RETORT_TRY(json_array(meta, "input_shape", "/v1/models"))) {
+    values *=
+        d.is_int64() ? static_cast<std::uint64_t>(std::clamp<std::int64_t>(d.get_int64(), 1, 1 << 20)) : 1;
+    if (values > kMostValues) return {};
+  }
+  json::object body{{"input", json::array(values, 0)}};
+  RETORT_TRY(ask("POST", "/v1/classify", json::serialize(body), "data"));
   return {};
 }
 

@@ -26,8 +26,9 @@ Result<LoopbackAnswer> ask_serve(const std::string& host, std::uint16_t port, st
 /// /health answers 200, and for this artifact where it says so.
 Result<void> check_health(const std::string& host, std::uint16_t port, const std::string& artifact,
                           std::chrono::milliseconds timeout);
-/// Asks for four tokens: there must be an answer with generated text or tokens, in finite time.
-Result<void> check_completion(const std::string& host, std::uint16_t port, std::chrono::milliseconds timeout);
+/// Asks for what the model is there for, which /v1/models tells: four tokens, or, of a classifier of tensors,
+/// the class of an input of zeros. There must be an answer, in finite time.
+Result<void> check_answer(const std::string& host, std::uint16_t port, std::chrono::milliseconds timeout);
 
 /// A Prometheus histogram of /metrics' text, summed over its label sets.
 struct Histogram {

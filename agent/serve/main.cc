@@ -11,8 +11,8 @@ namespace {
 
 int run(int argc, char** argv) {
   CLI::App app{
-      "Serves a GGUF model (Llama or GPT-2; F32, F16, BF16 and GGUF's block formats) over HTTP, OpenAI "
-      "style; evaluates, "
+      "Serves a GGUF model (Llama, GPT-2, or a small classifier of tensors; F32, F16, BF16 and GGUF's block "
+      "formats) over HTTP, OpenAI style; evaluates, "
       "measures and describes one."};
   app.set_version_flag("--version", "retort-serve " RETORT_VERSION);
   app.footer(
@@ -21,6 +21,7 @@ int run(int argc, char** argv) {
       "  curl localhost:8080/v1/completions -d '{\"prompt\": \"Once\", \"max_tokens\": 40, \"temperature\": "
       "0}'\n"
       "  retort-serve eval student.gguf --data held_out.jsonl --teacher teacher.gguf\n"
+      "  retort-serve eval eye.gguf --data t10k-images-idx3-ubyte --labels t10k-labels-idx1-ubyte\n"
       "  retort-serve bench model.gguf --threads 1\n"
       "  retort-serve info model.gguf");
   app.require_subcommand(1);
@@ -66,12 +67,20 @@ int run(int argc, char** argv) {
   serve_command->add_option("--memory-limit", options.memory_limit,
                             "refuse to start when more is needed (64M, 1G)");
   CLI::App* eval_command =
-      app.add_subcommand("eval", "perplexity, and KL divergence and top-1 agreement with a teacher; JSON");
+      app.add_subcommand("eval",
+                         "perplexity, or accuracy and more of a classifier, and KL divergence and "
+                         "top-1 agreement with a teacher; JSON");
   common(eval_command);
-  eval_command->add_option("--data", options.data, "JSONL {\"text\"} or plain text split at blank lines")
+  eval_command
+      ->add_option("--data", options.data,
+                   "JSONL {\"text\"} or plain text split at blank lines; for a classifier JSONL {\"input\", "
+                   "\"label\"} "
+                   "or an idx file of images")
       ->required();
+  eval_command->add_option("--labels", options.labels, "idx file of the images' labels");
   eval_command->add_option("--teacher", options.teacher, "GGUF to compare with");
   eval_command->add_option("--max-tokens", options.max_tokens, "stop after this many predictions");
+  eval_command->add_option("--max-examples", options.max_examples, "stop after this many (classifiers)");
   eval_command->add_flag("--json", options.as_json, "always so");
   CLI::App* bench_command = app.add_subcommand("bench", "prompt and generation speed");
   common(bench_command);

@@ -1,10 +1,13 @@
 // fuzz-links: retort_runtime
 // A model file that was tampered with: whatever loads must also compute, inside its own memory.
+#include "agent/serve/runtime/classifier.h"
 #include "agent/serve/runtime/session.h"
 #include "common/core/file.h"
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 #include "tests/fuzz/fuzz_seeds.h"
 #include "tests/support/support.h"
+#include "tests/support/tiny_classifier.h"
 #include "tests/support/tiny_model.h"
 
 using namespace retort;
@@ -26,12 +29,39 @@ std::vector<std::string> fuzz_seeds() {
                         .has_value());
       seeds.push_back(*read_file(folder / "m.gguf"));
     }
+  SeededRandom random(6);
+  for (const ClassifierFamily family : {ClassifierFamily::kMlp, ClassifierFamily::kCnn})
+    for (const TensorType type : {TensorType::kF32, TensorType::kQ8_0}) {
+      const ClassifierConfig config = retort::testing::random_classifier(family, random);
+      fuzz::require(write_gguf_classifier(folder / "c.gguf", config,
+                                          retort::testing::random_weights(config, 1), type, {})
+                        .has_value());
+      seeds.push_back(*read_file(folder / "c.gguf"));
+    }
   return seeds;
 }
+
+namespace {
+
+void classify(GgufFile file) {
+  const auto model = Classifier::from_file(std::move(file));
+  if (!model) return;
+  ThreadTeam team(1);
+  const auto session = ClassifierSession::create(*model, team, {.batch = 2, .memory_limit = 64 << 20});
+  const std::uint64_t values = (*model)->config().input.values();
+  if (!session || values > 1 << 16) return;
+  for (const float x : {0.0f, 1e30f}) {
+    const auto logits = (*session)->run(std::vector<float>(2 * values, x));
+    fuzz::require(logits.has_value() && logits->size() == 2 * (*model)->config().labels.size());
+  }
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   auto file = GgufFile::parse(std::as_bytes(std::span(data, size)), "fuzz");
   if (!file) return 0;
+  if (is_gguf_classifier(*file)) return classify(std::move(*file)), 0;
   const auto model = Model::from_file(std::move(*file));
   if (!model) return 0;
   ThreadTeam team(1);

@@ -6,12 +6,14 @@
 #include <cstring>
 #include <iostream>
 
+#include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
 #include "agent/serve/kernels/roofline.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/random.h"
 #include "common/core/units.h"
+#include "common/hf/classifier_model.h"
 
 namespace retort {
 namespace {
@@ -93,7 +95,9 @@ Roofline measure_roofline(ThreadTeam& team, std::uint64_t bytes, bool quantized)
 }  // namespace
 
 Result<void> bench(const ServeArguments& options) {
-  const auto model = RETORT_TRY(open_model(options));
+  GgufFile file = RETORT_TRY(GgufFile::open(options.model));
+  if (is_gguf_classifier(file)) return bench_classifier(options, std::move(file));
+  const auto model = RETORT_TRY(open_model(options, std::move(file)));
   ThreadTeam team(thread_count(options));
   const auto session = RETORT_TRY(Session::create(model, team,
                                                   {.n_ctx = options.ctx,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -12,12 +13,12 @@ namespace retort {
 
 /// The command line of retort-serve; each command reads what concerns it.
 struct ServeArguments {
-  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, teacher, chat_template,
+  std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, labels, teacher, chat_template,
                      pack_cache = "auto", kv_cache = "auto";
   std::uint16_t port = 8080;
   std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
   std::size_t queue = 64;
-  std::uint64_t max_tokens = 0;
+  std::uint64_t max_tokens = 0, max_examples = 0;
   bool as_json = false;
 };
 
@@ -32,7 +33,13 @@ Result<void> describe(const ServeArguments& options);
 std::uint32_t thread_count(const ServeArguments& options);
 Result<std::uint64_t> memory_limit(const ServeArguments& options);  ///< bytes; 0: none
 kernels::CacheType cache_type(const ServeArguments& options);
+/// --pack-cache: whether weights are packed, and the folder that keeps them (empty: none).
+struct PackingChoice {
+  bool pack = true;
+  std::filesystem::path cache;
+};
+PackingChoice packing_choice(const ServeArguments& options);
 /// The model with its packed weights from the cache, where there is memory for them.
-Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options);
+Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, GgufFile file);
 
 }  // namespace retort

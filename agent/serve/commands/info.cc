@@ -1,14 +1,18 @@
 #include <iostream>
 #include <map>
 
+#include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
 #include "common/core/json.h"
 #include "common/core/units.h"
+#include "common/hf/classifier_model.h"
 
 namespace retort {
 
 Result<void> describe(const ServeArguments& options) {
-  const auto model = RETORT_TRY(Model::open(options.model));  // packed, to know what serving takes
+  GgufFile file = RETORT_TRY(GgufFile::open(options.model));
+  if (is_gguf_classifier(file)) return describe_classifier(options, std::move(file));
+  const auto model = RETORT_TRY(Model::from_file(std::move(file)));  // packed, to know what serving takes
   const ModelConfig& c = model->config();
   const SessionOptions session{
       .n_ctx = options.ctx, .streams = options.streams, .cache = cache_type(options)};

@@ -22,19 +22,19 @@ kernels::CacheType cache_type(const ServeArguments& options) {
   return options.kv_cache == "f16" ? kernels::CacheType::kF16 : kernels::CacheType::kF32;
 }
 
-Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options) {
-  ModelOptions how;
-  if (options.pack_cache == "auto") {
-    const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
-    if (cache != nullptr && cache[0] == '/')
-      how.pack_cache = std::filesystem::path(cache) / "retort";
-    else if (home != nullptr && home[0] == '/')
-      how.pack_cache = std::filesystem::path(home) / ".cache/retort";
-  } else if (options.pack_cache == "off") {
-    how.pack = false;
-  } else if (options.pack_cache != "none") {
-    how.pack_cache = options.pack_cache;
-  }
+PackingChoice packing_choice(const ServeArguments& options) {
+  if (options.pack_cache == "off") return {.pack = false};
+  if (options.pack_cache == "none") return {};
+  if (options.pack_cache != "auto") return {.cache = options.pack_cache};
+  const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+  if (cache != nullptr && cache[0] == '/') return {.cache = std::filesystem::path(cache) / "retort"};
+  if (home != nullptr && home[0] == '/') return {.cache = std::filesystem::path(home) / ".cache/retort"};
+  return {};
+}
+
+Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, GgufFile file) {
+  const PackingChoice packing = packing_choice(options);
+  ModelOptions how{.pack = packing.pack, .pack_cache = packing.cache};
   if (const std::uint64_t limit = RETORT_TRY(memory_limit(options)); limit != 0)
     how.pack_if = [&options, limit](const Model& unpacked, std::uint64_t packed_bytes) {
       const std::uint64_t needed =
@@ -46,7 +46,7 @@ Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options) {
             format_bytes(needed), format_bytes(limit));
       return needed <= limit;
     };
-  return Model::open(options.model, how);
+  return Model::from_file(std::move(file), how, options.model);
 }
 
 }  // namespace retort

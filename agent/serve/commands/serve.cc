@@ -1,20 +1,11 @@
-#include <signal.h>
-#include <unistd.h>
-
-#include <boost/asio/post.hpp>
-#include <boost/asio/signal_set.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <cstdlib>
-#include <thread>
-
+#include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
+#include "agent/serve/commands/server.h"
 #include "agent/serve/http/api.h"
 #include "common/core/file.h"
 #include "common/core/log.h"
-#include "common/core/sha256.h"
 #include "common/core/units.h"
-#include "common/http/http.h"
-#include "common/process/process.h"
+#include "common/hf/classifier_model.h"
 
 namespace retort {
 namespace {
@@ -35,7 +26,9 @@ Result<ChatTemplate> chat_template(const ServeArguments& options, const Tokenize
 }  // namespace
 
 Result<void> serve(const ServeArguments& options) {
-  const auto model = RETORT_TRY(open_model(options));
+  GgufFile file = RETORT_TRY(GgufFile::open(options.model));
+  if (is_gguf_classifier(file)) return serve_classifier(options, std::move(file));
+  const auto model = RETORT_TRY(open_model(options, std::move(file)));
   Result<ChatTemplate> chat = chat_template(options, model->tokenizer());
   if (!options.chat_template.empty()) RETORT_TRY(chat);
   ThreadTeam team(thread_count(options));
@@ -57,72 +50,25 @@ Result<void> serve(const ServeArguments& options) {
     log_warn("the memory limit leaves room for {} of {} streams", wanted.streams, options.streams);
   auto session = RETORT_TRY(Session::create(model, team, wanted));
   const std::uint32_t n_ctx = session->n_ctx();
-  boost::asio::io_context reactor(1);
-  boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);  // from here on they are kept for the wait below
   ServeMetrics metrics;
   SystemRandom random;
   Engine engine(std::move(session), options.queue, metrics);
-  const std::string name =
-      options.name.empty() ? std::filesystem::path(options.model).stem().string() : options.name;
-  ServeApi api({model, name, "", n_ctx, SystemClock().unix_millis(), std::move(chat)}, engine, metrics,
-               random);
-  HttpServer server(reactor, {}, [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
-    api.handle(std::move(request), std::move(responder));
-  });
-
-  const char *fds = std::getenv("LISTEN_FDS"), *owner = std::getenv("LISTEN_PID");
-  const bool activated =
-      fds != nullptr && std::atoi(fds) >= 1 && owner != nullptr && std::atoi(owner) == ::getpid();
-  const std::uint16_t port =
-      activated ? RETORT_TRY(server.adopt(3)) : RETORT_TRY(server.listen(options.host, options.port));
-  if (!options.port_file.empty())
-    RETORT_TRY(write_file_atomic(options.port_file, std::to_string(port) + "\n", 0644));
-  log_info(
-      "serving {} ({} parameters, {:.2f} bits per weight, context {}, {} streams, {} threads) at "
-      "http://{}:{}",
-      name, format_count(model->parameters()), model->bits_per_weight(), n_ctx, wanted.streams, team.size(),
-      options.host, port);
-  notify_service_manager("READY=1");
-
-  // /health tells which artifact this is; large files take a while, and the first requests come first.
-  boost::asio::steady_timer rest(reactor, std::chrono::milliseconds(200));
-  std::thread hashing;
-  const auto hash_file = [&] {
-    Result<std::string> hash = sha256_file_hex(options.model);
-    if (hash) boost::asio::post(reactor, [&api, text = *hash] { api.set_artifact(text); });
-  };
-  rest.async_wait([&](const boost::system::error_code& error) {
-    if (!error) hashing = std::thread(hash_file);
-  });
-  boost::asio::steady_timer drain(reactor), watchdog(reactor);
-  std::function<void()> wait_idle = [&] {
-    if (engine.idle() && server.connections() == 0) return reactor.stop();
-    drain.expires_after(std::chrono::milliseconds(20));
-    drain.async_wait([&](const boost::system::error_code& error) {
-      if (!error) wait_idle();
-    });
-  };
-  boost::asio::steady_timer deadline(reactor);
-  signals.async_wait([&](const boost::system::error_code& error, int) {
-    if (error) return;
-    notify_service_manager("STOPPING=1");
-    server.stop();
-    deadline.expires_after(std::chrono::seconds(5));
-    deadline.async_wait(
-        [&](const boost::system::error_code&) { ::_exit(0); });  // a generation that will not end in time
-    wait_idle();
-  });
-  std::function<void()> ping = [&] {
-    notify_service_manager("WATCHDOG=1");
-    watchdog.expires_after(std::chrono::milliseconds(watchdog_interval_millis()));
-    watchdog.async_wait([&](const boost::system::error_code& error) {
-      if (!error) ping();
-    });
-  };
-  if (watchdog_interval_millis() != 0) ping();
-  reactor.run();
-  if (hashing.joinable()) hashing.join();
-  return {};
+  const ModelConfig& c = model->config();
+  ServeFront front(served_name(options),
+                   {{"architecture", to_string(c.family)},
+                    {"n_params", model->parameters()},
+                    {"size", model->file().file_length()},
+                    {"n_vocab", c.n_vocab},
+                    {"n_ctx", n_ctx},
+                    {"n_embd", c.n_embd},
+                    {"bits_per_weight", model->bits_per_weight()}},
+                   SystemClock().unix_millis(), metrics, [&] { return engine.waiting(); });
+  ServeApi api(front, {model, n_ctx, std::move(chat)}, engine, metrics, random);
+  return run_server(options, front,
+                    fmt::format("{} parameters, {:.2f} bits per weight, context {}, {} streams, {} threads",
+                                format_count(model->parameters()), model->bits_per_weight(), n_ctx,
+                                wanted.streams, team.size()),
+                    [&] { return engine.idle(); });
 }
 
 }  // namespace retort

@@ -5,19 +5,13 @@
 #include <iterator>
 #include <utility>
 
-#include "common/core/file.h"
+#include "common/core/clock.h"
 
 namespace retort {
 namespace {
 
 constexpr std::size_t kMaxStops = 16, kMaxStopBytes = 256;
 constexpr std::uint32_t kMaxChoices = 16, kMaxLogprobs = 20;
-
-std::uint64_t resident_bytes() {
-  const std::string text = read_file("/proc/self/statm", 4096).value_or("");
-  const std::size_t space = text.find(' ');
-  return space == std::string::npos ? 0 : std::strtoull(text.c_str() + space, nullptr, 10) * 4096;
-}
 
 /// The members that both kinds of request have.
 Result<void> read_options(const json::object& body, CompletionCall& call, RandomSource& random) {
@@ -187,74 +181,18 @@ Result<CompletionCall> parse_chat(std::string_view text, const ChatTemplate& cha
   return call;
 }
 
-ServeApi::ServeApi(ServedModel served, Engine& engine, ServeMetrics& metrics, RandomSource& random)
-    : served_(std::move(served)), engine_(engine), metrics_(metrics), random_(random) {
-  router_.add("GET", "/health", [this](HttpRequest, auto responder) {
-    answer(*responder,
-           json::object{
-               {"status", "ok"}, {"model", served_.name}, {"artifact_sha256", served_.artifact_sha256}});
-  });
-  router_.add("GET", "/metrics", [this](HttpRequest, auto responder) {
-    responder->send(200, "text/plain; version=0.0.4", metrics_.text(engine_.waiting(), resident_bytes()));
-  });
-  router_.add("GET", "/v1/models", [this](HttpRequest, auto responder) {
-    const ModelConfig& c = served_.model->config();
-    answer(
-        *responder,
-        json::object{
-            {"object", "list"},
-            {"data", json::array{json::object{
-                         {"id", served_.name},
-                         {"object", "model"},
-                         {"created", served_.created / 1000},
-                         {"owned_by", "retort"},
-                         {"meta", json::object{{"architecture", to_string(c.family)},
-                                               {"n_params", served_.model->parameters()},
-                                               {"size", served_.model->file().file_length()},
-                                               {"n_vocab", c.n_vocab},
-                                               {"n_ctx", served_.n_ctx},
-                                               {"n_embd", c.n_embd},
-                                               {"bits_per_weight", served_.model->bits_per_weight()}}}}}}});
-  });
-  router_.add("POST", "/v1/completions", [this](HttpRequest request, auto responder) {
+ServeApi::ServeApi(ServeFront& front, ServedModel served, Engine& engine, ServeMetrics& metrics,
+                   RandomSource& random)
+    : front_(front), served_(std::move(served)), engine_(engine), metrics_(metrics), random_(random) {
+  front_.add("POST", "/v1/completions", [this](HttpRequest request, auto responder) {
     generate(parse_completion(request.body, served_.model->tokenizer(), served_.n_ctx, random_),
              std::move(responder));
   });
-  router_.add("POST", "/v1/chat/completions", [this](HttpRequest request, auto responder) {
-    if (!served_.chat)
-      return refuse(*responder, 400, "invalid_request_error", served_.chat.error().describe());
+  front_.add("POST", "/v1/chat/completions", [this](HttpRequest request, auto responder) {
+    if (!served_.chat) return front_.refuse(*responder, served_.chat.error());
     generate(parse_chat(request.body, *served_.chat, served_.model->tokenizer(), served_.n_ctx, random_),
              std::move(responder));
   });
-}
-
-void ServeApi::answer(HttpResponder& responder, const json::value& body) {
-  metrics_.count_request(200);
-  responder.send(200, "application/json", json::serialize(body) + "\n");
-}
-
-void ServeApi::refuse(HttpResponder& responder, int status, const std::string& type,
-                      const std::string& message, HttpHeaders headers) {
-  metrics_.count_request(status);
-  responder.send(status, "application/json",
-                 json::serialize(json::object{
-                     {"error", json::object{{"message", message}, {"type", type}, {"code", status}}}}) +
-                     "\n",
-                 std::move(headers));
-}
-
-void ServeApi::handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
-  router_.dispatch(
-      std::move(request), std::move(responder),
-      [this](HttpRequest r, auto out) {
-        refuse(*out, 404, "invalid_request_error",
-               "there is no " + r.path +
-                   "; see /v1/models, /v1/completions, /v1/chat/completions, /health, /metrics");
-      },
-      [this](std::string allow, auto out) {
-        refuse(*out, 405, "invalid_request_error", "the method is not allowed here; use " + allow,
-               {{"Allow", allow}});
-      });
 }
 
 namespace {
@@ -350,13 +288,11 @@ std::string event(const json::value& value) { return "data: " + json::serialize(
 }  // namespace
 
 void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpResponder> responder) {
-  if (!call)
-    return refuse(*responder, 400, "invalid_request_error",
-                  call.error().where == "request" ? call.error().message : call.error().describe());
+  if (!call) return front_.refuse(*responder, call.error());
   const auto answer = std::make_shared<Answer>();
   answer->id = (call->chat ? "chatcmpl-" : "cmpl-") + random_.hex(12);
   answer->chat = call->chat;
-  answer->model = served_.name;
+  answer->model = front_.name();
   answer->created = SystemClock().unix_millis() / 1000;
   answer->stream = call->stream;
   answer->include_usage = call->include_usage;
@@ -393,7 +329,7 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
                             [&](const Answer::Choice& choice) { return choice.end.reason == reason; });
       };
       if (const auto failed = with_reason("error"); failed != answer->choices.end() && !answer->started)
-        return refuse(*responder, 500, "server_error", failed->end.error);
+        return front_.refuse(*responder, 500, "server_error", failed->end.error);
       const bool left = with_reason("cancelled") != answer->choices.end();
       metrics_.count_request(left ? 499 : 200);
       if (answer->stream) {
@@ -416,8 +352,7 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
   responder->on_closed([generations] {
     for (const auto& generation : generations) generation->cancelled = true;
   });
-  if (!engine_.submit(generations))
-    refuse(*responder, 429, "rate_limit_error", "the queue is full; try again soon", {{"Retry-After", "1"}});
+  if (!engine_.submit(generations)) front_.refuse_full(*responder);
 }
 
 }  // namespace retort

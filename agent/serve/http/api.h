@@ -5,8 +5,8 @@
 
 #include "agent/serve/chat/chat_template.h"
 #include "agent/serve/http/engine.h"
+#include "agent/serve/http/front.h"
 #include "agent/serve/http/metrics.h"
-#include "common/core/clock.h"
 #include "common/core/json.h"
 #include "common/core/random.h"
 #include "common/http/http.h"
@@ -16,10 +16,7 @@ namespace retort {
 /// What the API tells about the model it serves.
 struct ServedModel {
   std::shared_ptr<const Model> model;
-  std::string name;
-  std::string artifact_sha256;  ///< "" until it is known
   std::uint32_t n_ctx = 0;
-  UnixMillis created = 0;
   Result<ChatTemplate> chat;  ///< or why there is none
 };
 
@@ -35,25 +32,21 @@ Result<CompletionCall> parse_completion(std::string_view body, const Tokenizer& 
 Result<CompletionCall> parse_chat(std::string_view body, const ChatTemplate& chat, const Tokenizer& tokenizer,
                                   std::uint32_t n_ctx, RandomSource& random);
 
-/// The OpenAI-style HTTP interface. Thread: reactor; answers come from the inference thread through the
-/// responder.
+/// The OpenAI-style HTTP interface of a model that generates. Thread: reactor; answers come from the
+/// inference thread through the responder.
 class ServeApi {
  public:
-  ServeApi(ServedModel served, Engine& engine, ServeMetrics& metrics, RandomSource& random);
-  void handle(HttpRequest request, std::shared_ptr<HttpResponder> responder);
-  void set_artifact(std::string sha256) { served_.artifact_sha256 = std::move(sha256); }
+  ServeApi(ServeFront& front, ServedModel served, Engine& engine, ServeMetrics& metrics,
+           RandomSource& random);
 
  private:
   void generate(Result<CompletionCall> call, std::shared_ptr<HttpResponder> responder);
-  void refuse(HttpResponder& responder, int status, const std::string& type, const std::string& message,
-              HttpHeaders headers = {});
-  void answer(HttpResponder& responder, const json::value& body);
 
+  ServeFront& front_;
   ServedModel served_;
   Engine& engine_;
   ServeMetrics& metrics_;
   RandomSource& random_;
-  HttpRouter router_;
 };
 
 }  // namespace retort

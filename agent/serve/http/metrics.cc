@@ -36,6 +36,11 @@ void ServeMetrics::observe_token(double seconds) {
   const std::lock_guard lock(mutex_);
   token_.observe(seconds);
 }
+void ServeMetrics::observe_classification(std::uint64_t inputs, double seconds) {
+  const std::lock_guard lock(mutex_);
+  inputs_ += inputs;
+  classification_.observe(seconds);
+}
 
 std::string ServeMetrics::text(std::size_t queue_depth, std::uint64_t resident_bytes) const {
   const std::lock_guard lock(mutex_);
@@ -49,11 +54,13 @@ std::string ServeMetrics::text(std::size_t queue_depth, std::uint64_t resident_b
   };
   single("retort_serve_prompt_tokens_total", "counter", "Prompt tokens computed or reused.", prompt_tokens_);
   single("retort_serve_generated_tokens_total", "counter", "Tokens generated.", generated_tokens_);
+  single("retort_serve_inputs_total", "counter", "Inputs classified.", inputs_);
   single("retort_serve_queue_depth", "gauge", "Requests that wait.", queue_depth);
   single("retort_serve_resident_bytes", "gauge", "Resident memory of this process.", resident_bytes);
   first_token_.print(out, "retort_serve_first_token_seconds",
                      "From the start of a request's computation to its first token.");
   token_.print(out, "retort_serve_token_seconds", "Per generated token after the first.");
+  classification_.print(out, "retort_serve_classification_seconds", "Per batch of inputs classified.");
   return out;
 }
 

@@ -15,6 +15,8 @@ class ServeMetrics {
   void count_tokens(std::uint64_t prompt, std::uint64_t generated);
   void observe_first_token(double seconds);
   void observe_token(double seconds);
+  /// A batch of inputs that a classifier computed.
+  void observe_classification(std::uint64_t inputs, double seconds);
   std::string text(std::size_t queue_depth, std::uint64_t resident_bytes) const;
 
  private:
@@ -29,8 +31,8 @@ class ServeMetrics {
   };
   mutable std::mutex mutex_;
   std::map<int, std::uint64_t> requests_;
-  std::uint64_t prompt_tokens_ = 0, generated_tokens_ = 0;
-  Histogram first_token_, token_;
+  std::uint64_t prompt_tokens_ = 0, generated_tokens_ = 0, inputs_ = 0;
+  Histogram first_token_, token_, classification_;
 };
 
 }  // namespace retort

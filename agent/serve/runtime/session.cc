@@ -219,24 +219,6 @@ void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
 }
 
 // ---- how work is split ----
-// Handing a share to the team costs some 0.3 µs and the same again for a memory line to come back, so that
-// work below a microsecond or two stays where it is: with two threads nothing may be slower than with one.
-
-constexpr std::uint64_t kWorthSharing = 2000;  // nanoseconds
-constexpr std::uint64_t kShare = 20'000;  // of a long job, so that an absent thread delays nobody for long
-
-/// Calls work(member, first, last) for ranges of [0, units), which take about `unit_nanoseconds` each.
-template <typename Work>
-void Session::share(std::uint64_t units, std::uint64_t unit_nanoseconds, const Work& work) {
-  const std::uint64_t time = units * unit_nanoseconds, threads = team_.size();
-  if (threads == 1 || time < kWorthSharing || units < 2) return work(0u, std::uint64_t{0}, units);
-  const std::uint64_t parts = std::min(
-      {units, std::max<std::uint64_t>(threads, std::min<std::uint64_t>(time / kShare, 8 * threads))});
-  team_.run(static_cast<std::uint32_t>(parts), [&](std::uint32_t member, std::uint32_t part) {
-    work(member, units * part / parts, units * (part + 1) / parts);
-  });
-}
-
 /// Calls work(first, last) for ranges of a projection's rows that begin at multiples of `granule`.
 /// `products`: how many such projections the work multiplies with.
 template <typename Work>
@@ -248,10 +230,10 @@ void Session::share_rows(const Model::Projection& projection, std::uint32_t gran
   const std::uint64_t nanoseconds =
       products * (count < 4 ? projection.bytes / units / 100
                             : std::uint64_t{granule} * projection.columns * count / 250);
-  share(units, std::max<std::uint64_t>(nanoseconds, 1),
-        [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-          work(first * granule, std::min<std::uint64_t>(last * granule, projection.rows));
-        });
+  team_.share(units, std::max<std::uint64_t>(nanoseconds, 1),
+              [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+                work(first * granule, std::min<std::uint64_t>(last * granule, projection.rows));
+              });
 }
 
 /// Rows [begin, end) of a projection. Parts whose rows do not begin at a multiple of the group are split by
@@ -295,7 +277,7 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
                         std::size_t count) {
   const std::uint32_t n = model_->config().n_embd;
   const float eps = model_->config().norm_eps;
-  share(count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+  team_.share(count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
     for (std::uint64_t t = first; t < last; ++t) {
       if (bias != nullptr)
         kernels::layer_norm(x + t * n, weight, bias, n, eps, normed_ + t * n);
@@ -368,16 +350,16 @@ void Session::attend(std::size_t layer, std::size_t count) {
   const std::size_t group = shape.n_head / shape.n_head_kv, q = std::size_t{shape.n_head} * c.head_dim,
                     stride = q + std::size_t{2} * shape.n_head_kv * c.head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  share(n_runs_, std::uint64_t{shape.n_head_kv} * c.head_dim * (count / n_runs_),
-        [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-          for (std::uint64_t i = first; i < last; ++i) turn_and_store(layer, i);
-        });
+  team_.share(n_runs_, std::uint64_t{shape.n_head_kv} * c.head_dim * (count / n_runs_),
+              [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+                for (std::uint64_t i = first; i < last; ++i) turn_and_store(layer, i);
+              });
   std::uint64_t positions = 0;
   for (std::size_t i = 0; i < n_runs_; ++i)
     positions += runs_[i].count * (runs_[i].position + runs_[i].count);
   // Some 40 multiplications a nanosecond.
   const std::uint64_t items = n_runs_ * shape.n_head_kv, work = 2 * positions * q / 40;
-  share(items, work / items + 50, [&](std::uint32_t member, std::uint64_t first, std::uint64_t last) {
+  team_.share(items, work / items + 50, [&](std::uint32_t member, std::uint64_t first, std::uint64_t last) {
     float* const scores = scores_ + member * kAttentionTokens * score_stride(options_);
     for (std::uint64_t item = first; item < last; ++item) {
       const Run& run = runs_[item / shape.n_head_kv];
@@ -399,7 +381,7 @@ void Session::attend(std::size_t layer, std::size_t count) {
     }
   });
   if (model_->layers()[layer].attn_output.quantized)
-    share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+    team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
       for (std::uint64_t t = first; t < last; ++t) quantize(input_, t, attended_, q, 0, q);
     });
 }

@@ -89,8 +89,6 @@ class Session {
   static void quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
                        std::size_t first, std::size_t last);
   template <typename Work>
-  void share(std::uint64_t units, std::uint64_t unit_nanoseconds, const Work& work);
-  template <typename Work>
   void share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
                   std::uint32_t products, const Work& work);
   void multiply(const Model::Projection& projection, const float* x, const Quantized& quantized,

@@ -8,15 +8,18 @@
 #include <set>
 #include <thread>
 
+#include "agent/serve/runtime/classifier.h"
 #include "agent/serve/runtime/sampler.h"
 #include "agent/serve/runtime/session.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/sha256.h"
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 #include "common/http/http.h"
 #include "common/process/process.h"
 #include "tests/support/support.h"
+#include "tests/support/tiny_classifier.h"
 #include "tests/support/tiny_model.h"
 
 namespace retort {
@@ -607,6 +610,119 @@ TEST_F(Serve, BenchAndInfoDescribeTheModel) {
   const json::value info = run({"info", model_, "--json"});
   EXPECT_EQ(info.at("architecture").as_string(), "llama");
   EXPECT_EQ(info.at("parameters"), bench.at("parameters"));
+}
+
+class ServeClassifier : public Serve {
+ protected:
+  void SetUp() override {
+    config_.family = ClassifierFamily::kCnn;
+    config_.input = {1, 4, 4};
+    config_.convolutions.push_back({.out_channels = 6, .kernel = 3, .padding = 1, .pooling = Pooling::kMax});
+    config_.hidden = {9};
+    config_.labels = {"shirt", "shoe", "bag"};
+    config_.mean = {100}, config_.std = {50};
+    model_ = folder_ / "eye.gguf";
+    ASSERT_OK(
+        write_gguf_classifier(model_, config_, testing::random_weights(config_, 4), TensorType::kQ8_0, {}));
+    for (int i = 0; i < 32; ++i) pixels_.push_back(static_cast<std::uint8_t>(37 * i));
+  }
+  /// The probabilities of the test's two images, computed in this process.
+  std::vector<float> expected() {
+    const auto model = Classifier::open(model_);
+    EXPECT_OK(model);
+    ThreadTeam team(1);
+    const auto session = ClassifierSession::create(*model, team, {});
+    EXPECT_OK(session);
+    const std::vector<float> inputs(pixels_.begin(), pixels_.end());
+    const auto logits = (*session)->run(inputs);
+    EXPECT_OK(logits);
+    std::vector<float> out(6);
+    for (std::size_t i = 0; i < 2; ++i)
+      probabilities(logits->subspan(3 * i, 3), std::span(out).subspan(3 * i, 3));
+    return out;
+  }
+  Result<HttpResponse> classify(const std::string& body) {
+    return http_call({.method = "POST", .url = url_ + "/v1/classify", .body = body});
+  }
+  /// The probabilities in the order of the model's labels.
+  std::vector<float> told(const std::string& body) {
+    const auto response = classify(body);
+    EXPECT_OK(response);
+    EXPECT_EQ(response->status, 200) << response->body;
+    std::vector<float> out;
+    const json::value whole = json::parse(response->body);
+    for (const json::value& one : whole.at("data").as_array()) {
+      EXPECT_EQ(one.at("label"), one.at("labels").at(0).at("label"));
+      for (const std::string& label : config_.labels)
+        for (const json::value& entry : one.at("labels").as_array())
+          if (entry.at("label").as_string() == label)
+            out.push_back(static_cast<float>(entry.at("probability").to_number<double>()));
+    }
+    return out;
+  }
+
+  ClassifierConfig config_;
+  std::vector<std::uint8_t> pixels_;
+};
+
+TEST_F(ServeClassifier, TensorsInEveryFormGiveTheModelsProbabilities) {
+  start({"--pack-cache", "none"});
+  const std::vector<float> wanted = expected(), first(wanted.begin(), wanted.begin() + 3);
+  const auto list = [&](std::size_t from, std::size_t n) {
+    return fmt::format("[{}]", fmt::join(std::span(pixels_).subspan(from, n), ","));
+  };
+  const auto rows = [&](std::size_t from) {
+    return fmt::format("[{},{},{},{}]", list(from, 4), list(from + 4, 4), list(from + 8, 4),
+                       list(from + 12, 4));
+  };
+  EXPECT_EQ(told(fmt::format("{{\"input\":{}}}", list(0, 16))), first);
+  EXPECT_EQ(told(fmt::format("{{\"input\":{}}}", rows(0))), first);
+  EXPECT_EQ(told(fmt::format("{{\"input\":[{}]}}", rows(0))), first);
+  EXPECT_EQ(told(fmt::format("{{\"input\":[{},{}]}}", list(0, 16), list(16, 16))), wanted);
+  EXPECT_EQ(told(fmt::format("{{\"input\":[[{}],[{}]]}}", rows(0), rows(16))), wanted);
+  // 0, 37, 74, … 37 · 15 mod 256, as bytes.
+  EXPECT_EQ(told(R"({"input":"ACVKb5S53gMoTXKXvOEGKw==","dtype":"uint8"})"), first);
+  const auto best = classify(fmt::format("{{\"input\":{},\"top_k\":1}}", list(0, 16)));
+  ASSERT_OK(best);
+  EXPECT_EQ(json::parse(best->body).at("data").at(0).at("labels").as_array().size(), 1u);
+  for (const char* bad :
+       {"{}", "{\"input\":[1,2]}", "{\"input\":\"AA==\"}", "{\"input\":[1,2],\"top_k\":0}", "[]"}) {
+    const auto response = classify(bad);
+    ASSERT_OK(response);
+    EXPECT_EQ(response->status, 400) << bad;
+  }
+  EXPECT_EQ(get("/v1/completions")->status, 404);
+  EXPECT_NE(get("/v1/other")->body.find("/v1/classify"), std::string::npos);
+  EXPECT_EQ(json::parse(get("/v1/models")->body).at("data").at(0).at("meta").at("architecture").as_string(),
+            "cnn");
+  EXPECT_NE(get("/metrics")->body.find("retort_serve_inputs_total 9"), std::string::npos);
+  program_->signal(SIGTERM);
+  EXPECT_EQ(program_->wait().status, 0);
+}
+
+TEST_F(ServeClassifier, EvalBenchAndInfoKnowIt) {
+  std::string lines;
+  for (int i = 0; i < 40; ++i)
+    lines +=
+        fmt::format("{{\"input\":[{}],\"label\":{}}}\n", fmt::join(std::vector<int>(16, 6 * i), ","), i % 3);
+  ASSERT_OK(write_file_atomic(folder_ / "d.jsonl", lines));
+  const auto run = [&](std::vector<std::string> arguments) {
+    const auto ended = Program(folder_.path(), arguments).wait();
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    return ended.out;
+  };
+  const json::value eval =
+      json::parse(run({"eval", model_, "--data", folder_ / "d.jsonl", "--teacher", model_}));
+  EXPECT_EQ(eval.at("examples").to_number<int>(), 40);
+  EXPECT_EQ(eval.at("top1_agreement").to_number<double>(), 1);
+  EXPECT_EQ(eval.at("confusion").as_array().size(), 3u);
+  const json::value bench =
+      json::parse(run({"bench", model_, "--json", "--repeat", "1", "--pack-cache", "none"}));
+  EXPECT_GT(bench.at("inputs_per_second").to_number<double>(), 0);
+  const json::value told = json::parse(run({"info", model_, "--json"}));
+  EXPECT_EQ(told.at("layers").as_array().size(), 3u);
+  EXPECT_EQ(told.at("layers").at(0).at("positions").to_number<int>(), 16);
+  EXPECT_NE(run({"info", model_}).find("max pooling"), std::string::npos);
 }
 
 }  // namespace

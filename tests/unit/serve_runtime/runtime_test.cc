@@ -14,12 +14,11 @@
 #include "common/hf/hf_model.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
+#include "tests/unit/serve_runtime/allocations.h"
 
 // Counts allocations; GCC cannot see that new and delete are replaced together.
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"
-namespace {
 std::atomic<std::size_t> allocations{0};
-}
 void* operator new(std::size_t size) {
   ++allocations;
   if (void* p = std::malloc(size == 0 ? 1 : size)) return p;

@@ -1,0 +1,78 @@
+#include "agent/serve/http/front.h"
+
+#include <cstdlib>
+
+#include "common/core/file.h"
+
+namespace retort {
+namespace {
+
+std::uint64_t resident_bytes() {
+  const std::string text = read_file("/proc/self/statm", 4096).value_or("");
+  const std::size_t space = text.find(' ');
+  return space == std::string::npos ? 0 : std::strtoull(text.c_str() + space, nullptr, 10) * 4096;
+}
+
+}  // namespace
+
+ServeFront::ServeFront(std::string name, json::object meta, UnixMillis created, ServeMetrics& metrics,
+                       std::function<std::size_t()> waiting)
+    : name_(std::move(name)), metrics_(metrics) {
+  add("GET", "/health", [this](HttpRequest, auto responder) {
+    answer(*responder,
+           json::object{{"status", "ok"}, {"model", name_}, {"artifact_sha256", artifact_sha256_}});
+  });
+  add("GET", "/metrics", [this, waiting = std::move(waiting)](HttpRequest, auto responder) {
+    responder->send(200, "text/plain; version=0.0.4", metrics_.text(waiting(), resident_bytes()));
+  });
+  const json::object models{{"object", "list"},
+                            {"data", json::array{json::object{{"id", name_},
+                                                              {"object", "model"},
+                                                              {"created", created / 1000},
+                                                              {"owned_by", "retort"},
+                                                              {"meta", std::move(meta)}}}}};
+  add("GET", "/v1/models", [this, models](HttpRequest, auto responder) { answer(*responder, models); });
+}
+
+void ServeFront::add(std::string method, std::string pattern, HttpServer::Handler handler) {
+  paths_ += (paths_.empty() ? "" : ", ") + pattern;
+  router_.add(std::move(method), std::move(pattern), std::move(handler));
+}
+
+void ServeFront::handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+  router_.dispatch(
+      std::move(request), std::move(responder),
+      [this](HttpRequest r, auto out) {
+        refuse(*out, 404, "invalid_request_error", "there is no " + r.path + "; see " + paths_);
+      },
+      [this](std::string allow, auto out) {
+        refuse(*out, 405, "invalid_request_error", "the method is not allowed here; use " + allow,
+               {{"Allow", allow}});
+      });
+}
+
+void ServeFront::answer(HttpResponder& responder, const json::value& body) {
+  metrics_.count_request(200);
+  responder.send(200, "application/json", json::serialize(body) + "\n");
+}
+
+void ServeFront::refuse(HttpResponder& responder, int status, const std::string& type,
+                        const std::string& message, HttpHeaders headers) {
+  metrics_.count_request(status);
+  responder.send(status, "application/json",
+                 json::serialize(json::object{
+                     {"error", json::object{{"message", message}, {"type", type}, {"code", status}}}}) +
+                     "\n",
+                 std::move(headers));
+}
+
+void ServeFront::refuse(HttpResponder& responder, const Error& error) {
+  refuse(responder, 400, "invalid_request_error",
+         error.where == "request" ? error.message : error.describe());
+}
+
+void ServeFront::refuse_full(HttpResponder& responder) {
+  refuse(responder, 429, "rate_limit_error", "the queue is full; try again soon", {{"Retry-After", "1"}});
+}
+
+}  // namespace retort

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+namespace retort {
+
+/// The bytes that a text in base64 (RFC 4648 §4, with or without its padding) stands for; nothing where it is
+/// none: another character, a length that cannot be, bits left over that are not zero.
+std::optional<std::vector<std::byte>> decode_base64(std::string_view text);
+
+}  // namespace retort
