@@ -1,5 +1,6 @@
 #include "common/core/base64.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace retort {
@@ -35,6 +36,20 @@ std::optional<std::vector<std::byte>> decode_base64(std::string_view text) {
     }
   }
   if ((bits & ((1u << have) - 1)) != 0) return std::nullopt;
+  return out;
+}
+
+std::string encode_base64(std::span<const std::byte> bytes) {
+  constexpr std::string_view kCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out;
+  out.reserve((bytes.size() + 2) / 3 * 4);
+  for (std::size_t i = 0; i < bytes.size(); i += 3) {
+    const std::size_t n = std::min<std::size_t>(3, bytes.size() - i);
+    std::uint32_t bits = 0;
+    for (std::size_t j = 0; j < 3; ++j)
+      bits = bits << 8 | (j < n ? std::to_integer<std::uint32_t>(bytes[i + j]) : 0);
+    for (std::size_t j = 0; j < 4; ++j) out += j <= n ? kCharacters[bits >> (18 - 6 * j) & 63] : '=';
+  }
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 
+#include "common/blocks/matrix.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 
@@ -335,6 +336,11 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
         return 25;
       case TensorType::kBF16:
         return 32;
+      case TensorType::kSparseQ8:
+      case TensorType::kSparse24Q8:
+      case TensorType::kCodebook4:
+      case TensorType::kCodebook8:
+        return 1024;  // llama.cpp's "guessed": it has no number for these
     }
     return 0;
   }();
@@ -379,19 +385,25 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
       type = TensorType::kF32;
     else
       type = stored_type(type, shape[0]);
-    const std::uint64_t columns = shape[0];
-    writer.add_tensor(m.gguf_name, std::move(shape), type,
-                      [m, source = &*source, type, columns](std::span<std::byte> out) -> Result<void> {
-                        std::vector<float> values(count_of(m.hf_shape));
-                        RETORT_TRY(source->read(values));
-                        if (m.rearrange == Rearrange::kPermute) permute(values, columns, m.heads);
-                        if (m.rearrange == Rearrange::kTranspose)
-                          transpose(values, m.hf_shape[0], m.hf_shape[1]);
-                        const std::uint64_t bytes = *row_bytes(type, columns);
-                        for (std::uint64_t r = 0; r < values.size() / columns; ++r)
-                          encode_row(type, std::span(values).subspan(r * columns, columns),
-                                     out.subspan(r * bytes, bytes));
-                        return {};
+    const auto values_of = [m, source = &*source]() -> Result<std::vector<float>> {
+      std::vector<float> values(count_of(m.hf_shape));
+      RETORT_TRY(source->read(values));
+      if (m.rearrange == Rearrange::kPermute) permute(values, m.hf_shape.back(), m.heads);
+      if (m.rearrange == Rearrange::kTranspose) transpose(values, m.hf_shape[0], m.hf_shape[1]);
+      return values;
+    };
+    if (shape.size() != 2) {
+      writer.add_tensor(m.gguf_name, std::move(shape), type,
+                        [values_of, type](std::span<std::byte> out) -> Result<void> {
+                          encode_row(type, RETORT_TRY(values_of()), out);
+                          return {};
+                        });
+      continue;
+    }
+    const std::uint64_t columns = shape[0], rows = shape[1];
+    writer.add_matrix(m.gguf_name, columns, rows, type,
+                      [values_of, type, columns, rows]() -> Result<std::vector<std::byte>> {
+                        return encode_matrix(type, rows, columns, RETORT_TRY(values_of()));
                       });
   }
   return writer.write(path);

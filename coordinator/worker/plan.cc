@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/blocks/matrix.h"
 #include "common/core/units.h"
 #include "common/hf/hf_model.h"
 
@@ -119,7 +120,7 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
       continue;
     }
     const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
-    bytes += *row_bytes(stored_type(format, columns), columns) * (count / columns);
+    bytes += most_matrix_bytes(stored_type(format, columns), count / columns, columns);
   }
   return bytes;
 }

@@ -19,7 +19,9 @@ std::vector<std::string> fuzz_seeds() {
   small.n_embd = 32, small.n_layer = 1, small.n_head = 2, small.n_head_kv = 1, small.n_ff = 32,
   small.n_ctx = 8;
   for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2})
-    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0}) {
+    for (const TensorType type :
+         {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0, TensorType::kSparseQ8,
+          TensorType::kSparse24Q8, TensorType::kCodebook4, TensorType::kCodebook8}) {
       const auto name = folder / (std::string(to_string(family)) + std::string(info(type).name));
       fuzz::require(retort::testing::write_tiny_model(name, family, 1, small).has_value());
       const auto model = open_hf_model(name);
@@ -31,7 +33,8 @@ std::vector<std::string> fuzz_seeds() {
     }
   SeededRandom random(6);
   for (const ClassifierFamily family : {ClassifierFamily::kMlp, ClassifierFamily::kCnn})
-    for (const TensorType type : {TensorType::kF32, TensorType::kQ8_0}) {
+    for (const TensorType type :
+         {TensorType::kF32, TensorType::kQ8_0, TensorType::kSparseQ8, TensorType::kCodebook4}) {
       const ClassifierConfig config = retort::testing::random_classifier(family, random);
       fuzz::require(write_gguf_classifier(folder / "c.gguf", config,
                                           retort::testing::random_weights(config, 1), type, {})

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "agent/serve/kernels/kernels.h"
+#include "agent/serve/runtime/input_scales.h"
 #include "agent/serve/runtime/packed_weights.h"
 #include "common/core/result.h"
 #include "common/gguf/gguf.h"
@@ -43,12 +44,14 @@ class Model {
     struct Part {
       Matrix matrix;
       std::uint32_t first = 0;  ///< of its outputs among those of all parts
+      std::uint64_t bytes = 0;  ///< as the file has it
     };
     std::vector<Part> parts;
     const float* bias = nullptr;  ///< [rows], or null
     std::uint32_t rows = 0, columns = 0;
     std::uint64_t bytes = 0;  ///< as the file has them
     bool quantized = false;   ///< reads the quantized input
+    float input_scale = 0;    ///< of that input, calibrated; 0: of each block's largest value
     explicit operator bool() const { return rows != 0; }
   };
   struct Layer {
@@ -67,6 +70,8 @@ class Model {
   const float* position_embedding() const { return position_embedding_; }
   const float* output_norm() const { return output_norm_; }
   const float* output_norm_bias() const { return output_norm_bias_; }
+  /// Calibrated scales of inputs, by the matrix's tensor.
+  const InputScales& input_scales() const { return input_scales_; }
   std::uint64_t parameters() const { return parameter_count(config_); }
   std::uint64_t weight_bytes() const;
   /// Bytes of the file that are read while it serves: all of it, less the tensors that are packed.
@@ -78,12 +83,13 @@ class Model {
   double bits_per_weight() const;
 
  private:
-  Model(GgufFile file, ModelConfig config, Tokenizer tokenizer);
+  Model(GgufFile file, ModelConfig config, Tokenizer tokenizer, InputScales input_scales);
   std::uint64_t lay_out(bool pack, std::byte* memory, bool fill);
 
   GgufFile file_;
   ModelConfig config_;
   Tokenizer tokenizer_;
+  InputScales input_scales_;
   PackedWeights packed_;
   std::vector<Layer> layers_;
   Matrix token_embedding_;

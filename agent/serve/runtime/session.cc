@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "agent/serve/kernels/own_formats.h"
+#include "agent/serve/kernels/static_quantize.h"
+#include "common/blocks/matrix.h"
 #include "common/core/units.h"
 
 namespace retort {
@@ -264,8 +267,12 @@ void Session::multiply(const Model::Projection& projection, const float* x, cons
 
 /// Quantizes columns [first, last), multiples of 32, of one row.
 void Session::quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
-                       std::size_t first, std::size_t last) {
+                       std::size_t first, std::size_t last, float scale) {
   const std::size_t block = row * (columns / 32) + first / 32;
+  if (scale > 0)
+    return kernels::quantize_q8_static(x + row * columns + first, static_cast<std::uint32_t>(last - first),
+                                       scale, to.q + row * columns + first, to.scale + block,
+                                       to.start + block, to.half_start + 2 * block);
   kernels::quantize_q8(x + row * columns + first, static_cast<std::uint32_t>(last - first),
                        to.q + row * columns + first, to.scale + block, to.start + block,
                        to.half_start + 2 * block);
@@ -273,7 +280,7 @@ void Session::quantize(const Quantized& to, std::size_t row, const float* x, std
 
 /// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,
 /// when asked for, input_.
-void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized,
+void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized, float scale,
                         std::size_t count) {
   const std::uint32_t n = model_->config().n_embd;
   const float eps = model_->config().norm_eps;
@@ -283,7 +290,7 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
         kernels::layer_norm(x + t * n, weight, bias, n, eps, normed_ + t * n);
       else
         kernels::rms_norm(x + t * n, weight, n, eps, normed_ + t * n);
-      if (quantized) quantize(input_, t, normed_, n, 0, n);
+      if (quantized) quantize(input_, t, normed_, n, 0, n, scale);
     }
   });
 }
@@ -292,16 +299,15 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
 void Session::embed(std::span<const Chunk> chunks) {
   const ModelConfig& c = model_->config();
   const kernels::Matrix& embedding = model_->token_embedding();
-  const std::uint64_t bytes = *row_bytes(embedding.type, embedding.columns);
+  const std::span<const std::byte> embedded(embedding.data, kernels::stored_bytes(embedding));
   std::uint32_t row = 0, furthest = 0;
   n_runs_ = 0;
   for (const Chunk& chunk : chunks) {
     const std::uint32_t start = position_[chunk.stream], n = static_cast<std::uint32_t>(chunk.tokens.size());
     for (std::uint32_t t = 0; t < n; ++t) {
       float* const to = hidden_ + std::size_t{row + t} * c.n_embd;
-      decode_row(embedding.type,
-                 {embedding.data + static_cast<std::uint64_t>(chunk.tokens[t]) * bytes, bytes},
-                 {to, c.n_embd});
+      decode_rows(embedding.type, embedding.rows, embedding.columns, embedded,
+                  static_cast<std::uint64_t>(chunk.tokens[t]), {to, c.n_embd});
       if (model_->position_embedding() != nullptr)
         kernels::add(to, model_->position_embedding() + std::size_t{start + t} * c.n_embd, c.n_embd);
     }
@@ -380,9 +386,11 @@ void Session::attend(std::size_t layer, std::size_t count) {
             out + g * c.head_dim, alone ? c.head_dim : q);
     }
   });
-  if (model_->layers()[layer].attn_output.quantized)
+  const Model::Projection& attn_output = model_->layers()[layer].attn_output;
+  if (attn_output.quantized)
     team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t) quantize(input_, t, attended_, q, 0, q);
+      for (std::uint64_t t = first; t < last; ++t)
+        quantize(input_, t, attended_, q, 0, q, attn_output.input_scale);
     });
 }
 
@@ -395,7 +403,8 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   for (std::size_t i = 0; i < c.layers.size(); ++i) {
     const Model::Layer& layer = model_->layers()[i];
     const std::size_t ff = c.layers[i].n_ff;
-    normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, count);
+    normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, layer.qkv.input_scale,
+              count);
     share_rows(layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.qkv, normed_, input_, count, first, last, qkv_, layer.qkv.rows, false);
     });
@@ -405,7 +414,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
     });
 
     normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias,
-              layer.ffn_up.quantized || layer.ffn_gate.quantized, count);
+              layer.ffn_up.quantized || layer.ffn_gate.quantized, layer.ffn_up.input_scale, count);
     // Whole blocks of the quantized result, so that each share makes its own.
     share_rows(layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1, [&](std::uint64_t first, std::uint64_t last) {
       if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
@@ -419,7 +428,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
           kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
         else
           kernels::gelu(gate_ + t * ff + first, last - first);
-        if (layer.ffn_down.quantized) quantize(inner_, t, gate_, ff, first, last);
+        if (layer.ffn_down.quantized) quantize(inner_, t, gate_, ff, first, last, layer.ffn_down.input_scale);
       }
     });
     share_rows(layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
@@ -438,7 +447,8 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   }
   if (all_logits) outputs = count;
   if (outputs == 0) return;
-  normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized, outputs);
+  normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized,
+            model_->output().input_scale, outputs);
   share_rows(model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
     multiply(model_->output(), normed_, input_, outputs, first, last, logits_, c.n_vocab, false);
   });

@@ -87,14 +87,15 @@ class Session {
     std::int32_t *start, *half_start;
   };
   static void quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
-                       std::size_t first, std::size_t last);
+                       std::size_t first, std::size_t last, float scale);
   template <typename Work>
   void share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
                   std::uint32_t products, const Work& work);
   void multiply(const Model::Projection& projection, const float* x, const Quantized& quantized,
                 std::size_t count, std::uint64_t begin, std::uint64_t end, float* out, std::size_t stride,
                 bool add) const;
-  void normalize(const float* x, const float* weight, const float* bias, bool quantized, std::size_t count);
+  void normalize(const float* x, const float* weight, const float* bias, bool quantized, float scale,
+                 std::size_t count);
   void embed(std::span<const Chunk> chunks);
   void attend(std::size_t layer, std::size_t count);
   void turn_and_store(std::size_t layer, std::size_t run);

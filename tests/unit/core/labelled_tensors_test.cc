@@ -25,6 +25,11 @@ TEST(Base64, RoundsAndRefusals) {
   EXPECT_EQ(text("//+/"), "\xff\xff\xbf");
   for (const char* bad : {"Z", "Zg=", "Zg===", "Z===", "Zh==", "Zm9=", "Zm 9", "Zm9v=", "====", "Zm-_"})
     EXPECT_EQ(text(bad), "refused") << bad;
+  for (const std::string_view plain : {"", "f", "fo", "foo", "foob", "\xff\xff\xbf\x01"}) {
+    const std::string encoded = encode_base64(std::as_bytes(std::span(plain)));
+    EXPECT_EQ(encoded.size(), (plain.size() + 2) / 3 * 4);
+    EXPECT_EQ(text(encoded), plain);
+  }
 }
 
 TEST(Tensor, FlatNestedNamedAndWrong) {
