@@ -38,6 +38,14 @@ std::string sha256_hex(std::string_view bytes) {
   return hash.finish_hex();
 }
 
+bool same_digest(std::string_view a, std::string_view b) {
+  if (a.size() != b.size()) return false;
+  volatile unsigned difference = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    difference = difference | (static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[i]));
+  return difference == 0;
+}
+
 Result<std::string> sha256_file_hex(const std::filesystem::path& path, std::uint64_t offset,
                                     std::uint64_t length) {
   const File file = RETORT_TRY(File::open_read(path));

@@ -27,6 +27,8 @@ class Sha256 {
 };
 
 std::string sha256_hex(std::string_view bytes);
+/// Whether two digests are equal, in a time that does not tell where they differ.
+bool same_digest(std::string_view a, std::string_view b);
 /// Of a range of a file; length npos means to its end. kIo, kCorrupt (shorter than the range).
 Result<std::string> sha256_file_hex(const std::filesystem::path& path, std::uint64_t offset = 0,
                                     std::uint64_t length = UINT64_MAX);

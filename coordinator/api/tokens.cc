@@ -10,15 +10,6 @@ namespace {
 constexpr std::string_view kUseTable = "token_use";
 constexpr UnixMillis kUseMillis = 60000;
 
-/// Takes the same time wherever the two differ.
-bool same_secret(std::string_view a, std::string_view b) {
-  if (a.size() != b.size()) return false;
-  volatile unsigned difference = 0;
-  for (std::size_t i = 0; i < a.size(); ++i)
-    difference = difference | (static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[i]));
-  return difference == 0;
-}
-
 }  // namespace
 
 Result<Tokens::Made> Tokens::create(const std::string& kind, const std::string& name, std::int64_t uses,
@@ -47,7 +38,7 @@ Result<TokenRecord> Tokens::identify(const std::string& secret) {
   const auto record = RETORT_TRY(table_.get(secret.substr(0, dot)));
   if (!record) return denied();
   const std::string hash = sha256_hex(secret.substr(dot + 1));
-  const bool same = same_secret(hash, record->secret_sha256);
+  const bool same = same_digest(hash, record->secret_sha256);
   const UnixMillis now = clock_.unix_millis();
   const bool live = (record->expires == 0 || now < record->expires) && record->uses_left != 0;
   if (!same || !live) return denied();

@@ -155,11 +155,6 @@ Result<void> bench(const ServeArguments& options) {
     session->rewind(0);  // the weights come back into the caches before the next round
     RETORT_TRY(session->evaluate(std::span(prompt).first(1)));
   }
-  const auto median = [](std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                     values.end());
-    return values[values.size() / 2];
-  };
   const double first = median(prompt_seconds), token = median(token_seconds);
   const double bandwidth = median(bandwidths), peak = median(peaks);
   const double bandwidth_used = static_cast<double>(work.bytes) / token / bandwidth;

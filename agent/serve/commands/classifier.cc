@@ -27,12 +27,6 @@ json::array input_json(const ClassifierConfig& c) {
   return {c.input.channels, c.input.height, c.input.width};
 }
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 }  // namespace
 
 Result<void> serve_classifier(const ServeArguments& options, GgufFile file) {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "agent/serve/runtime/model.h"
 #include "agent/serve/runtime/session.h"
@@ -43,5 +44,8 @@ struct PackingChoice {
 PackingChoice packing_choice(const ServeArguments& options);
 /// The model with its packed weights from the cache, where there is memory for them.
 Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, GgufFile file);
+
+/// The middle one of a benchmark's rounds, the upper where their number is even; there is at least one.
+double median(std::vector<double> values);
 
 }  // namespace retort

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 
@@ -53,6 +54,12 @@ Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, G
       return needed <= limit;
     };
   return Model::from_file(std::move(file), how, options.model);
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
 }  // namespace retort

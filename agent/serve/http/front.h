@@ -22,7 +22,7 @@ class ServeFront {
   void add(std::string method, std::string pattern, HttpServer::Handler handler);
   void handle(HttpRequest request, std::shared_ptr<HttpResponder> responder);
   /// Requests must bear it ("Authorization: Bearer TOKEN"), but for /health; "": none.
-  void require_token(std::string token) { token_ = std::move(token); }
+  void require_token(const std::string& token);
   /// Known some time after the start.
   void set_artifact(std::string sha256) { artifact_sha256_ = std::move(sha256); }
 
@@ -38,7 +38,7 @@ class ServeFront {
  private:
   bool admits(const HttpRequest& request) const;
 
-  std::string name_, artifact_sha256_, token_;
+  std::string name_, artifact_sha256_, token_sha256_;
   ServeMetrics& metrics_;
   HttpRouter router_;
   std::string paths_;  ///< for the error of an unknown one
