@@ -14,13 +14,6 @@ using kernels::kGroupRows;
 
 constexpr std::uint64_t kPatchValues = 1 << 16;  // of the patches that a thread multiplies at a time: 256 KiB
 
-std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-std::uint64_t quantized_bytes(std::uint64_t rows, std::uint64_t columns) {
-  const std::uint64_t blocks = rows * ((columns + 31) / 32);
-  return aligned(rows * columns) + 2 * aligned(4 * blocks) + aligned(8 * blocks);
-}
-
 /// Patches of a convolution that are multiplied together.
 std::uint64_t patches_at_once(std::uint32_t columns) {
   return std::clamp<std::uint64_t>(kPatchValues / columns, 1, 64);
@@ -145,7 +138,7 @@ ClassifierMemoryPlan plan_memory(const Classifier& model, std::uint32_t batch, s
   plan.weights_mapped_bytes = in_file + (model.packed_is_shared() ? model.packed_bytes() : 0);
   plan.weights_packed_bytes = model.packed_is_shared() ? 0 : model.packed_bytes();
   plan.activation_bytes = 2 * aligned(4 * batch * s.map) + aligned(4 * threads * s.patches) +
-                          quantized_bytes(threads, s.patches) + quantized_bytes(batch, s.dense) +
+                          QuantizedRows::bytes(threads, s.patches) + QuantizedRows::bytes(batch, s.dense) +
                           aligned(4 * batch * model.config().labels.size()) + 64;
   return plan;
 }
@@ -167,47 +160,25 @@ Result<std::unique_ptr<ClassifierSession>> ClassifierSession::create(std::shared
 ClassifierSession::ClassifierSession(std::shared_ptr<const Classifier> model, ThreadTeam& team,
                                      ClassifierSessionOptions options)
     : model_(std::move(model)), team_(team), options_(options) {
-  arena_.reset(std::calloc(plan_memory(*model_, options_.batch, team_.size()).activation_bytes, 1));
-  if (!arena_) std::abort();  // out of memory ends the process
-  std::uintptr_t at = aligned(reinterpret_cast<std::uintptr_t>(arena_.get()));
-  const auto take = [&](std::uint64_t bytes) {
-    void* const here = reinterpret_cast<void*>(at);
-    at += aligned(bytes);
-    return here;
-  };
-  const auto floats = [&](std::uint64_t count) { return static_cast<float*>(take(4 * count)); };
-  const auto quantized = [&](std::uint64_t rows, std::uint64_t columns) {
-    const std::uint64_t blocks = rows * ((columns + 31) / 32);
-    Quantized out;
-    out.q = static_cast<std::int8_t*>(take(rows * columns));
-    out.scale = floats(blocks);
-    out.start = static_cast<std::int32_t*>(take(4 * blocks));
-    out.half_start = static_cast<std::int32_t*>(take(8 * blocks));
-    return out;
-  };
+  arena_ = take_arena(plan_memory(*model_, options_.batch, team_.size()).activation_bytes);
+  ArenaCursor arena(arena_);
   const Sizes s = sizes_of(*model_);
   const std::uint64_t b = options_.batch, threads = team_.size();
-  current_ = floats(b * s.map);
-  next_ = floats(b * s.map);
+  current_ = arena.floats(b * s.map);
+  next_ = arena.floats(b * s.map);
   map_size_ = s.map;
   patch_size_ = s.patches;
-  patches_ = floats(threads * s.patches);
-  quantized_patches_ = quantized(threads, s.patches);
-  quantized_ = quantized(b, s.dense);
-  logits_ = floats(b * model_->config().labels.size());
+  patches_ = arena.floats(threads * s.patches);
+  quantized_patches_ = QuantizedRows::take(arena, threads, s.patches);
+  quantized_ = QuantizedRows::take(arena, b, s.dense);
+  logits_ = arena.floats(b * model_->config().labels.size());
 }
 
 // ---- the forward pass ----
 
-ClassifierSession::Quantized ClassifierSession::rows_from(const Quantized& rows, std::size_t first,
-                                                          std::size_t columns) {
-  const std::size_t block = first * (columns / 32);
-  return {rows.q + first * columns, rows.scale + block, rows.start + block, rows.half_start + 2 * block};
-}
-
-void ClassifierSession::multiply(const Classifier::Layer& layer, const float* x, const Quantized& quantized,
-                                 std::size_t count, std::uint32_t begin, std::uint32_t end, float* out,
-                                 std::size_t stride) {
+void ClassifierSession::multiply(const Classifier::Layer& layer, const float* x,
+                                 const QuantizedRows& quantized, std::size_t count, std::uint32_t begin,
+                                 std::uint32_t end, float* out, std::size_t stride) {
   kernels::matmul(layer.matrix,
                   {static_cast<std::uint32_t>(count), layer.matrix.columns, x, quantized.q, quantized.scale,
                    quantized.start, quantized.half_start},
@@ -274,13 +245,10 @@ void ClassifierSession::convolve(std::size_t index, std::size_t count) {
       }
       std::fill_n(to, columns - used, 0.0f);
     }
-    Quantized quantized{};
+    QuantizedRows quantized;
     if (layer.quantized) {
-      quantized = rows_from(quantized_patches_, member, patch_size_);
-      for (std::size_t i = 0; i < n; ++i) {
-        const Quantized at = rows_from(quantized, i, columns);
-        kernels::quantize_q8(patches + i * columns, columns, at.q, at.scale, at.start, at.half_start);
-      }
+      quantized = quantized_patches_.from(member, patch_size_);
+      for (std::size_t i = 0; i < n; ++i) quantized.quantize(i, patches, columns, 0, columns);
     }
     float* const to = next_ + image * map_size_ + first * conv.out_channels;
     multiply(layer, patches, quantized, n, 0, layer.matrix.rows, to, conv.out_channels);
@@ -322,11 +290,7 @@ void ClassifierSession::dense(std::size_t index, std::size_t count) {
   float* const out = last_layer ? logits_ : next_;
   if (layer.quantized)
     team_.share(count, columns / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t i = first; i < last; ++i) {
-        const Quantized to = rows_from(quantized_, i, columns);
-        kernels::quantize_q8(current_ + i * columns, static_cast<std::uint32_t>(columns), to.q, to.scale,
-                             to.start, to.half_start);
-      }
+      for (std::uint64_t i = first; i < last; ++i) quantized_.quantize(i, current_, columns, 0, columns);
     });
   team_.share((rows + kGroupRows - 1) / kGroupRows, nanoseconds(kGroupRows, columns, count),
               [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {

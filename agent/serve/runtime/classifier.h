@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "agent/serve/kernels/kernels.h"
+#include "agent/serve/runtime/arena.h"
 #include "agent/serve/runtime/packed_weights.h"
 #include "agent/serve/runtime/thread_team.h"
 #include "common/core/result.h"
@@ -94,16 +95,9 @@ class ClassifierSession {
   const Classifier& model() const { return *model_; }
 
  private:
-  /// Rows of inputs, quantized as quantized matrices want them.
-  struct Quantized {
-    std::int8_t* q;
-    float* scale;
-    std::int32_t *start, *half_start;
-  };
   ClassifierSession(std::shared_ptr<const Classifier> model, ThreadTeam& team,
                     ClassifierSessionOptions options);
-  static Quantized rows_from(const Quantized& rows, std::size_t first, std::size_t columns);
-  static void multiply(const Classifier::Layer& layer, const float* x, const Quantized& quantized,
+  static void multiply(const Classifier::Layer& layer, const float* x, const QuantizedRows& quantized,
                        std::size_t count, std::uint32_t begin, std::uint32_t end, float* out,
                        std::size_t stride);
   void take_inputs(std::span<const float> inputs, std::size_t count, std::size_t stride);
@@ -114,17 +108,14 @@ class ClassifierSession {
   std::shared_ptr<const Classifier> model_;
   ThreadTeam& team_;
   ClassifierSessionOptions options_;
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> arena_;
+  Arena arena_;
   std::uint64_t map_size_ = 0, patch_size_ = 0;  // values of the widest map, of a thread's patches
   // In the arena. B: batch.
-  float *current_, *next_;       // [B, map_size_]
-  float* patches_;               // [threads, patch_size_]
-  Quantized quantized_patches_;  // the same
-  Quantized quantized_;          // [B, widest dense input]
-  float* logits_;                // [B, labels]
+  float *current_, *next_;           // [B, map_size_]
+  float* patches_;                   // [threads, patch_size_]
+  QuantizedRows quantized_patches_;  // the same
+  QuantizedRows quantized_;          // [B, widest dense input]
+  float* logits_;                    // [B, labels]
 };
 
 /// The probabilities of one input's logits: softmax, written to `out`.

@@ -31,8 +31,6 @@ Widths widths(const ModelConfig& c) {
   return w;
 }
 
-std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 std::uint64_t padded(std::uint64_t positions) {
   return (positions + kPositionBlock - 1) / kPositionBlock * kPositionBlock;
 }
@@ -44,11 +42,6 @@ std::uint64_t head_bytes(const SessionOptions& options, std::uint64_t positions,
 
 std::uint64_t score_stride(const SessionOptions& options) {
   return padded(std::uint64_t{options.n_ctx} + kAttentionTokens);
-}
-
-std::uint64_t quantized_bytes(std::uint64_t batch, std::uint64_t width) {
-  const std::uint64_t blocks = batch * ((width + 31) / 32);
-  return aligned(batch * width) + 2 * aligned(4 * blocks) + aligned(8 * blocks);
 }
 
 std::uint64_t logits_rows(const SessionOptions& options) {
@@ -74,7 +67,7 @@ MemoryPlan plan_memory(const Model& model, const SessionOptions& given, std::uin
                           2 * aligned(4 * b * w.ff) + aligned(4 * logits_rows(options) * c.n_vocab) +
                           aligned(4 * threads * kScoreRows * score_stride(options)) +
                           aligned(8 * std::uint64_t{options.n_ctx} * c.head_dim) +
-                          quantized_bytes(b, w.input) + quantized_bytes(b, w.ff) + 64;
+                          QuantizedRows::bytes(b, w.input) + QuantizedRows::bytes(b, w.ff) + 64;
   return plan;
 }
 
@@ -110,43 +103,26 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
       rope_rates_(rope_rates(model_->config())) {
   const ModelConfig& c = model_->config();
   const MemoryPlan plan = plan_memory(*model_, options_, team.size());
-  const std::uint64_t size = plan.kv_cache_bytes + plan.activation_bytes;
-  arena_.reset(std::calloc(size, 1));  // pages that are never touched stay unmapped
-  if (!arena_) std::abort();           // out of memory ends the process
-  std::uintptr_t at = aligned(reinterpret_cast<std::uintptr_t>(arena_.get()));
-  const auto take = [&](std::uint64_t bytes) {
-    void* const here = reinterpret_cast<void*>(at);
-    at += aligned(bytes);
-    return here;
-  };
-  const auto floats = [&](std::uint64_t count) { return static_cast<float*>(take(4 * count)); };
+  arena_ = take_arena(plan.kv_cache_bytes + plan.activation_bytes);
+  ArenaCursor arena(arena_);
   const Widths w = widths(c);
   const std::uint64_t b = options_.batch;
-  const auto quantized = [&](std::uint64_t width) {
-    const std::uint64_t blocks = b * ((width + 31) / 32);
-    Quantized out;
-    out.q = static_cast<std::int8_t*>(take(b * width));
-    out.scale = floats(blocks);
-    out.start = static_cast<std::int32_t*>(take(4 * blocks));
-    out.half_start = static_cast<std::int32_t*>(take(8 * blocks));
-    return out;
-  };
-  hidden_ = floats(b * c.n_embd);
-  normed_ = floats(b * c.n_embd);
-  qkv_ = floats(b * w.qkv);
-  attended_ = floats(b * w.query);
-  gate_ = floats(b * w.ff);
-  up_ = floats(b * w.ff);
-  logits_ = floats(logits_rows(options_) * c.n_vocab);
-  scores_ = floats(team.size() * kScoreRows * score_stride(options_));
-  rope_ = floats(std::uint64_t{2} * options_.n_ctx * c.head_dim);
-  input_ = quantized(w.input);
-  inner_ = quantized(w.ff);
+  hidden_ = arena.floats(b * c.n_embd);
+  normed_ = arena.floats(b * c.n_embd);
+  qkv_ = arena.floats(b * w.qkv);
+  attended_ = arena.floats(b * w.query);
+  gate_ = arena.floats(b * w.ff);
+  up_ = arena.floats(b * w.ff);
+  logits_ = arena.floats(logits_rows(options_) * c.n_vocab);
+  scores_ = arena.floats(team.size() * kScoreRows * score_stride(options_));
+  rope_ = arena.floats(std::uint64_t{2} * options_.n_ctx * c.head_dim);
+  input_ = QuantizedRows::take(arena, b, w.input);
+  inner_ = QuantizedRows::take(arena, b, w.ff);
   for (const LayerShape& layer : c.layers) {
     layer_at_.push_back(stream_bytes_);
     stream_bytes_ += 2 * layer.n_head_kv * head_bytes(options_, options_.n_ctx, c.head_dim);
   }
-  cache_ = static_cast<std::byte*>(take(options_.streams * stream_bytes_));
+  cache_ = static_cast<std::byte*>(arena.take(options_.streams * stream_bytes_));
 }
 
 Result<void> Session::check(std::span<const Chunk> chunks) const {
@@ -242,7 +218,7 @@ void Session::share_rows(const Model::Projection& projection, std::uint32_t gran
 
 /// Rows [begin, end) of a projection. Parts whose rows do not begin at a multiple of the group are split by
 /// their own rows instead, in proportion.
-void Session::multiply(const Model::Projection& projection, const float* x, const Quantized& quantized,
+void Session::multiply(const Model::Projection& projection, const float* x, const QuantizedRows& quantized,
                        std::size_t count, std::uint64_t begin, std::uint64_t end, float* out,
                        std::size_t stride, bool add) const {
   const kernels::Activations input{static_cast<std::uint32_t>(count),
@@ -266,15 +242,6 @@ void Session::multiply(const Model::Projection& projection, const float* x, cons
   }
 }
 
-/// Quantizes columns [first, last), multiples of 32, of one row.
-void Session::quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
-                       std::size_t first, std::size_t last) {
-  const std::size_t block = row * (columns / 32) + first / 32;
-  kernels::quantize_q8(x + row * columns + first, static_cast<std::uint32_t>(last - first),
-                       to.q + row * columns + first, to.scale + block, to.start + block,
-                       to.half_start + 2 * block);
-}
-
 /// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,
 /// when asked for, input_.
 void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized,
@@ -287,7 +254,7 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
         kernels::layer_norm(x + t * n, weight, bias, n, eps, normed_ + t * n);
       else
         kernels::rms_norm(x + t * n, weight, n, eps, normed_ + t * n);
-      if (quantized) quantize(input_, t, normed_, n, 0, n);
+      if (quantized) input_.quantize(t, normed_, n, 0, n);
     }
   });
 }
@@ -407,7 +374,7 @@ void Session::attend(std::size_t layer, std::size_t count) {
   });
   if (model_->layers()[layer].attn_output.quantized)
     team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t) quantize(input_, t, attended_, q, 0, q);
+      for (std::uint64_t t = first; t < last; ++t) input_.quantize(t, attended_, q, 0, q);
     });
 }
 
@@ -444,7 +411,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
           kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
         else
           kernels::gelu(gate_ + t * ff + first, last - first);
-        if (layer.ffn_down.quantized) quantize(inner_, t, gate_, ff, first, last);
+        if (layer.ffn_down.quantized) inner_.quantize(t, gate_, ff, first, last);
       }
     });
     share_rows(layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {

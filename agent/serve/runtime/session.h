@@ -1,11 +1,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "agent/serve/runtime/arena.h"
 #include "agent/serve/runtime/model.h"
 #include "agent/serve/runtime/thread_team.h"
 #include "common/core/result.h"
@@ -80,18 +80,10 @@ class Session {
   struct Run {
     std::uint32_t row = 0, count = 0, stream = 0, position = 0;
   };
-  /// Rows of activations, quantized as quantized matrices want them.
-  struct Quantized {
-    std::int8_t* q;
-    float* scale;
-    std::int32_t *start, *half_start;
-  };
-  static void quantize(const Quantized& to, std::size_t row, const float* x, std::size_t columns,
-                       std::size_t first, std::size_t last);
   template <typename Work>
   void share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
                   std::uint32_t products, const Work& work);
-  void multiply(const Model::Projection& projection, const float* x, const Quantized& quantized,
+  void multiply(const Model::Projection& projection, const float* x, const QuantizedRows& quantized,
                 std::size_t count, std::uint64_t begin, std::uint64_t end, float* out, std::size_t stride,
                 bool add) const;
   void normalize(const float* x, const float* weight, const float* bias, bool quantized, std::size_t count);
@@ -103,25 +95,22 @@ class Session {
   std::shared_ptr<const Model> model_;
   ThreadTeam& team_;
   SessionOptions options_;
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> arena_;
+  Arena arena_;
   std::vector<std::uint32_t> position_;  // of each stream
   std::vector<Run> runs_;                // of the batch under way
   std::size_t n_runs_ = 0;
   const RopeRates rope_rates_;
   std::uint32_t rope_filled_ = 0;
   // In the arena. B: batch, S: n_ctx rounded up to whole blocks of positions.
-  float *hidden_, *normed_;  // [B, n_embd]
-  float* qkv_;               // [B, widest (n_head + 2 n_head_kv) head_dim]: queries, keys, values
-  float* attended_;          // [B, widest n_head * head_dim]
-  float *gate_, *up_;        // [B, widest n_ff]
-  float* logits_;            // [B or streams, n_vocab]
-  float* scores_;            // [threads, kScoreRows, S + kPositionBlock]
-  float* rope_;              // [n_ctx, 2 head_dim], as kernels::rope wants it; filled as far as needed
-  Quantized input_, inner_;  // [B, widest of n_embd and n_head * head_dim]; [B, widest n_ff]
-  std::byte* cache_;         // [streams, layers, K and V, n_head_kv, S / 16], blocks as the kernels have them
+  float *hidden_, *normed_;      // [B, n_embd]
+  float* qkv_;                   // [B, widest (n_head + 2 n_head_kv) head_dim]: queries, keys, values
+  float* attended_;              // [B, widest n_head * head_dim]
+  float *gate_, *up_;            // [B, widest n_ff]
+  float* logits_;                // [B or streams, n_vocab]
+  float* scores_;                // [threads, kScoreRows, S + kPositionBlock]
+  float* rope_;                  // [n_ctx, 2 head_dim], as kernels::rope wants it; filled as far as needed
+  QuantizedRows input_, inner_;  // [B, widest of n_embd and n_head * head_dim]; [B, widest n_ff]
+  std::byte* cache_;  // [streams, layers, K and V, n_head_kv, S / 16], blocks as the kernels have them
   std::vector<std::uint64_t> layer_at_;  // bytes before a layer's K in a stream's cache
   std::uint64_t stream_bytes_ = 0;       // of a stream's cache
 };

@@ -1,0 +1,40 @@
+#include "agent/serve/runtime/arena.h"
+
+#include "agent/serve/kernels/kernels.h"
+
+namespace retort {
+
+Arena take_arena(std::uint64_t bytes) {
+  Arena arena(std::calloc(bytes, 1));
+  if (!arena) std::abort();
+  return arena;
+}
+
+std::uint64_t QuantizedRows::bytes(std::uint64_t rows, std::uint64_t columns) {
+  const std::uint64_t blocks = rows * ((columns + 31) / 32);
+  return aligned(rows * columns) + 2 * aligned(4 * blocks) + aligned(8 * blocks);
+}
+
+QuantizedRows QuantizedRows::take(ArenaCursor& arena, std::uint64_t rows, std::uint64_t columns) {
+  const std::uint64_t blocks = rows * ((columns + 31) / 32);
+  QuantizedRows out;
+  out.q = static_cast<std::int8_t*>(arena.take(rows * columns));
+  out.scale = arena.floats(blocks);
+  out.start = static_cast<std::int32_t*>(arena.take(4 * blocks));
+  out.half_start = static_cast<std::int32_t*>(arena.take(8 * blocks));
+  return out;
+}
+
+QuantizedRows QuantizedRows::from(std::size_t first, std::size_t columns) const {
+  const std::size_t block = first * (columns / 32);
+  return {q + first * columns, scale + block, start + block, half_start + 2 * block};
+}
+
+void QuantizedRows::quantize(std::size_t row, const float* x, std::size_t columns, std::size_t first,
+                             std::size_t last) const {
+  const std::size_t block = row * (columns / 32) + first / 32;
+  kernels::quantize_q8(x + row * columns + first, static_cast<std::uint32_t>(last - first),
+                       q + row * columns + first, scale + block, start + block, half_start + 2 * block);
+}
+
+}  // namespace retort

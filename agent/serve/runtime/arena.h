@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+/// The scratch of a session: one piece of memory that is taken at its creation and handed out in parts.
+/// Thread: one.
+namespace retort {
+
+constexpr std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/// Zeros; pages that are never touched stay unmapped. Out of memory ends the process.
+struct FreeArena {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Arena = std::unique_ptr<void, FreeArena>;
+Arena take_arena(std::uint64_t bytes);
+
+/// Hands out parts of an arena at 64-byte boundaries, one after the other. Its owner has planned their sum:
+/// aligned() of each, and 64.
+class ArenaCursor {
+ public:
+  explicit ArenaCursor(const Arena& arena) : at_(aligned(reinterpret_cast<std::uintptr_t>(arena.get()))) {}
+  void* take(std::uint64_t bytes) {
+    void* const here = reinterpret_cast<void*>(at_);
+    at_ += aligned(bytes);
+    return here;
+  }
+  float* floats(std::uint64_t count) { return static_cast<float*>(take(4 * count)); }
+
+ private:
+  std::uintptr_t at_;
+};
+
+/// Rows of activations, quantized in blocks of 32 columns as quantized matrices want them.
+struct QuantizedRows {
+  std::int8_t* q = nullptr;
+  float* scale = nullptr;
+  std::int32_t *start = nullptr, *half_start = nullptr;
+
+  /// Of an arena, for so many rows.
+  static std::uint64_t bytes(std::uint64_t rows, std::uint64_t columns);
+  static QuantizedRows take(ArenaCursor& arena, std::uint64_t rows, std::uint64_t columns);
+  /// The rows from `first` on.
+  QuantizedRows from(std::size_t first, std::size_t columns) const;
+  /// Columns [first, last), multiples of 32, of row `row` of x [rows, columns].
+  void quantize(std::size_t row, const float* x, std::size_t columns, std::size_t first,
+                std::size_t last) const;
+};
+
+}  // namespace retort
