@@ -72,14 +72,19 @@ Result<void> Audit::start() {
   return {};
 }
 
-Result<std::string> Audit::begin(const Change& change) {
-  const std::string ticket = "p" + random_.hex(8);
+AuditEntry Audit::entry_of(const Change& change) const {
   AuditEntry entry;
   entry.time = clock_.unix_millis();
   entry.actor = change.actor;
   entry.action = change.action;
   entry.target = change.target;
   entry.before = change.before;
+  return entry;
+}
+
+Result<std::string> Audit::begin(const Change& change) {
+  const std::string ticket = "p" + random_.hex(8);
+  const AuditEntry entry = entry_of(change);
   StoreBatch batch;
   batch.put(kTable, ticket, wire::encode(entry));
   RETORT_TRY(store_.write(batch));
@@ -98,12 +103,7 @@ Result<void> Audit::finish(const std::string& ticket, const std::string& after, 
 }
 
 Result<void> Audit::record(const Change& change, const std::string& after, const std::string& result) {
-  AuditEntry entry;
-  entry.time = clock_.unix_millis();
-  entry.actor = change.actor;
-  entry.action = change.action;
-  entry.target = change.target;
-  entry.before = change.before;
+  AuditEntry entry = entry_of(change);
   entry.after = after;
   entry.result = result;
   return append(std::move(entry), {});

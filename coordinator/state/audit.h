@@ -46,6 +46,7 @@ class Audit {
   const Point& anchor() const { return anchor_; }
 
  private:
+  AuditEntry entry_of(const Change& change) const;
   Result<void> append(AuditEntry entry, StoreBatch batch);
 
   Store& store_;
