@@ -178,14 +178,24 @@ TEST(Projections, AppearOnlyWhereWidthsDiffer) {
 
 using testing::TemporaryFolder;
 
-TEST(Optimise, LearnsAndRepeatsExactly) {
+/// A tiny Llama and a text to learn.
+class Optimise : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+    model = open_hf_model(folder / "m");
+    ASSERT_OK(model);
+    ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
+    stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
+    ASSERT_OK(stream);
+  }
+
   TemporaryFolder folder;
-  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
-  auto model = open_hf_model(folder / "m");
-  ASSERT_OK(model);
-  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
-  auto stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
-  ASSERT_OK(stream);
+  Result<HfModel> model = fail(ErrorCode::kInternal, "", "not set up");
+  Result<TokenStream> stream = fail(ErrorCode::kInternal, "", "not set up");
+};
+
+TEST_F(Optimise, LearnsAndRepeatsExactly) {
   const auto train = [&] {
     Network n = random_network(model->config, 9);
     Moments moments;
@@ -212,14 +222,7 @@ TEST(Schedule, WarmsUpAndFalls) {
   EXPECT_NEAR(schedule_factor(pass, 90, 100), 0.5, 1e-9);
 }
 
-TEST(Optimise, ANumberThatIsNoneChangesNothing) {
-  TemporaryFolder folder;
-  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
-  auto model = open_hf_model(folder / "m");
-  ASSERT_OK(model);
-  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
-  auto stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
-  ASSERT_OK(stream);
+TEST_F(Optimise, ANumberThatIsNoneChangesNothing) {
   Network n = random_network(model->config, 9);
   n.weights.at("model.norm.weight")[0] = std::numeric_limits<float>::infinity();
   Moments moments;
@@ -231,14 +234,7 @@ TEST(Optimise, ANumberThatIsNoneChangesNothing) {
 
 /// The same student, step by step, whether its teacher's outputs come from the cache or not, and another
 /// result than from the whole distribution only in the small.
-TEST(Optimise, ACacheChangesNothingButTheTeachersWork) {
-  TemporaryFolder folder;
-  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
-  auto model = open_hf_model(folder / "m");
-  ASSERT_OK(model);
-  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
-  auto stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
-  ASSERT_OK(stream);
+TEST_F(Optimise, ACacheChangesNothingButTheTeachersWork) {
   const Network teacher_network = *load_network(*model);
   OptimisePass pass;
   pass.distil.emplace().outputs = TeacherOutputs::kTopK;
@@ -268,14 +264,7 @@ TEST(Optimise, ACacheChangesNothingButTheTeachersWork) {
 }
 
 /// Every part of a mixture, alone, lowers its own loss; a narrower student learns its projections.
-TEST(Optimise, EveryPartOfAMixtureTeaches) {
-  TemporaryFolder folder;
-  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
-  auto model = open_hf_model(folder / "m");
-  ASSERT_OK(model);
-  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
-  auto stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
-  ASSERT_OK(stream);
+TEST_F(Optimise, EveryPartOfAMixtureTeaches) {
   const Network teacher_network = *load_network(*model);
   ModelConfig narrow = model->config;
   narrow.n_embd = 32, narrow.head_dim = 16;
@@ -313,14 +302,7 @@ TEST(Optimise, EveryPartOfAMixtureTeaches) {
 }
 
 /// Straight-through: the loss is that of the rounded network, and its gradient moves the unrounded weights.
-TEST(Optimise, QuantizationAware) {
-  TemporaryFolder folder;
-  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
-  auto model = open_hf_model(folder / "m");
-  ASSERT_OK(model);
-  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(100, 1)));
-  auto stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
-  ASSERT_OK(stream);
+TEST_F(Optimise, QuantizationAware) {
   const Network teacher_network = *load_network(*model);
   Network n = teacher_network;
   for (auto& [name, tensor] : n.weights) tensor = tensor.clone();
