@@ -36,6 +36,10 @@ Result<void> Tokenizer::Impl::finish(std::string_view where) {
     if (type == TokenType::kNormal) pieces.push_back({id, scores[i]});
   }
   if (kind == Kind::kUnigram) unigram = Unigram(tokens, std::move(pieces), least_score);
+  if (kind == Kind::kWordPiece)
+    for (TokenId id = 0; id < static_cast<TokenId>(tokens.size()); ++id)
+      wordpiece.longest_bytes =
+          std::max(wordpiece.longest_bytes, static_cast<std::uint32_t>(tokens[id].size()));
   if (kind == Kind::kByteLevel)
     for (std::size_t b = 0; b < 256; ++b)
       if (const TokenId id = tokens.find(byte_characters()[b]); id >= 0) byte_tokens[b] = id;
@@ -46,7 +50,7 @@ Result<void> Tokenizer::Impl::finish(std::string_view where) {
     if (const TokenId id = tokens.find(text);
         id >= 0 && types[static_cast<std::size_t>(id)] == TokenType::kControl)
       ends.push_back(id);
-  for (const TokenId id : {bos, eos, end_of_turn, unknown})
+  for (const TokenId id : {bos, eos, end_of_turn, unknown, mask, padding})
     if (id < -1 || id >= static_cast<TokenId>(tokens.size()))
       return fail(ErrorCode::kInvalid, std::string(where),
                   "a special token's id {} is outside the vocabulary of {}", id, tokens.size());
@@ -66,6 +70,10 @@ std::string Tokenizer::Impl::piece(TokenId id) const {
       [[fallthrough]];
     case TokenType::kNormal: {
       if (kind == Kind::kByteLevel) return bytes_of(token).value_or(std::string(token));
+      if (kind == Kind::kWordPiece)
+        return token.starts_with(WordPiece::kContinues)
+                   ? std::string(token.substr(WordPiece::kContinues.size()))
+                   : " " + std::string(token);
       if (!escape_spaces) return std::string(token);
       std::string out;
       for (std::size_t at = 0; at < token.size();) {
@@ -94,6 +102,8 @@ void Tokenizer::Impl::encode_plain(std::string_view text, bool at_start, std::ve
       return encode_pieces(text, at_start, out);
     case Kind::kUnigram:
       return encode_unigram(text, at_start, out);
+    case Kind::kWordPiece:
+      return wordpiece.encode(text, tokens, unknown, out);
   }
 }
 
@@ -177,7 +187,9 @@ std::string Tokenizer::piece(TokenId id) const {
 std::string Tokenizer::decode(std::span<const TokenId> ids) const {
   std::string out;
   for (const TokenId id : ids) out += piece(id);
-  if (impl_->kind != Kind::kByteLevel && impl_->space_prefix && out.starts_with(' ')) out.erase(0, 1);
+  const bool space =
+      impl_->kind == Kind::kWordPiece || (impl_->kind != Kind::kByteLevel && impl_->space_prefix);
+  if (space && out.starts_with(' ')) out.erase(0, 1);
   return out;
 }
 
@@ -195,6 +207,7 @@ Tokenizer Tokenizer::padded(std::uint32_t size) const {
 std::uint32_t Tokenizer::vocabulary_size() const { return impl_->tokens.size(); }
 TokenId Tokenizer::bos() const { return impl_->bos; }
 TokenId Tokenizer::eos() const { return impl_->eos; }
+TokenId Tokenizer::mask() const { return impl_->mask; }
 bool Tokenizer::ends_generation(TokenId id) const {
   return std::find(impl_->ends.begin(), impl_->ends.end(), id) != impl_->ends.end();
 }

@@ -16,9 +16,9 @@ namespace retort {
 using TokenId = std::int32_t;
 
 /// Text to token ids and back: SentencePiece-type BPE with byte fallback (GGUF "llama"), byte-level BPE with
-/// the splittings of GPT-2, Llama 3, Qwen 2 and SmolLM (GGUF "gpt2"), and SentencePiece's unigram model (GGUF
-/// "t5"). Exact against Hugging Face's and llama.cpp's; docs/format.md says where these two differ.
-/// Thread: any.
+/// the splittings of GPT-2, Llama 3, Qwen 2 and SmolLM (GGUF "gpt2"), SentencePiece's unigram model (GGUF
+/// "t5"), and BERT's WordPiece (GGUF "bert"). Exact against Hugging Face's and llama.cpp's; docs/format.md
+/// says where these two differ. Thread: any.
 class Tokenizer {
  public:
   /// From a Hugging Face tokenizer.json (tokenizer_config.json beside it is read when it is there, for
@@ -47,8 +47,9 @@ class Tokenizer {
   std::uint32_t vocabulary_size() const;
   /// With unused tokens "[PAD<id>]" at the end, up to `size`: embeddings are often rounded up.
   Tokenizer padded(std::uint32_t size) const;
-  TokenId bos() const;  ///< -1: none
-  TokenId eos() const;
+  TokenId bos() const;   ///< -1: none; WordPiece's [CLS]
+  TokenId eos() const;   ///< WordPiece's [SEP]
+  TokenId mask() const;  ///< stands for a token that a masked language model is to tell; -1: none
   bool is_special(TokenId id) const;
   /// Eos, the end of a turn (tokenizer.ggml.eot_token_id), and control tokens whose text is a usual one for
   /// either, as "<|im_end|>": files often name one end alone where a chat has another.

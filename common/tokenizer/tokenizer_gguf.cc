@@ -25,9 +25,11 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     t.kind = Kind::kByteLevel;
   else if (model == "t5")
     t.kind = Kind::kUnigram;
+  else if (model == "bert")
+    t.kind = Kind::kWordPiece;
   else
     return fail(ErrorCode::kUnsupported, where,
-                "tokenizer model '{}'; 'llama', 'gpt2' and 't5' are supported", model);
+                "tokenizer model '{}'; 'llama', 'gpt2', 't5' and 'bert' are supported", model);
   if (t.kind == Kind::kByteLevel && file.find("tokenizer.ggml.pre") != nullptr) {
     const std::string name = RETORT_TRY(file.text("tokenizer.ggml.pre"));
     const std::optional<PreTokenizer> pre = pre_tokenizer_of(name);
@@ -61,14 +63,14 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     const std::int64_t type = types == nullptr ? 1 : (*types)[i];
     if (type < 0 || type > 6) return fail(ErrorCode::kInvalid, where, "token {} has type {}", i, type);
     t.types.push_back(static_cast<TokenType>(type == 0 ? 1 : type));
-    t.tokens.add(tokens[i]);
+    if (t.kind != Kind::kWordPiece) t.tokens.add(tokens[i]);  // its own are written otherwise, see below
   }
   const auto special = [&](const char* key, TokenId& id) -> Result<void> {
     if (file.find(key) == nullptr) return {};
     const std::uint64_t value = RETORT_TRY(file.uint(key));
-    if (value >= t.tokens.size())
+    if (value >= tokens.size())
       return fail(ErrorCode::kInvalid, where, "metadata '{}' is {}, outside the vocabulary of {}", key, value,
-                  t.tokens.size());
+                  tokens.size());
     id = static_cast<TokenId>(value);
     return {};
   };
@@ -91,6 +93,34 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
                    (unigram && flag("tokenizer.ggml.add_space_prefix", false));
   t.escape_spaces = (pieces || unigram) && flag("retort.tokenizer.escape_spaces", true);
   t.fuse_unknown = pieces && flag("retort.tokenizer.fuse_unknown", false);
+  if (t.kind == Kind::kWordPiece) {
+    RETORT_TRY(special("tokenizer.ggml.cls_token_id", t.bos));
+    RETORT_TRY(special("tokenizer.ggml.seperator_token_id", t.eos));
+    RETORT_TRY(special("tokenizer.ggml.mask_token_id", t.mask));
+    RETORT_TRY(special("tokenizer.ggml.padding_token_id", t.padding));
+    WordPiece& w = t.wordpiece;
+    w.lower_case = flag("tokenizer.ggml.normalizer.lowercase", true);
+    w.strip_accents = flag("tokenizer.ggml.normalizer.strip_accents", w.lower_case);
+    w.clean_text = flag("retort.tokenizer.clean_text", true);
+    w.chinese_characters = flag("retort.tokenizer.chinese_characters", true);
+    if (file.find("retort.tokenizer.max_word_characters") != nullptr)
+      w.max_word_characters = static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(RETORT_TRY(file.uint("retort.tokenizer.max_word_characters")), 1u << 20));
+    t.add_bos = t.add_eos = true;
+    // GGUF marks the pieces that begin a word; BERT's own vocabulary, and this one, those that do not.
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      const auto id = static_cast<TokenId>(i);
+      const bool named = id == t.bos || id == t.eos || id == t.unknown || id == t.mask || id == t.padding;
+      if (named && t.types[i] == TokenType::kNormal) t.types[i] = TokenType::kControl;
+      const bool piece = t.types[i] == TokenType::kNormal || t.types[i] == TokenType::kUnused;
+      if (!piece)
+        t.tokens.add(tokens[i]);
+      else if (tokens[i].size() > kSpace.size() && tokens[i].starts_with(kSpace))
+        t.tokens.add(std::string_view(tokens[i]).substr(kSpace.size()));
+      else
+        t.tokens.add(std::string(WordPiece::kContinues) + tokens[i]);
+    }
+  }
   if (t.kind == Kind::kByteLevel) {
     t.pre.ignore_merges = flag("retort.tokenizer.ignore_merges", t.pre.ignore_merges);
     t.pre.nfc = flag("retort.tokenizer.nfc", t.pre.nfc);
@@ -129,7 +159,7 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     t.split_all_space = flag("retort.tokenizer.split_all_space", false);
     t.strip_right = flag("retort.tokenizer.strip_right", false);
     t.split_pieces = flag("retort.tokenizer.split_pieces", false);
-  } else if (t.kind == Kind::kByteLevel || merges != nullptr) {
+  } else if (t.kind != Kind::kWordPiece && (t.kind == Kind::kByteLevel || merges != nullptr)) {
     if (merges == nullptr)
       return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.merges' is missing");
     std::uint32_t rank = 0;
@@ -149,8 +179,8 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
       t.merges.add(merge);
       ++rank;
     }
-  } else {
-    // SentencePiece: two neighbours merge when their concatenation is a token, best score first. Equal scores
+  } else if (t.kind == Kind::kSentencePiece) {
+    // Two neighbours merge when their concatenation is a token, best score first. Equal scores
     // share a rank, so that the leftmost wins, as in llama.cpp.
     if (scores == nullptr)
       return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.scores' is missing");
@@ -180,11 +210,24 @@ void Tokenizer::write_gguf(GgufWriter& writer) const {
   const Impl& t = *impl_;
   const bool pieces = t.kind == Kind::kSentencePiece;
   const bool unigram = t.kind == Kind::kUnigram, bytes = t.kind == Kind::kByteLevel;
-  writer.set("tokenizer.ggml.model", std::string(pieces ? "llama" : unigram ? "t5" : "gpt2"));
+  const bool wordpiece = t.kind == Kind::kWordPiece;
+  writer.set("tokenizer.ggml.model", std::string(pieces      ? "llama"
+                                                 : unigram   ? "t5"
+                                                 : wordpiece ? "bert"
+                                                             : "gpt2"));
   const std::string pre(bytes ? name_of(t.pre.splitter, t.pre.ignore_merges) : "default");
   writer.set("tokenizer.ggml.pre", pre);
   std::vector<std::string> tokens;
-  for (TokenId id = 0; id < static_cast<TokenId>(t.tokens.size()); ++id) tokens.emplace_back(t.tokens[id]);
+  for (TokenId id = 0; id < static_cast<TokenId>(t.tokens.size()); ++id) {
+    const std::string_view text = t.tokens[id];
+    const TokenType type = t.types[static_cast<std::size_t>(id)];
+    if (!wordpiece || (type != TokenType::kNormal && type != TokenType::kUnused))
+      tokens.emplace_back(text);
+    else if (text.starts_with(WordPiece::kContinues))
+      tokens.emplace_back(text.substr(WordPiece::kContinues.size()));
+    else
+      tokens.push_back(std::string(kSpace).append(text));
+  }
   writer.set("tokenizer.ggml.tokens", tokens);
   std::vector<std::int64_t> types;
   for (const TokenType type : t.types) types.push_back(static_cast<std::int64_t>(type));
@@ -224,6 +267,21 @@ void Tokenizer::write_gguf(GgufWriter& writer) const {
     writer.set("tokenizer.ggml.add_space_prefix", t.space_prefix);
     if (!t.escape_spaces) writer.set("retort.tokenizer.escape_spaces", false);
     if (t.fuse_unknown) writer.set("retort.tokenizer.fuse_unknown", true);
+  } else if (wordpiece) {
+    const auto id = [&](const char* key, TokenId token) {
+      if (token >= 0) writer.set(key, static_cast<std::uint64_t>(token));
+    };
+    id("tokenizer.ggml.cls_token_id", t.bos);
+    id("tokenizer.ggml.seperator_token_id", t.eos);  // spelt so
+    id("tokenizer.ggml.mask_token_id", t.mask);
+    id("tokenizer.ggml.padding_token_id", t.padding);
+    const WordPiece& w = t.wordpiece;
+    writer.set("tokenizer.ggml.normalizer.lowercase", w.lower_case);
+    writer.set("tokenizer.ggml.normalizer.strip_accents", w.strip_accents);
+    if (!w.clean_text) writer.set("retort.tokenizer.clean_text", false);
+    if (!w.chinese_characters) writer.set("retort.tokenizer.chinese_characters", false);
+    if (w.max_word_characters != WordPiece().max_word_characters)
+      writer.set("retort.tokenizer.max_word_characters", std::uint64_t{w.max_word_characters});
   } else {
     std::vector<std::string> merges;
     for (const Merges::Merge& merge : t.merges.all())

@@ -14,6 +14,7 @@
 #include "common/tokenizer/tokenizer.h"
 #include "common/tokenizer/unigram.h"
 #include "common/tokenizer/vocabulary.h"
+#include "common/tokenizer/wordpiece.h"
 
 namespace retort {
 
@@ -34,6 +35,7 @@ enum class Kind {
   kSentencePiece,  ///< characters, merged by rank; unknown ones fall back to bytes or <unk>
   kByteLevel,      ///< GPT-2: bytes as printable characters, split into words first
   kUnigram,        ///< SentencePiece's unigram model
+  kWordPiece,      ///< BERT: words, cut into the longest pieces
 };
 
 /// Tokens that are looked for in a text before the model sees it, and how (Hugging Face's added_tokens).
@@ -66,7 +68,7 @@ struct Tokenizer::Impl {
   std::vector<TokenType> types;
   Merges merges;
   std::array<TokenId, 256> byte_tokens;
-  TokenId bos = -1, eos = -1, end_of_turn = -1, unknown = -1;
+  TokenId bos = -1, eos = -1, end_of_turn = -1, unknown = -1, mask = -1, padding = -1;
   std::vector<TokenId> ends;  ///< see ends_generation()
   std::string chat_template;
   bool add_bos = false, add_eos = false, space_prefix = false, escape_spaces = false, fuse_unknown = false;
@@ -87,6 +89,8 @@ struct Tokenizer::Impl {
   bool strip_right = false;      ///< white space of any kind
   bool split_all_space = false;  ///< merge_spaces for all white space, not for U+0020 alone
   bool split_pieces = false;     ///< each piece that begins with U+2581 is segmented by itself
+
+  WordPiece wordpiece;
 
   /// The bytes that a token stands for; empty for special ones.
   std::string piece(TokenId id) const;

@@ -31,7 +31,7 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     return fail(
         ErrorCode::kUnsupported, where,
         "{} '{}' is not supported (BPE with SentencePiece's, GPT-2's, Llama 3's, Qwen 2's or SmolLM's "
-        "splitting is, and unigram)",
+        "splitting is, unigram, and BERT's WordPiece)",
         what, name);
   };
   const auto type_of = [](const json::object& object) -> std::string {
@@ -48,16 +48,37 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   };
   std::string model_type = type_of(model);
   if (model_type.empty() && json_has(model, "merges")) model_type = "BPE";  // older files leave it out
-  const bool unigram = model_type == "Unigram";
-  if (model_type != "BPE" && !unigram) return unsupported("tokenizer model", model_type);
+  const bool unigram = model_type == "Unigram", wordpiece = model_type == "WordPiece";
+  if (model_type != "BPE" && !unigram && !wordpiece) return unsupported("tokenizer model", model_type);
 
   auto impl = std::make_shared<Impl>();
   Impl& t = *impl;
-  t.kind = unigram ? Kind::kUnigram : Kind::kSentencePiece;
+  t.kind = unigram ? Kind::kUnigram : wordpiece ? Kind::kWordPiece : Kind::kSentencePiece;
+  if (wordpiece) {
+    for (const auto& [name, wanted] :
+         {std::pair("normalizer", "BertNormalizer"), std::pair("pre_tokenizer", "BertPreTokenizer")})
+      if (const std::string type = part(name) == nullptr ? "none" : type_of(*part(name)); type != wanted)
+        return unsupported(name, type + " with WordPiece");
+    const auto option = [&](const char* key, bool fallback) {
+      const json::object& normalizer = *part("normalizer");
+      return json_has(normalizer, key) ? json_bool(normalizer, key, where) : Result<bool>(fallback);
+    };
+    WordPiece& w = t.wordpiece;
+    w.clean_text = RETORT_TRY(option("clean_text", true));
+    w.chinese_characters = RETORT_TRY(option("handle_chinese_chars", true));
+    w.lower_case = RETORT_TRY(option("lowercase", true));
+    w.strip_accents = RETORT_TRY(option("strip_accents", w.lower_case));
+    if (json_has(model, "max_input_chars_per_word"))
+      w.max_word_characters = static_cast<std::uint32_t>(
+          RETORT_TRY(json_uint(model, "max_input_chars_per_word", where, 1u << 20)));
+    if (json_has(model, "continuing_subword_prefix") &&
+        RETORT_TRY(json_string(model, "continuing_subword_prefix", where)) != WordPiece::kContinues)
+      return unsupported("model option", "continuing_subword_prefix");
+  }
   // A Sequence's parts, or the one there is.
   const auto parts = [&](const char* name, const char* list) -> Result<json::array> {
     const json::object* whole = part(name);
-    if (whole == nullptr) return json::array();
+    if (whole == nullptr || wordpiece) return json::array();  // WordPiece's are read already
     if (type_of(*whole) != "Sequence") return json::array{*whole};
     return *RETORT_TRY(json_array(*whole, list, where));
   };
@@ -157,7 +178,7 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   t.pre.nfc = nfc;
   for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"})
     if (const json::value* value = model.if_contains(option);
-        value != nullptr && value->is_string() && !value->get_string().empty())
+        value != nullptr && value->is_string() && !value->get_string().empty() && !wordpiece)
       return unsupported("model option", option);
   if (json_has(model, "dropout") &&
       !(model.at("dropout").is_number() && model.at("dropout").to_number<double>() == 0))
@@ -247,7 +268,8 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
   }
   std::uint32_t rank = 0;
   const json::array none;
-  for (const json::value& value : unigram ? none : *RETORT_TRY(json_array(model, "merges", where))) {
+  for (const json::value& value :
+       unigram || wordpiece ? none : *RETORT_TRY(json_array(model, "merges", where))) {
     std::string left, right;
     if (value.is_string()) {
       const std::string_view both = value.get_string();
@@ -282,6 +304,16 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     const json::object& post = *RETORT_TRY(as_object(processor, where));
     const std::string type = type_of(post);
     if (type == "ByteLevel") continue;  // it only trims offsets
+    if (type == "BertProcessing") {
+      for (const auto& [key, id] : {std::pair("cls", &t.bos), std::pair("sep", &t.eos)}) {
+        const json::array& pair = *RETORT_TRY(json_array(post, key, where));
+        if (pair.empty() || !pair[0].is_string())
+          return fail(ErrorCode::kInvalid, where, "the post-processor's '{}' is not a token and its id", key);
+        *id = id_of(pair[0].get_string());
+      }
+      t.add_bos = t.add_eos = has_template = true;
+      continue;
+    }
     if (type != "TemplateProcessing") return unsupported("post-processor", type);
     has_template = true;
     bool after = false;
@@ -310,8 +342,8 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
                     std::string_view(value->get_string()));
       return {};
     };
-    RETORT_TRY(named("bos_token", t.bos));
-    RETORT_TRY(named("eos_token", t.eos));
+    RETORT_TRY(named(wordpiece ? "cls_token" : "bos_token", t.bos));
+    RETORT_TRY(named(wordpiece ? "sep_token" : "eos_token", t.eos));
     if (const json::value* chat = config.if_contains("chat_template"); chat != nullptr && chat->is_string()) {
       t.chat_template = chat->get_string();
     } else if (chat != nullptr && chat->is_array()) {  // several, each with a name
@@ -326,6 +358,7 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
       t.add_eos = flag(config, "add_eos_token");
     }
   }
+  if (wordpiece) t.mask = id_of("[MASK]"), t.padding = id_of("[PAD]");
   RETORT_TRY(t.finish(where));
   return Tokenizer(std::move(impl));
 }

@@ -29,6 +29,7 @@ std::vector<std::string> fuzz_seeds() {
       unigram,
       split,
       retort::testing::tiny_tokenizer_json(),
+      retort::testing::tiny_wordpiece_json(),
       retort::testing::tiny_tokenizer_json() + config,
       pieces,
       R"({"pre_tokenizer":{"type":"Metaspace","replacement":"▁","prepend_scheme":"first","split":false},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}})"};

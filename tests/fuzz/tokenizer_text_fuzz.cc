@@ -33,6 +33,7 @@ std::vector<Tokenizer> tokenizers() {
   const json::value cases = *parse_json(*text, "cases.json");
   for (const auto& entry : cases.at("tokenizers").as_object())
     out.push_back(*Tokenizer::from_huggingface_text(json::serialize(entry.value()), "", "made"));
+  out.push_back(*Tokenizer::from_huggingface_text(retort::testing::tiny_wordpiece_json(), "", "wordpiece"));
   for (const char* name : {"teachers/stories-260k", "teachers/babyllama-936k"}) {
     const auto folder = retort::testing::asset(name);
     if (!folder.empty()) out.push_back(*Tokenizer::from_huggingface(folder / "tokenizer.json"));

@@ -74,6 +74,52 @@ std::string tiny_tokenizer_json(std::uint32_t n_vocab) {
   return json::serialize(root);
 }
 
+std::string tiny_wordpiece_json(std::uint32_t n_vocab) {
+  json::object vocab;
+  const auto add = [&](const std::string& token) {
+    if (!vocab.contains(token)) vocab[token] = vocab.size();
+  };
+  for (const char* token : {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}) add(token);
+  json::array added;
+  for (const auto& member : vocab)
+    added.push_back(json::object{{"id", member.value()}, {"content", member.key()}, {"special", true}});
+  for (char c = '!'; c <= '~'; ++c)
+    if (std::isupper(static_cast<unsigned char>(c)) == 0) add(std::string(1, c));
+  for (char c = 'a'; c <= 'z'; ++c) add("##" + std::string(1, c));
+  for (char c = '0'; c <= '9'; ++c) add("##" + std::string(1, c));
+  for (const char* word :
+       {"the", "and",  "server", "client", "read", "mail", "light",  "on",    "off", "turn", "log",
+        "##s", "##er", "##ing",  "##ed",   "##es", "##ly", "##ness", "write", "to",  "it"})
+    add(word);
+  while (vocab.size() < n_vocab) add("[unused" + std::to_string(vocab.size()) + "]");
+  const auto special = [](const char* name, int id) {
+    return json::object{{"id", name}, {"ids", json::array{id}}, {"tokens", json::array{name}}};
+  };
+  const auto piece = [](const char* kind, const char* name) {
+    return json::object{{kind, json::object{{"id", name}, {"type_id", 0}}}};
+  };
+  return json::serialize(json::object{
+      {"version", "1.0"},
+      {"added_tokens", std::move(added)},
+      {"normalizer", json::object{{"type", "BertNormalizer"},
+                                  {"clean_text", true},
+                                  {"handle_chinese_chars", true},
+                                  {"strip_accents", nullptr},
+                                  {"lowercase", true}}},
+      {"pre_tokenizer", json::object{{"type", "BertPreTokenizer"}}},
+      {"post_processor",
+       json::object{
+           {"type", "TemplateProcessing"},
+           {"single", json::array{piece("SpecialToken", "[CLS]"), piece("Sequence", "A"),
+                                  piece("SpecialToken", "[SEP]")}},
+           {"special_tokens", json::object{{"[CLS]", special("[CLS]", 2)}, {"[SEP]", special("[SEP]", 3)}}}}},
+      {"model", json::object{{"type", "WordPiece"},
+                             {"unk_token", "[UNK]"},
+                             {"continuing_subword_prefix", "##"},
+                             {"max_input_chars_per_word", 100},
+                             {"vocab", std::move(vocab)}}}});
+}
+
 std::string tiny_corpus_jsonl(std::size_t documents, std::uint64_t seed) {
   constexpr std::string_view kSubjects[] = {"the server",  "a small tool",  "the library",
                                             "this daemon", "a fast parser", "the client"};
@@ -103,7 +149,8 @@ ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options) {
       {options.n_head, family == ModelFamily::kLlama ? options.n_head_kv : options.n_head, options.n_ff});
   if (family == ModelFamily::kBert) c.encoder = options.encoder;
   c.tied_embeddings = options.tied;
-  c.bos_token = c.eos_token = 0;
+  c.bos_token = family == ModelFamily::kBert ? 2 : 0;
+  c.eos_token = family == ModelFamily::kBert ? 3 : 0;
   if (options.change) options.change(c);
   return c;
 }
@@ -112,10 +159,14 @@ Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily f
                               TinyModelOptions options) {
   const ModelConfig c = tiny_config(family, options);
   RETORT_TRY(make_folders(folder / "tokenizer"));
-  RETORT_TRY(write_file_atomic(folder / "tokenizer/tokenizer.json", tiny_tokenizer_json(options.n_vocab)));
+  const bool bert = family == ModelFamily::kBert;
+  RETORT_TRY(
+      write_file_atomic(folder / "tokenizer/tokenizer.json",
+                        bert ? tiny_wordpiece_json(options.n_vocab) : tiny_tokenizer_json(options.n_vocab)));
   RETORT_TRY(write_file_atomic(
       folder / "tokenizer/tokenizer_config.json",
-      R"({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": true})"));
+      bert ? R"({"cls_token": "[CLS]", "sep_token": "[SEP]"})"
+           : R"({"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": true})"));
   std::vector<TensorSource> weights;
   std::uint64_t number = 0;
   for (WeightShape& weight : hf_weights(c)) {

@@ -22,12 +22,14 @@ ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options);
 
 /// Writes a small valid Hugging Face folder with random weights (from `seed`) and a byte-level tokenizer of
 /// 300 tokens (or more): "<|endoftext|>", the 256 bytes, 43 merges of common English pairs, then pairs of
-/// bytes.
+/// bytes. A BERT has WordPiece instead: five special tokens, printable ASCII and letters that continue a
+/// word, some words and endings, then unused ones.
 Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily family, std::uint64_t seed,
                               TinyModelOptions options = {});
 
 /// The tokenizer.json alone.
 std::string tiny_tokenizer_json(std::uint32_t n_vocab = 300);
+std::string tiny_wordpiece_json(std::uint32_t n_vocab = 300);
 
 /// A few hundred short, different English-like documents, as JSONL {"text"}; deterministic.
 std::string tiny_corpus_jsonl(std::size_t documents, std::uint64_t seed);
