@@ -1,6 +1,7 @@
 // fuzz-links: retort_runtime
 // A model file that was tampered with: whatever loads must also compute, inside its own memory.
 #include "agent/serve/runtime/classifier.h"
+#include "agent/serve/runtime/encoder.h"
 #include "agent/serve/runtime/session.h"
 #include "common/core/file.h"
 #include "common/hf/classifier_model.h"
@@ -18,7 +19,9 @@ std::vector<std::string> fuzz_seeds() {
   retort::testing::TinyModelOptions small;
   small.n_embd = 32, small.n_layer = 1, small.n_head = 2, small.n_head_kv = 1, small.n_ff = 32,
   small.n_ctx = 8;
-  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2})
+  small.encoder.labels = {"on", "off"}, small.encoder.pooler = true,
+  small.encoder.pooling = TextPooling::kCls;
+  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2, ModelFamily::kBert})
     for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0}) {
       const auto name = folder / (std::string(to_string(family)) + std::string(info(type).name));
       fuzz::require(retort::testing::write_tiny_model(name, family, 1, small).has_value());
@@ -65,6 +68,21 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto model = Model::from_file(std::move(*file));
   if (!model) return 0;
   ThreadTeam team(1);
+  const ModelConfig& c = (*model)->config();
+  if (c.is_encoder()) {
+    const auto encoder = EncoderSession::create(
+        *model, team, {.n_ctx = std::min(8u, c.n_ctx), .batch = 8, .memory_limit = 64 << 20});
+    if (!encoder) return 0;
+    const std::vector<TokenId> ids{0, static_cast<TokenId>(c.n_vocab - 1)};
+    const EncoderSession::Text text = std::span(ids).last(std::min<std::size_t>(2, (*encoder)->n_ctx()));
+    const auto vector = (*encoder)->embed({&text, 1});
+    fuzz::require(vector.has_value() && vector->size() == c.n_embd);
+    const auto classes = (*encoder)->classify({&text, 1});
+    fuzz::require(classes.has_value() == !c.encoder.labels.empty());
+    const std::uint32_t place = 0;
+    fuzz::require((*encoder)->predict(text, {&place, 1}).has_value() == c.encoder.mlm_head);
+    return 0;
+  }
   const auto session = Session::create(
       *model, team, {.n_ctx = std::min(8u, (*model)->config().n_ctx), .batch = 2, .memory_limit = 64 << 20});
   if (!session) return 0;

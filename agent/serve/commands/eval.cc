@@ -2,6 +2,7 @@
 
 #include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
+#include "agent/serve/commands/encoder.h"
 #include "agent/serve/runtime/evaluate.h"
 #include "common/core/documents.h"
 #include "common/hf/classifier_model.h"
@@ -12,6 +13,7 @@ Result<void> eval(const ServeArguments& options) {
   GgufFile file = RETORT_TRY(GgufFile::open(options.model));
   if (is_gguf_classifier(file)) return eval_classifier(options, std::move(file));
   const auto student = RETORT_TRY(Model::from_file(std::move(file)));
+  if (student->config().is_encoder()) return eval_encoder(options, student);
   std::shared_ptr<const Model> teacher;
   if (!options.teacher.empty()) teacher = RETORT_TRY(Model::open(options.teacher));
   const auto documents = RETORT_TRY(read_documents(options.data));

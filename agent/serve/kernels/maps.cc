@@ -46,6 +46,23 @@ void HyperbolicTangent(float* x, std::size_t n) {
   map(x, n, [](F v) HWY_ATTR { return hn::Tanh(Floats(), v); });
 }
 
+void GeluErf(float* x, std::size_t n) {
+  // x Φ(x) = max(x, 0) − |x| (1 − Φ(|x|)), and 1 − Φ(|x|) = ½ erfc(|x| / √2).
+  map(x, n, [](F v) HWY_ATTR {
+    const Floats d;
+    const F size = hn::Abs(v);
+    const F t =
+        hn::Div(hn::Set(d, 1.0f), hn::MulAdd(size, hn::Set(d, 0.3275911f * 0.70710678f), hn::Set(d, 1.0f)));
+    F p = hn::Set(d, 0.5f * 1.061405429f);
+    p = hn::MulAdd(p, t, hn::Set(d, 0.5f * -1.453152027f));
+    p = hn::MulAdd(p, t, hn::Set(d, 0.5f * 1.421413741f));
+    p = hn::MulAdd(p, t, hn::Set(d, 0.5f * -0.284496736f));
+    p = hn::MulAdd(p, t, hn::Set(d, 0.5f * 0.254829592f));
+    const F tail = hn::Mul(hn::Mul(p, t), hn::Exp(d, hn::Mul(hn::Mul(v, v), hn::Set(d, -0.5f))));
+    return hn::NegMulAdd(size, tail, hn::Max(v, hn::Zero(d)));
+  });
+}
+
 template <bool kMax>
 HWY_INLINE void pool(const float* in, std::size_t row_size, std::uint32_t channels, PoolWindows windows,
                      std::uint32_t out_width, float* out) {
@@ -94,11 +111,13 @@ namespace retort::kernels {
 
 RETORT_EXPORT(Relu);
 RETORT_EXPORT(HyperbolicTangent);
+RETORT_EXPORT(GeluErf);
 RETORT_EXPORT(MaxPool);
 RETORT_EXPORT(AveragePool);
 
 void relu(float* x, std::size_t n) { RETORT_CALL(Relu)(x, n); }
 void hyperbolic_tangent(float* x, std::size_t n) { RETORT_CALL(HyperbolicTangent)(x, n); }
+void gelu_erf(float* x, std::size_t n) { RETORT_CALL(GeluErf)(x, n); }
 void max_pool(const float* in, std::size_t row_size, std::uint32_t channels, PoolWindows windows,
               std::uint32_t out_width, float* out) {
   RETORT_CALL(MaxPool)(in, row_size, channels, windows, out_width, out);

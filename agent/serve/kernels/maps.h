@@ -3,14 +3,16 @@
 #include <cstddef>
 #include <cstdint>
 
-/// What a perceptron and a convolutional network do beside matrix products. Maps are [row][column][channel],
-/// F32. No function allocates or checks sizes. Thread: any.
+/// What perceptrons, convolutional networks and encoders do beside matrix products and attention. Maps are
+/// [row][column][channel], F32. No function allocates or checks sizes. Thread: any.
 namespace retort::kernels {
 
 /// x = max(x, 0); what is not a number becomes 0.
 void relu(float* x, std::size_t n);
 /// x = tanh(x).
 void hyperbolic_tangent(float* x, std::size_t n);
+/// x = x Φ(x) [Hendrycks 2016], Φ by [Abramowitz 1964, 7.1.26], within 2e-7 of |x|.
+void gelu_erf(float* x, std::size_t n);
 
 /// Windows of size × size positions at every stride-th position, along a map's rows.
 struct PoolWindows {

@@ -65,6 +65,16 @@ class Layout {
   std::uint64_t size_ = 0;
 };
 
+// read_gguf_config has checked that every tensor is there with the right shape, and F32 where it is a vector.
+kernels::Matrix matrix_in(const GgufFile& file, const std::string& name) {
+  const GgufTensor* t = file.tensor(name);
+  return {t->type, static_cast<std::uint32_t>(t->rows()), static_cast<std::uint32_t>(t->columns()),
+          t->data.data()};
+}
+const float* vector_in(const GgufFile& file, const std::string& name) {
+  return reinterpret_cast<const float*>(file.tensor(name)->data.data());
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const Model>> Model::open(const std::filesystem::path& gguf,
@@ -75,17 +85,15 @@ Result<std::shared_ptr<const Model>> Model::open(const std::filesystem::path& gg
 Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const ModelOptions& options,
                                                       const std::filesystem::path& source) {
   ModelConfig config = RETORT_TRY(read_gguf_config(file));
-  if (config.is_encoder())
-    return fail(ErrorCode::kUnsupported, file.where(), "encoders are not computed yet");
   Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_gguf(file));
   file.drop_lists();
   if (tokenizer.vocabulary_size() != config.n_vocab)
     return fail(ErrorCode::kInvalid, file.where(), "the tokenizer has {} tokens, the embedding {}",
                 tokenizer.vocabulary_size(), config.n_vocab);
-  if (const GgufTensor* positions = file.tensor("position_embd.weight");
-      positions != nullptr && positions->type != TensorType::kF32)
-    return fail(ErrorCode::kUnsupported, file.where(), "position_embd.weight is {}; it must be F32",
-                info(positions->type).name);
+  for (const char* name : {"position_embd.weight", "token_types.weight"})
+    if (const GgufTensor* rows = file.tensor(name); rows != nullptr && rows->type != TensorType::kF32)
+      return fail(ErrorCode::kUnsupported, file.where(), "{} is {}; it must be F32", name,
+                  info(rows->type).name);
   std::shared_ptr<Model> model(new Model(std::move(file), std::move(config), std::move(tokenizer)));
   const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
   if (size == 0 || (options.pack_if && !options.pack_if(*model, size))) return model;
@@ -104,20 +112,28 @@ Model::Model(GgufFile file, ModelConfig config, Tokenizer tokenizer)
       layers_(config_.layers.size()),
       joined_biases_(config_.layers.size()) {}
 
+/// Q's, K's and V's biases, side by side as their projections are.
+void Model::join_biases(std::size_t layer) {
+  std::vector<float>& joined = joined_biases_[layer];
+  if (!joined.empty()) return;
+  for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) {
+    const GgufTensor* tensor = file_.tensor("blk." + std::to_string(layer) + "." + name);
+    const auto* const values = reinterpret_cast<const float*>(tensor->data.data());
+    joined.insert(joined.end(), values, values + tensor->columns());
+  }
+}
+
 /// Points every weight to where it is: in the file, or in `memory` when it is packed (null: nowhere yet).
 /// `fill` writes the packed ones there. Returns their size.
 std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
-  // read_gguf_config has checked that every tensor is there with the right shape, and F32 where it is a
-  // vector.
-  const auto matrix = [&](const std::string& name) {
-    const GgufTensor* t = file_.tensor(name);
-    return Matrix{t->type, static_cast<std::uint32_t>(t->rows()), static_cast<std::uint32_t>(t->columns()),
-                  t->data.data()};
-  };
-  const auto vector = [&](const std::string& name) {
-    return reinterpret_cast<const float*>(file_.tensor(name)->data.data());
-  };
+  const auto matrix = [&](const std::string& name) { return matrix_in(file_, name); };
+  const auto vector = [&](const std::string& name) { return vector_in(file_, name); };
   Layout layout(pack, memory, fill);
+  token_embedding_ = matrix("token_embd.weight");
+  if (config_.is_encoder()) {
+    lay_out_encoder(layout);
+    return layout.size();
+  }
   const bool llama = config_.family == ModelFamily::kLlama;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
@@ -129,15 +145,10 @@ std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
     layer.ffn_norm = vector(prefix + "ffn_norm.weight");
     layer.ffn_norm_bias = bias("ffn_norm.bias", !llama);
     if (llama) {
-      std::vector<float>& joined = joined_biases_[i];
-      if (config_.qkv_bias && joined.empty())
-        for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) {
-          const auto* const values = vector(prefix + name);
-          joined.insert(joined.end(), values, values + file_.tensor(prefix + name)->columns());
-        }
+      if (config_.qkv_bias) join_biases(i);
       layer.qkv = layout.place({matrix(prefix + "attn_q.weight"), matrix(prefix + "attn_k.weight"),
                                 matrix(prefix + "attn_v.weight")},
-                               joined.empty() ? nullptr : joined.data());
+                               config_.qkv_bias ? joined_biases_[i].data() : nullptr);
       layer.ffn_gate = layout.place({matrix(prefix + "ffn_gate.weight")}, bias("ffn_gate.bias", mlp_bias));
     } else {
       layer.qkv = layout.place({matrix(prefix + "attn_qkv.weight")}, vector(prefix + "attn_qkv.bias"));
@@ -147,7 +158,6 @@ std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
     layer.ffn_up = layout.place({matrix(prefix + "ffn_up.weight")}, bias("ffn_up.bias", mlp_bias));
     layer.ffn_down = layout.place({matrix(prefix + "ffn_down.weight")}, bias("ffn_down.bias", mlp_bias));
   }
-  token_embedding_ = matrix("token_embd.weight");
   output_ = layout.place({config_.tied_embeddings ? token_embedding_ : matrix("output.weight")}, nullptr);
   output_norm_ = vector("output_norm.weight");
   if (!llama) {
@@ -155,6 +165,40 @@ std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
     position_embedding_ = vector("position_embd.weight");
   }
   return layout.size();
+}
+
+template <typename Placer>
+void Model::lay_out_encoder(Placer& layout) {
+  const auto matrix = [&](const std::string& name) { return matrix_in(file_, name + ".weight"); };
+  const auto weight = [&](const std::string& name) { return vector_in(file_, name + ".weight"); };
+  const auto bias = [&](const std::string& name) { return vector_in(file_, name + ".bias"); };
+  const auto dense = [&](const std::string& name) { return layout.place({matrix(name)}, bias(name)); };
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    const std::string prefix = "blk." + std::to_string(i) + ".";
+    join_biases(i);
+    layer.qkv =
+        layout.place({matrix(prefix + "attn_q"), matrix(prefix + "attn_k"), matrix(prefix + "attn_v")},
+                     joined_biases_[i].data());
+    layer.attn_output = dense(prefix + "attn_output");
+    layer.attn_norm = weight(prefix + "attn_output_norm");
+    layer.attn_norm_bias = bias(prefix + "attn_output_norm");
+    layer.ffn_up = dense(prefix + "ffn_up");
+    layer.ffn_down = dense(prefix + "ffn_down");
+    layer.ffn_norm = weight(prefix + "layer_output_norm");
+    layer.ffn_norm_bias = bias(prefix + "layer_output_norm");
+  }
+  position_embedding_ = weight("position_embd");
+  encoder_.embedding_norm = weight("token_embd_norm");
+  encoder_.embedding_norm_bias = bias("token_embd_norm");
+  if (config_.encoder.n_token_types > 0) encoder_.token_type = weight("token_types");
+  if (config_.encoder.pooler) encoder_.pooler = dense("cls");
+  if (!config_.encoder.labels.empty()) encoder_.classifier = dense("cls.output");
+  if (!config_.encoder.mlm_head) return;
+  encoder_.mlm_dense = dense("mlm.dense");
+  encoder_.mlm_norm = weight("mlm.norm");
+  encoder_.mlm_norm_bias = bias("mlm.norm");
+  output_ = layout.place({config_.tied_embeddings ? token_embedding_ : matrix("output")}, bias("output"));
 }
 
 std::uint64_t Model::weight_bytes() const {
@@ -171,6 +215,7 @@ std::uint64_t Model::file_bytes_in_use() const {
     return bytes;
   };
   std::uint64_t packed = config_.tied_embeddings ? 0 : own(output_);
+  packed += own(encoder_.pooler) + own(encoder_.classifier) + own(encoder_.mlm_dense);
   for (const Layer& layer : layers_)
     packed += own(layer.qkv) + own(layer.attn_output) + own(layer.ffn_gate) + own(layer.ffn_up) +
               own(layer.ffn_down);

@@ -51,6 +51,7 @@ class Model {
     bool quantized = false;   ///< reads the quantized input
     explicit operator bool() const { return rows != 0; }
   };
+  /// An encoder's norms stand after the additions: attn_norm after attention, ffn_norm after the FFN.
   struct Layer {
     const float *attn_norm = nullptr, *attn_norm_bias = nullptr, *ffn_norm = nullptr,
                 *ffn_norm_bias = nullptr;
@@ -67,6 +68,14 @@ class Model {
   const float* position_embedding() const { return position_embedding_; }
   const float* output_norm() const { return output_norm_; }
   const float* output_norm_bias() const { return output_norm_bias_; }
+  /// Encoders: the norm of the embeddings, token type 0 (null: none) and the heads, as far as it has them;
+  /// the masked-LM head ends in output(), which is empty without it.
+  struct Encoder {
+    const float *embedding_norm = nullptr, *embedding_norm_bias = nullptr, *token_type = nullptr;
+    Projection pooler, classifier, mlm_dense;
+    const float *mlm_norm = nullptr, *mlm_norm_bias = nullptr;
+  };
+  const Encoder& encoder() const { return encoder_; }
   std::uint64_t parameters() const { return parameter_count(config_); }
   std::uint64_t weight_bytes() const;
   /// Bytes of the file that are read while it serves: all of it, less the tensors that are packed.
@@ -80,6 +89,9 @@ class Model {
  private:
   Model(GgufFile file, ModelConfig config, Tokenizer tokenizer);
   std::uint64_t lay_out(bool pack, std::byte* memory, bool fill);
+  void join_biases(std::size_t layer);
+  template <typename Placer>
+  void lay_out_encoder(Placer& layout);
 
   GgufFile file_;
   ModelConfig config_;
@@ -89,6 +101,7 @@ class Model {
   std::vector<std::vector<float>> joined_biases_;  ///< of Q, K and V, a layer each
   Matrix token_embedding_;
   Projection output_;
+  Encoder encoder_;
   const float *position_embedding_ = nullptr, *output_norm_ = nullptr, *output_norm_bias_ = nullptr;
 };
 

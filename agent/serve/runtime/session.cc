@@ -74,6 +74,8 @@ MemoryPlan plan_memory(const Model& model, const SessionOptions& given, std::uin
 Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<const Model> model, ThreadTeam& team,
                                                  SessionOptions options) {
   const ModelConfig& c = model->config();
+  if (c.is_encoder())
+    return fail(ErrorCode::kUnsupported, model->file().where(), "an encoder generates nothing");
   if (options.n_ctx == 0) options.n_ctx = c.n_ctx;
   if (options.n_ctx > c.n_ctx)
     return fail(ErrorCode::kInvalid, model->file().where(),
@@ -196,50 +198,6 @@ void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
       for (std::uint32_t head = 0; head < c.layers[layer].n_head_kv; ++head)
         std::memcpy(cache(to, layer, values, head), cache(from, layer, values, head), bytes);
   position_[to] = count;
-}
-
-// ---- how work is split ----
-/// Calls work(first, last) for ranges of a projection's rows that begin at multiples of `granule`.
-/// `products`: how many such projections the work multiplies with.
-template <typename Work>
-void Session::share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
-                         std::uint32_t products, const Work& work) {
-  const std::uint64_t units = (projection.rows + granule - 1) / granule;
-  // Few tokens take as long as reading the weights, at some 100 bytes a nanosecond; many, as multiplying,
-  // some 250 a nanosecond.
-  const std::uint64_t nanoseconds =
-      products * (count < 4 ? projection.bytes / units / 100
-                            : std::uint64_t{granule} * projection.columns * count / 250);
-  team_.share(units, std::max<std::uint64_t>(nanoseconds, 1),
-              [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-                work(first * granule, std::min<std::uint64_t>(last * granule, projection.rows));
-              });
-}
-
-/// Rows [begin, end) of a projection. Parts whose rows do not begin at a multiple of the group are split by
-/// their own rows instead, in proportion.
-void Session::multiply(const Model::Projection& projection, const float* x, const QuantizedRows& quantized,
-                       std::size_t count, std::uint64_t begin, std::uint64_t end, float* out,
-                       std::size_t stride, bool add) const {
-  const kernels::Activations input{static_cast<std::uint32_t>(count),
-                                   projection.columns,
-                                   x,
-                                   quantized.q,
-                                   quantized.scale,
-                                   quantized.start,
-                                   quantized.half_start};
-  for (const Model::Projection::Part& part : projection.parts) {
-    const std::uint64_t rows = part.matrix.rows, groups = (rows + kGroupRows - 1) / kGroupRows;
-    std::uint64_t first = begin, last = end;
-    if (projection.parts.size() > 1) {
-      first = groups * begin / projection.rows * kGroupRows;
-      last = std::min<std::uint64_t>(rows, groups * end / projection.rows * kGroupRows);
-    }
-    if (first >= last) continue;
-    kernels::matmul(
-        part.matrix, input, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(last),
-        {out + part.first, stride, projection.bias == nullptr ? nullptr : projection.bias + part.first, add});
-  }
 }
 
 /// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,
@@ -388,33 +346,34 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
     const Model::Layer& layer = model_->layers()[i];
     const std::size_t ff = c.layers[i].n_ff;
     normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, count);
-    share_rows(layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    share_rows(team_, layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.qkv, normed_, input_, count, first, last, qkv_, layer.qkv.rows, false);
     });
     attend(i, count);
-    share_rows(layer.attn_output, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    share_rows(team_, layer.attn_output, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.attn_output, attended_, input_, count, first, last, hidden_, n_embd, true);
     });
 
     normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias,
               layer.ffn_up.quantized || layer.ffn_gate.quantized, count);
     // Whole blocks of the quantized result, so that each share makes its own.
-    share_rows(layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1, [&](std::uint64_t first, std::uint64_t last) {
-      if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
-        multiply(layer.ffn_gate, normed_, input_, count, first, last, gate_, ff, false);
-        multiply(layer.ffn_up, normed_, input_, count, first, last, up_, ff, false);
-      } else {
-        multiply(layer.ffn_up, normed_, input_, count, first, last, gate_, ff, false);
-      }
-      for (std::size_t t = 0; t < count; ++t) {
-        if (layer.ffn_gate)
-          kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
-        else
-          kernels::gelu(gate_ + t * ff + first, last - first);
-        if (layer.ffn_down.quantized) inner_.quantize(t, gate_, ff, first, last);
-      }
-    });
-    share_rows(layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    share_rows(team_, layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1,
+               [&](std::uint64_t first, std::uint64_t last) {
+                 if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
+                   multiply(layer.ffn_gate, normed_, input_, count, first, last, gate_, ff, false);
+                   multiply(layer.ffn_up, normed_, input_, count, first, last, up_, ff, false);
+                 } else {
+                   multiply(layer.ffn_up, normed_, input_, count, first, last, gate_, ff, false);
+                 }
+                 for (std::size_t t = 0; t < count; ++t) {
+                   if (layer.ffn_gate)
+                     kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
+                   else
+                     kernels::gelu(gate_ + t * ff + first, last - first);
+                   if (layer.ffn_down.quantized) inner_.quantize(t, gate_, ff, first, last);
+                 }
+               });
+    share_rows(team_, layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.ffn_down, gate_, inner_, count, first, last, hidden_, n_embd, true);
     });
   }
@@ -431,7 +390,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   if (all_logits) outputs = count;
   if (outputs == 0) return;
   normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized, outputs);
-  share_rows(model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
+  share_rows(team_, model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
     multiply(model_->output(), normed_, input_, outputs, first, last, logits_, c.n_vocab, false);
   });
 }

@@ -7,6 +7,7 @@
 
 #include "agent/serve/runtime/arena.h"
 #include "agent/serve/runtime/model.h"
+#include "agent/serve/runtime/projection.h"
 #include "agent/serve/runtime/thread_team.h"
 #include "common/core/result.h"
 
@@ -80,12 +81,6 @@ class Session {
   struct Run {
     std::uint32_t row = 0, count = 0, stream = 0, position = 0;
   };
-  template <typename Work>
-  void share_rows(const Model::Projection& projection, std::uint32_t granule, std::size_t count,
-                  std::uint32_t products, const Work& work);
-  void multiply(const Model::Projection& projection, const float* x, const QuantizedRows& quantized,
-                std::size_t count, std::uint64_t begin, std::uint64_t end, float* out, std::size_t stride,
-                bool add) const;
   void normalize(const float* x, const float* weight, const float* bias, bool quantized, std::size_t count);
   void embed(std::span<const Chunk> chunks);
   void attend(std::size_t layer, std::size_t count);

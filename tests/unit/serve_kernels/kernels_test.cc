@@ -1,4 +1,6 @@
 #include "agent/serve/kernels/kernels.h"
+#include "agent/serve/kernels/encoder.h"
+#include "agent/serve/kernels/maps.h"
 
 #include <algorithm>
 #include <cmath>
@@ -454,6 +456,54 @@ TEST_P(Kernels, CachesHoldWhatIsStoredAndAttentionReadsIt) {
         EXPECT_EQ(together, each);
       }
     }
+}
+
+TEST_P(Kernels, AttentionAllIsTheDefinition) {
+  std::mt19937 random(12);
+  for (const auto& [n, head_dim] : {std::pair(1u, 32u), std::pair(3u, 7u), std::pair(16u, 64u),
+                                    std::pair(33u, 32u), std::pair(70u, 20u)}) {
+    const std::size_t stride = 3 * head_dim + 5, out_stride = head_dim + 3;
+    const Floats rows = normal(stride * n, random, 2);
+    const float *q = rows.data(), *k = q + head_dim, *v = k + head_dim;
+    const float scale = 1 / std::sqrt(float(head_dim));
+    // 64-byte aligned, and as long as it must be.
+    const Packed scratch(4 * attention_all_scratch(n, head_dim));
+    Floats out(out_stride * n, 7.0f);
+    attention_all(q, k, v, stride, n, head_dim, scale, reinterpret_cast<float*>(scratch.bytes.get()),
+                  out.data(), out_stride);
+    for (std::uint32_t i = 0; i < n; ++i) {
+      std::vector<double> weight(n);
+      double sum = 0;
+      for (std::uint32_t j = 0; j < n; ++j) {
+        double dot = 0;
+        for (std::uint32_t d = 0; d < head_dim; ++d)
+          dot += double(q[i * stride + d]) * double(k[j * stride + d]);
+        sum += weight[j] = std::exp(dot * double(scale));
+      }
+      for (std::uint32_t d = 0; d < head_dim; ++d) {
+        double wanted = 0;
+        for (std::uint32_t j = 0; j < n; ++j) wanted += weight[j] / sum * double(v[j * stride + d]);
+        EXPECT_NEAR(out[i * out_stride + d], wanted, 1e-5) << n << " " << head_dim;
+      }
+      for (std::size_t d = head_dim; d < out_stride; ++d) EXPECT_EQ(out[i * out_stride + d], 7.0f);
+    }
+  }
+}
+
+TEST_P(Kernels, GeluAndTanhAreTheDefinitions) {
+  for (const std::size_t n : {1ul, 15ul, 16ul, 1001ul}) {
+    Floats x(n);
+    for (std::size_t i = 0; i < n; ++i) x[i] = (float(i) - float(n) / 2) * 0.05f;
+    if (n > 3) x[0] = -1e4f, x[1] = 1e4f, x[2] = 0;
+    Floats gelu = x, tanh = x;
+    gelu_erf(gelu.data(), n);
+    hyperbolic_tangent(tanh.data(), n);
+    for (std::size_t i = 0; i < n; ++i) {
+      const double v = double(x[i]), wanted = v * 0.5 * std::erfc(-v / std::sqrt(2.0));
+      EXPECT_NEAR(gelu[i], wanted, 1e-6 + 2e-7 * std::abs(v)) << v;
+      EXPECT_NEAR(tanh[i], std::tanh(v), 1e-6) << v;
+    }
+  }
 }
 
 }  // namespace

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "agent/serve/runtime/arena.h"
+#include "agent/serve/runtime/model.h"
+#include "agent/serve/runtime/thread_team.h"
+
+/// What sessions of decoders and of encoders have in common: projections of rows of activations, shared by the
+/// team.
+namespace retort {
+
+/// Calls work(first, last) for ranges of a projection's rows that begin at multiples of `granule`.
+/// `products`: how many such projections the work multiplies with.
+template <typename Work>
+void share_rows(ThreadTeam& team, const Model::Projection& projection, std::uint32_t granule,
+                std::size_t count, std::uint32_t products, const Work& work) {
+  const std::uint64_t units = (projection.rows + granule - 1) / granule;
+  // Few tokens take as long as reading the weights, at some 100 bytes a nanosecond; many, as multiplying,
+  // some 250 a nanosecond.
+  const std::uint64_t nanoseconds =
+      products * (count < 4 ? projection.bytes / units / 100
+                            : std::uint64_t{granule} * projection.columns * count / 250);
+  team.share(units, std::max<std::uint64_t>(nanoseconds, 1),
+             [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+               work(first * granule, std::min<std::uint64_t>(last * granule, projection.rows));
+             });
+}
+
+/// Rows [begin, end) of a projection of `count` rows of x [count, columns], or of their quantized form, to
+/// out[t * stride + row]; with `add`, added to what is there. Parts whose rows do not begin at a multiple of
+/// the group are split by their own rows instead, in proportion.
+void multiply(const Model::Projection& projection, const float* x, const QuantizedRows& quantized,
+              std::size_t count, std::uint64_t begin, std::uint64_t end, float* out, std::size_t stride,
+              bool add);
+
+}  // namespace retort
