@@ -127,6 +127,17 @@ Result<void> check_answer(const std::string& host, std::uint16_t port, std::chro
   const json::array models = RETORT_TRY(ask("GET", "/v1/models", "", "data"));
   const json::object& model = *RETORT_TRY(as_object(models[0], "/v1/models"));
   const json::object& meta = *RETORT_TRY(json_object(model, "meta", "/v1/models"));
+  if (json_has(meta, "pooling")) {  // an encoder; its vectors have length 1
+    const json::array data = RETORT_TRY(ask("POST", "/v1/embeddings", R"({"input":"The"})", "data"));
+    const json::object& entry = *RETORT_TRY(as_object(data[0], "/v1/embeddings"));
+    double squares = 0;
+    for (const json::value& x : *RETORT_TRY(json_array(entry, "embedding", "/v1/embeddings")))
+      squares +=
+          x.is_number() ? std::pow(x.to_number<double>(), 2) : std::numeric_limits<double>::quiet_NaN();
+    if (std::abs(squares - 1) < 0.01) return {};
+    return fail(ErrorCode::kInvalid, "/v1/embeddings", "the probe's vector has length {}, not 1",
+                std::sqrt(squares));
+  }
   if (!json_has(meta, "input_shape")) {
     RETORT_TRY(
         ask("POST", "/v1/completions", R"({"prompt":"The","max_tokens":4,"temperature":0})", "choices"));

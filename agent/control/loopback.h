@@ -26,9 +26,9 @@ Result<LoopbackAnswer> ask_serve(const std::string& host, std::uint16_t port, st
 /// /health answers 200, and for this artifact where it says so.
 Result<void> check_health(const std::string& host, std::uint16_t port, const std::string& artifact,
                           std::chrono::milliseconds timeout);
-/// Asks for what the model is there for, which /v1/models tells: four tokens, or, of a classifier of tensors,
-/// the class of an input of zeros. There must be an answer, in finite time. kOutOfBudget: it says that it is
-/// too busy.
+/// Asks for what the model is there for, which /v1/models tells: four tokens, a vector of an encoder, or the
+/// class of an input of zeros of a classifier of tensors. There must be an answer, in finite time.
+/// kOutOfBudget: it says that it is too busy.
 Result<void> check_answer(const std::string& host, std::uint16_t port, std::chrono::milliseconds timeout);
 /// What the model writes after a prompt, greedily. kUnavailable: it did not answer, or is too busy to.
 Result<std::string> complete(const std::string& host, std::uint16_t port, std::string_view prompt,

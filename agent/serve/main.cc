@@ -12,8 +12,8 @@ namespace {
 
 int run(int argc, char** argv) {
   CLI::App app{
-      "Serves a GGUF model (Llama, GPT-2, or a small classifier of tensors; F32, F16, BF16 and GGUF's block "
-      "formats) over HTTP, OpenAI style; evaluates, "
+      "Serves a GGUF model (Llama, GPT-2, BERT, or a small classifier of tensors; F32, F16, BF16 and GGUF's "
+      "block formats) over HTTP, OpenAI style; evaluates, "
       "measures and describes one."};
   app.set_version_flag("--version", "retort-serve " RETORT_VERSION);
   app.footer(
@@ -95,16 +95,16 @@ int run(int argc, char** argv) {
   caching(eval_command);
   eval_command
       ->add_option("--data", options.data,
-                   "JSONL {\"text\"} or plain text split at blank lines; for a classifier JSONL {\"input\", "
-                   "\"label\"} "
-                   "or an idx file of images")
+                   "JSONL {\"text\"} or plain text split at blank lines; for a classifier JSONL {\"text\", "
+                   "\"label\"} or {\"input\", \"label\"}, or an idx file of images")
       ->required();
   eval_command->add_option("--labels", options.labels, "idx file of the images' labels");
   eval_command->add_option("--teacher", options.teacher, "GGUF to compare with");
   eval_command->add_option("--max-tokens", options.max_tokens, "stop after this many predictions");
   eval_command->add_option("--max-examples", options.max_examples, "stop after this many (classifiers)");
   eval_command->add_flag("--json", options.as_json, "always so");
-  CLI::App* bench_command = app.add_subcommand("bench", "prompt and generation speed");
+  CLI::App* bench_command =
+      app.add_subcommand("bench", "prompt and generation speed; of an encoder, milliseconds a text");
   common(bench_command);
   packing(bench_command);
   caching(bench_command);

@@ -2,6 +2,7 @@
 // What a client sends and what a model writes: request bodies, URL escapes, and text that is let out piece by
 // piece (never half a character, never a stop string, the same however it was cut).
 #include "agent/serve/http/api.h"
+#include "agent/serve/http/encode_api.h"
 #include "common/http/http.h"
 #include "tests/fuzz/fuzz_seeds.h"
 #include "tests/support/tiny_model.h"
@@ -14,6 +15,8 @@ std::vector<std::string> fuzz_seeds() {
       R"({"prompt":"x","response_format":{"type":"json_schema","json_schema":{"strict":true,"schema":{"type":"object"}}}})",
       R"({"prompt":[1,2,3],"stream_options":{"include_usage":true},"stop":"x"})",
       R"({"messages":[{"role":"user","content":[{"type":"text","text":"the server"}]},{"role":"tool","content":null}],"max_completion_tokens":9,"logprobs":true,"top_logprobs":3,"tools":[],"chat_template_kwargs":{"x":1}})",
+      R"({"input":["the server",[2,5,3],"x"],"encoding_format":"base64","dimensions":64,"top_k":2})",
+      R"({"input":[2,7,3],"top_k":1})",
       "/v1/jobs/a%20b%2Fc?x=%41&y",
       "na\xc3\xafve \xe2\x82\xac \xf0\x9f\x98\x80 stop st\xf0\x9f",
   };
@@ -33,6 +36,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       *ChatTemplate::parse("{% for m in messages %}{{ m.role ~ m.content ~ x }}{% endfor %}", "chat");
   if (const auto call = parse_chat(text, chat, tokenizer, 128, random))
     fuzz::require(call->generation.prompt.size() < 128 && call->generation.max_tokens > 0);
+  ModelConfig encoder;
+  encoder.family = ModelFamily::kBert;
+  encoder.n_embd = 64;
+  static const Tokenizer wordpiece =
+      *Tokenizer::from_huggingface_text(retort::testing::tiny_wordpiece_json(), "", "tiny");
+  for (const EncodeKind kind : {EncodeKind::kEmbed, EncodeKind::kClassify})
+    if (const auto call = parse_encode(kind, text, wordpiece, encoder, 16)) {
+      fuzz::require(!call->texts.empty());
+      for (const auto& ids : call->texts) fuzz::require(!ids.empty() && ids.size() <= 16);
+      const std::vector<std::vector<float>> rows(call->texts.size(), {0.25f, 0.75f});
+      fuzz::require(encode_answer(*call, rows, {"a", "b"}, "m").at("data").as_array().size() == rows.size());
+    }
   if (const auto decoded = percent_decode(text)) fuzz::require(decoded->size() <= text.size());
 
   const std::vector<std::string> stops{"stop", "\xf0\x9f\x98\x80x"};

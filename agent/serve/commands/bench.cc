@@ -10,6 +10,7 @@
 #include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
 #include "agent/serve/kernels/roofline.h"
+#include "agent/serve/runtime/encoder.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/random.h"
@@ -103,6 +104,63 @@ class Roofline {
   std::unique_ptr<std::byte, void (*)(void*)> memory_;
 };
 
+/// Milliseconds of one text at a time, of 32 and 128 tokens or as long as the model takes.
+Result<void> bench_encoder(const ServeArguments& options, const std::shared_ptr<const Model>& model,
+                           ThreadTeam& team) {
+  const auto session = RETORT_TRY(EncoderSession::create(
+      model, team, {.n_ctx = options.ctx, .memory_limit = RETORT_TRY(memory_limit(options))}));
+  if (options.repeat < 1) return fail(ErrorCode::kInvalid, options.model, "--repeat must be at least 1");
+  const Work work = work_of(*model);
+  const double peak = Roofline(team, work.bytes, work.quantized).peak();
+  SeededRandom random(1);
+  using clock = std::chrono::steady_clock;
+  json::array lengths;
+  for (const std::uint32_t length : {32u, 128u}) {
+    if (length > session->n_ctx()) continue;
+    std::vector<TokenId> text;
+    while (text.size() < length)
+      text.push_back(static_cast<TokenId>(random.next_u64() % model->config().n_vocab));
+    const EncoderSession::Text one = text;
+    std::vector<double> seconds;
+    for (std::uint32_t round = 0; round <= options.repeat; ++round) {  // the first warms up
+      const auto begin = clock::now();
+      RETORT_TRY(session->states({&one, 1}));
+      if (round != 0) seconds.push_back(std::chrono::duration<double>(clock::now() - begin).count());
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2),
+                     seconds.end());
+    const double median = seconds[seconds.size() / 2];
+    lengths.push_back(json::object{
+        {"tokens", length},
+        {"ms", median * 1e3},
+        {"peak_used", 2.0 * static_cast<double>(work.multiplications) * length / median / peak}});
+  }
+  const json::object out{{"model", options.model},
+                         {"parameters", model->parameters()},
+                         {"file_bytes", model->file().file_length()},
+                         {"bits_per_weight", model->bits_per_weight()},
+                         {"kernels", kernels::instruction_set()},
+                         {"threads", team.size()},
+                         {"texts", lengths},
+                         {"peak_operations_per_second", peak},
+                         {"peak_is_of", work.quantized ? "INT8" : "F32"},
+                         {"resident_bytes", status_bytes("/proc/self/smaps_rollup", "Rss:")}};
+  if (options.as_json) {
+    std::cout << json::serialize(out) << "\n";
+    return {};
+  }
+  std::cout << fmt::format("{}: {} parameters, {}, {:.2f} bits per weight, {} kernels, {} threads\n",
+                           options.model, format_count(model->parameters()),
+                           format_bytes(model->file().file_length()), model->bits_per_weight(),
+                           kernels::instruction_set(), team.size());
+  for (const json::value& entry : lengths)
+    std::cout << fmt::format("text of {:>3} tokens {:>8.2f} ms  (median of {}; {:.0f} % of {:.0f} {})\n",
+                             entry.at("tokens").to_number<int>(), entry.at("ms").to_number<double>(),
+                             options.repeat, 100 * entry.at("peak_used").to_number<double>(), peak / 1e9,
+                             work.quantized ? "GOP/s INT8" : "GFLOP/s");
+  return {};
+}
+
 }  // namespace
 
 Result<void> bench(const ServeArguments& options) {
@@ -110,6 +168,7 @@ Result<void> bench(const ServeArguments& options) {
   if (is_gguf_classifier(file)) return bench_classifier(options, std::move(file));
   const auto model = RETORT_TRY(open_model(options, std::move(file)));
   ThreadTeam team(thread_count(options));
+  if (model->config().is_encoder()) return bench_encoder(options, model, team);
   const auto session = RETORT_TRY(Session::create(model, team,
                                                   {.n_ctx = options.ctx,
                                                    .cache = cache_type(options),

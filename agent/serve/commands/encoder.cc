@@ -2,10 +2,40 @@
 
 #include <iostream>
 
+#include "agent/serve/commands/server.h"
+#include "agent/serve/http/encode_api.h"
 #include "agent/serve/runtime/evaluate_encoder.h"
 #include "common/core/documents.h"
+#include "common/core/units.h"
 
 namespace retort {
+
+Result<void> serve_encoder(const ServeArguments& options, std::shared_ptr<const Model> model) {
+  const ModelConfig& c = model->config();
+  ThreadTeam team(thread_count(options));
+  auto session = RETORT_TRY(EncoderSession::create(
+      model, team, {.n_ctx = options.ctx, .memory_limit = RETORT_TRY(memory_limit(options))}));
+  const std::uint32_t n_ctx = session->n_ctx();
+  ServeMetrics metrics;
+  EncoderEngine engine(std::move(session), options.queue, metrics);
+  ServeFront front(served_name(options),
+                   {{"architecture", to_string(c.family)},
+                    {"n_params", model->parameters()},
+                    {"size", model->file().file_length()},
+                    {"n_vocab", c.n_vocab},
+                    {"n_ctx", n_ctx},
+                    {"n_embd", c.n_embd},
+                    {"bits_per_weight", model->bits_per_weight()},
+                    {"pooling", c.encoder.pooling == TextPooling::kCls ? "cls" : "mean"},
+                    {"n_labels", c.encoder.labels.size()}},
+                   SystemClock().unix_millis(), metrics, [&] { return engine.waiting(); });
+  const EncodeApi api(front, model, n_ctx, engine, metrics);
+  return run_server(
+      options, front,
+      fmt::format("{} parameters, {:.2f} bits per weight, texts of {} tokens, {} threads",
+                  format_count(model->parameters()), model->bits_per_weight(), n_ctx, team.size()),
+      [&] { return engine.idle(); });
+}
 
 Result<void> eval_encoder(const ServeArguments& options, std::shared_ptr<const Model> model) {
   if (!options.teacher.empty())

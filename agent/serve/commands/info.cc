@@ -3,6 +3,7 @@
 
 #include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
+#include "agent/serve/runtime/encoder.h"
 #include "common/core/json.h"
 #include "common/core/units.h"
 #include "common/hf/classifier_model.h"
@@ -16,7 +17,9 @@ Result<void> describe(const ServeArguments& options) {
   const ModelConfig& c = model->config();
   const SessionOptions session{
       .n_ctx = options.ctx, .streams = options.streams, .cache = cache_type(options)};
-  const MemoryPlan plan = plan_memory(*model, session, thread_count(options));
+  const MemoryPlan plan = c.is_encoder()
+                              ? plan_encoder_memory(*model, {.n_ctx = options.ctx}, thread_count(options))
+                              : plan_memory(*model, session, thread_count(options));
   std::map<std::string, std::uint64_t> types;
   for (const GgufTensor& tensor : model->file().tensors())
     types[std::string(info(tensor.type).name)] += tensor.data.size();
@@ -36,6 +39,8 @@ Result<void> describe(const ServeArguments& options) {
                                   {"n_ctx", c.n_ctx},
                                   {"n_embd", c.n_embd},
                                   {"layers", layers},
+                                  {"labels", json::array(c.encoder.labels.begin(), c.encoder.labels.end())},
+                                  {"masked_lm", c.encoder.mlm_head},
                                   {"tensors", model->file().tensors().size()},
                                   {"bytes_by_type", by_type},
                                   {"memory", json::object{{"weights_mapped_bytes", plan.weights_mapped_bytes},
@@ -54,6 +59,9 @@ Result<void> describe(const ServeArguments& options) {
   for (std::uint32_t i = 0; i < c.n_layer(); ++i)
     std::cout << fmt::format("  layer {:<2}      {} heads, {} KV heads, FFN {}\n", i, c.layers[i].n_head,
                              c.layers[i].n_head_kv, c.layers[i].n_ff);
+  if (c.is_encoder())
+    std::cout << fmt::format("  heads         {}{}{} labels\n", c.encoder.mlm_head ? "masked LM, " : "",
+                             c.encoder.pooler ? "pooler, " : "", c.encoder.labels.size());
   for (const auto& [name, bytes] : types)
     std::cout << fmt::format("  {:<13} {}\n", name, format_bytes(bytes));
   std::cout << fmt::format(

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "agent/serve/commands/commands.h"
+#include "agent/serve/runtime/encoder.h"
 #include "common/core/log.h"
 #include "common/core/units.h"
 #include "common/process/process.h"
@@ -43,9 +44,11 @@ Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, G
       // A narrow KV cache costs less than weights that are not packed.
       const kernels::CacheType cache =
           options.kv_cache == "auto" ? kernels::CacheType::kQ8 : cache_type(options);
-      const std::uint64_t needed =
-          plan_memory(unpacked, {.n_ctx = options.ctx, .cache = cache}, thread_count(options)).total() +
-          packed_bytes;
+      const std::uint32_t threads = thread_count(options);
+      const MemoryPlan plan = unpacked.config().is_encoder()
+                                  ? plan_encoder_memory(unpacked, {.n_ctx = options.ctx}, threads)
+                                  : plan_memory(unpacked, {.n_ctx = options.ctx, .cache = cache}, threads);
+      const std::uint64_t needed = plan.total() + packed_bytes;
       if (needed > limit)
         log_warn(
             "{} with packed weights is more than the limit of {}: they are used as the file has them, which "

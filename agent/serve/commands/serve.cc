@@ -1,5 +1,6 @@
 #include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
+#include "agent/serve/commands/encoder.h"
 #include "agent/serve/commands/server.h"
 #include "agent/serve/http/api.h"
 #include "common/core/file.h"
@@ -29,6 +30,7 @@ Result<void> serve(const ServeArguments& options) {
   GgufFile file = RETORT_TRY(GgufFile::open(options.model));
   if (is_gguf_classifier(file)) return serve_classifier(options, std::move(file));
   const auto model = RETORT_TRY(open_model(options, std::move(file)));
+  if (model->config().is_encoder()) return serve_encoder(options, model);
   Result<ChatTemplate> chat = chat_template(options, model->tokenizer());
   if (!options.chat_template.empty()) RETORT_TRY(chat);
   ThreadTeam team(thread_count(options));

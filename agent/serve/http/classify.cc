@@ -91,6 +91,24 @@ Result<ClassifyCall> parse_classify(std::string_view text, const ClassifierConfi
   return call;
 }
 
+json::object classification(std::size_t index, std::span<const std::string> labels,
+                            std::span<const float> shares, std::size_t top_k) {
+  const std::size_t told = top_k == 0 ? labels.size() : std::min(top_k, labels.size());
+  std::vector<std::size_t> order(labels.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::partial_sort(
+      order.begin(), order.begin() + static_cast<std::ptrdiff_t>(told), order.end(),
+      [&](std::size_t a, std::size_t b) { return shares[a] != shares[b] ? shares[a] > shares[b] : a < b; });
+  json::array list;
+  for (std::size_t k = 0; k < told; ++k)
+    list.push_back(json::object{{"label", valid_utf8(labels[order[k]])}, {"probability", shares[order[k]]}});
+  return {{"object", "classification"},
+          {"index", index},
+          {"label", valid_utf8(labels[order[0]])},
+          {"probability", shares[order[0]]},
+          {"labels", std::move(list)}};
+}
+
 ClassifyEngine::ClassifyEngine(std::unique_ptr<ClassifierSession> session, std::size_t queue_limit,
                                ServeMetrics& metrics)
     : session_(std::move(session)), metrics_(metrics), queue_limit_(queue_limit) {
@@ -198,26 +216,11 @@ void ClassifyApi::classify(HttpRequest request, std::shared_ptr<HttpResponder> r
                                                            const Error* error) {
     if (error != nullptr) return front_.refuse(*responder, *error);
     const std::vector<std::string>& labels = model_->config().labels;
-    const std::size_t told = top_k == 0 ? labels.size() : std::min(top_k, labels.size());
     std::vector<float> shares(labels.size());
-    std::vector<std::size_t> order(labels.size());
     json::array data;
     for (std::size_t i = 0; i < logits.size() / labels.size(); ++i) {
       probabilities(logits.subspan(i * labels.size(), labels.size()), shares);
-      std::iota(order.begin(), order.end(), std::size_t{0});
-      std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(told), order.end(),
-                        [&](std::size_t a, std::size_t b) {
-                          return shares[a] != shares[b] ? shares[a] > shares[b] : a < b;
-                        });
-      json::array list;
-      for (std::size_t k = 0; k < told; ++k)
-        list.push_back(
-            json::object{{"label", valid_utf8(labels[order[k]])}, {"probability", shares[order[k]]}});
-      data.push_back(json::object{{"object", "classification"},
-                                  {"index", i},
-                                  {"label", valid_utf8(labels[order[0]])},
-                                  {"probability", shares[order[0]]},
-                                  {"labels", std::move(list)}});
+      data.push_back(classification(i, labels, shares, top_k));
     }
     front_.answer(*responder,
                   json::object{{"object", "list"}, {"model", front_.name()}, {"data", std::move(data)}});

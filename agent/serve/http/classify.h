@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "agent/serve/http/front.h"
 #include "agent/serve/http/metrics.h"
 #include "agent/serve/runtime/classifier.h"
+#include "common/core/json.h"
 #include "common/core/result.h"
 
 namespace retort {
@@ -29,6 +31,11 @@ struct ClassifyCall {
 /// names; or base64 of little-endian values of type "dtype" ("float32", "uint8"). At most `most` inputs. The
 /// error is for the client.
 Result<ClassifyCall> parse_classify(std::string_view body, const ClassifierConfig& config, std::size_t most);
+
+/// What an answer of /v1/classify tells of one input: its likeliest label, and the `top_k` likeliest of them
+/// in order (0: all). `shares`: the probability of each label.
+json::object classification(std::size_t index, std::span<const std::string> labels,
+                            std::span<const float> shares, std::size_t top_k);
 
 /// The thread that classifies. Requests wait in a bounded queue, and as many as fit a batch are computed
 /// together. Thread: any, except where said.

@@ -1,4 +1,5 @@
-// Writes a Llama-type GGUF of a given shape with random weights: speed does not depend on their values.
+// Writes a Llama- or BERT-type GGUF of a given shape with random weights: speed does not depend on their
+// values.
 //   bench_model SHAPE TYPE OUT.gguf
 #include <cmath>
 #include <cstring>
@@ -50,6 +51,15 @@ const std::map<std::string, testing::TinyModelOptions> kShapes{
       .n_ctx = 2048,
       .n_vocab = 32000,
       .tied = false}},
+    {"MiniLM-L6",
+     {.n_embd = 384,
+      .n_layer = 6,
+      .n_head = 12,
+      .n_head_kv = 12,
+      .n_ff = 1536,
+      .n_ctx = 512,
+      .n_vocab = 30522,
+      .encoder = {.gelu = Gelu::kErf, .pooling = TextPooling::kMean}}},
 };
 
 Result<void> write(const std::string& shape, const std::string& type_name, const std::string& out) {
@@ -57,14 +67,19 @@ Result<void> write(const std::string& shape, const std::string& type_name, const
   const auto type = tensor_type_from(type_name);
   if (found == kShapes.end() || !type)
     return fail(ErrorCode::kInvalid, shape,
-                "shapes: 0.26M, 4M, 15M, 42M, 110M, 1.1B; types as GGUF names them");
-  const ModelConfig config = testing::tiny_config(ModelFamily::kLlama, found->second);
-  const Tokenizer tokenizer = RETORT_TRY(
-      Tokenizer::from_huggingface_text(testing::tiny_tokenizer_json(config.n_vocab), "{}", "bench"));
+                "shapes: 0.26M, 4M, 15M, 42M, 110M, 1.1B, MiniLM-L6; types as GGUF names them");
+  const bool bert = shape == "MiniLM-L6";
+  const ModelConfig config =
+      testing::tiny_config(bert ? ModelFamily::kBert : ModelFamily::kLlama, found->second);
+  const Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_huggingface_text(
+      bert ? testing::tiny_wordpiece_json(config.n_vocab) : testing::tiny_tokenizer_json(config.n_vocab),
+      "{}", "bench"));
   std::vector<TensorSource> weights;
   std::uint32_t number = 0;
   for (WeightShape& weight : hf_weights(config)) {
-    const float center = weight.name.find("norm") != std::string::npos ? 1.0f : 0.0f;
+    const float center =
+        weight.name.find("norm") != std::string::npos || weight.name.ends_with("LayerNorm.weight") ? 1.0f
+                                                                                                   : 0.0f;
     // Single bytes are never the likeliest, so that what is generated is text (llama-server refuses to answer
     // with anything else).
     const std::size_t faint = weight.name.find("embed_tokens") != std::string::npos ? 257 * config.n_embd : 0;

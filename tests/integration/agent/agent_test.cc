@@ -3,11 +3,13 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <future>
+#include <limits>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -201,8 +203,12 @@ class AgentTest : public ::testing::Test {
 
   /// A GGUF of the tiny model that says `name`; its hash.
   std::string artifact(const std::string& name, UnixMillis valid_millis = 48ll * 3600 * 1000) {
+    return artifact(name, valid_millis, weight_sources(*hf_));
+  }
+  std::string artifact(const std::string& name, UnixMillis valid_millis,
+                       const std::vector<TensorSource>& weights) {
     const fs::path file = folder_ / (name + ".gguf");
-    EXPECT_OK(write_gguf_model(file, hf_->config, hf_->tokenizer, weight_sources(*hf_), TensorType::kF32,
+    EXPECT_OK(write_gguf_model(file, hf_->config, hf_->tokenizer, weights, TensorType::kF32,
                                {{"general.name", name}}));
     coordinator_->add(file, SystemClock().unix_millis() + valid_millis);
     return *sha256_file_hex(file);
@@ -430,6 +436,28 @@ TEST_F(AgentTest, AStudentThatCannotServeIsRolledBack) {
   fs::remove(folder_ / "broken");
   coordinator_->desire(second);
   ASSERT_TRUE(serving(second));
+}
+
+TEST_F(AgentTest, AnEncoderServesOnceItsVectorsAreNumbers) {
+  ASSERT_OK(testing::write_tiny_model(folder_ / "bert", ModelFamily::kBert, 1));
+  hf_ = std::make_unique<HfModel>(std::move(*open_hf_model(folder_ / "bert")));
+  const std::string good = artifact("good");
+  std::vector<TensorSource> weights = weight_sources(*hf_);
+  weights.back().read = [](std::span<float> out) -> Result<void> {
+    std::fill(out.begin(), out.end(), std::numeric_limits<float>::quiet_NaN());
+    return {};
+  };
+  const std::string bad = artifact("bad", 48ll * 3600 * 1000, weights);
+  coordinator_->desire(good);
+  start_agent();
+  ASSERT_TRUE(serving(good));
+  const pid_t serve = serve_pid();
+  coordinator_->desire(bad);
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "invalid" && text("state") == "idle"; }));
+  EXPECT_NE(text("last_error").find("not finite"), std::string::npos) << text("last_error");
+  EXPECT_EQ(serve_pid(), serve);
+  EXPECT_EQ(text("artifact"), good);
+  EXPECT_TRUE(answers());
 }
 
 TEST_F(AgentTest, ACrashLoopGoesBackToThePreviousStudent) {

@@ -5,13 +5,16 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <set>
 #include <thread>
 
 #include "agent/serve/runtime/classifier.h"
+#include "agent/serve/runtime/encoder.h"
 #include "agent/serve/runtime/sampler.h"
 #include "agent/serve/runtime/session.h"
+#include "common/core/base64.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/sha256.h"
@@ -19,6 +22,7 @@
 #include "common/hf/hf_model.h"
 #include "common/http/http.h"
 #include "common/process/process.h"
+#include "tests/support/bert_reference.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_classifier.h"
 #include "tests/support/tiny_model.h"
@@ -866,6 +870,203 @@ TEST_F(ServeClassifier, EvalBenchAndInfoKnowIt) {
   EXPECT_EQ(told.at("layers").as_array().size(), 3u);
   EXPECT_EQ(told.at("layers").at(0).at("positions").to_number<int>(), 16);
   EXPECT_NE(run({"info", model_}).find("max pooling"), std::string::npos);
+}
+
+/// An encoder with a classification head, served.
+class ServeEncoder : public Serve {
+ protected:
+  void SetUp() override { model_ = write_encoder({"light_on", "light_off", "music"}); }
+  std::filesystem::path write_encoder(std::vector<std::string> labels, TensorType type = TensorType::kQ8_0) {
+    testing::TinyModelOptions options;
+    options.n_ctx = 32;
+    options.encoder.pooler = !labels.empty();
+    options.encoder.pooling = labels.empty() ? TextPooling::kMean : TextPooling::kCls;
+    options.encoder.labels = std::move(labels);
+    EXPECT_OK(testing::write_tiny_model(folder_ / "e.hf", ModelFamily::kBert, 5, options));
+    const auto hf = open_hf_model(folder_ / "e.hf");
+    EXPECT_OK(hf);
+    EXPECT_OK(write_gguf_model(folder_ / "e.gguf", hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+    return folder_ / "e.gguf";
+  }
+  HttpResponse post(const std::string& path, const json::value& body) {
+    const auto response = http_call({.method = "POST", .url = url_ + path, .body = json::serialize(body)});
+    EXPECT_OK(response);
+    return response.value_or(HttpResponse{});
+  }
+  json::value good(const std::string& path, const json::value& body) {
+    const HttpResponse response = post(path, body);
+    EXPECT_EQ(response.status, 200) << response.body;
+    return json::parse(response.body);
+  }
+  std::string refused(const std::string& path, const json::value& body, int status = 400) {
+    const HttpResponse response = post(path, body);
+    EXPECT_EQ(response.status, status) << response.body;
+    return std::string(json::parse(response.body).at("error").at("message").as_string());
+  }
+  static std::vector<float> vector_of(const json::value& answer, std::size_t index) {
+    std::vector<float> out;
+    for (const json::value& x : answer.at("data").at(index).at("embedding").as_array())
+      out.push_back(x.to_number<float>());
+    return out;
+  }
+};
+
+TEST_F(ServeEncoder, EmbeddingsAreThoseOfTheSession) {
+  start({"--threads", "2"});
+  const auto model = Model::open(model_);
+  ASSERT_OK(model);
+  ThreadTeam team(1);
+  const auto session = EncoderSession::create(*model, team, {});
+  ASSERT_OK(session);
+  const json::value answer =
+      good("/v1/embeddings", {{"input", {"turn the light on", "x", "Turn the light on"}}});
+  EXPECT_EQ(answer.at("object").as_string(), "list");
+  ASSERT_EQ(answer.at("data").as_array().size(), 3u);
+  std::uint64_t tokens = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto ids = (*model)->tokenizer().encode(i == 1 ? "x" : "turn the light on", true);
+    tokens += ids.size();
+    const EncoderSession::Text text = ids;
+    const auto wanted = (*session)->embed({&text, 1});
+    ASSERT_OK(wanted);
+    EXPECT_EQ(vector_of(answer, i), std::vector<float>(wanted->begin(), wanted->end()));
+    // Its token ids give the same, and so do the bytes in base64.
+    json::array list(ids.begin(), ids.end());
+    EXPECT_EQ(vector_of(good("/v1/embeddings", {{"input", list}}), 0), vector_of(answer, i));
+  }
+  EXPECT_EQ(answer.at("usage").at("prompt_tokens").to_number<std::uint64_t>(), tokens);
+  const json::value coded = good("/v1/embeddings", {{"input", "x"}, {"encoding_format", "base64"}});
+  const std::string text(coded.at("data").at(0).at("embedding").as_string());
+  const auto bytes = decode_base64(text);
+  ASSERT_TRUE(bytes && bytes->size() == 64 * sizeof(float));
+  std::vector<float> decoded(64);
+  std::memcpy(decoded.data(), bytes->data(), bytes->size());
+  EXPECT_EQ(decoded, vector_of(answer, 1));
+}
+
+TEST_F(ServeEncoder, EmbeddingsAreThoseOfTheDefinition) {
+  const auto model = Model::open(model_ = write_encoder({}, TensorType::kF32));
+  ASSERT_OK(model);
+  start();
+  const testing::BertReference reference((*model)->file(), (*model)->config());
+  const std::vector<std::string> texts{"turn the light on", "the server reads mail!", "x"};
+  const json::value answer = good("/v1/embeddings", {{"input", json::array(texts.begin(), texts.end())}});
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    const auto wanted = reference.embedding((*model)->tokenizer().encode(texts[i], true));
+    const std::vector<float> got = vector_of(answer, i);
+    ASSERT_EQ(got.size(), wanted.size());
+    for (std::size_t j = 0; j < got.size(); ++j) EXPECT_NEAR(got[j], wanted[j], 1e-5) << texts[i];
+  }
+}
+
+TEST_F(ServeEncoder, ClassesHaveProbabilitiesInOrder) {
+  start();
+  const json::value answer = good("/v1/classify", {{"input", "turn the light on"}});
+  const json::value& entry = answer.at("data").at(0);
+  const json::array& labels = entry.at("labels").as_array();
+  ASSERT_EQ(labels.size(), 3u);
+  double sum = 0, last = 1;
+  std::set<std::string> names;
+  for (const json::value& label : labels) {
+    const double p = label.at("probability").to_number<double>();
+    EXPECT_LE(p, last);
+    sum += last = p;
+    names.insert(std::string(label.at("label").as_string()));
+  }
+  EXPECT_NEAR(sum, 1, 1e-5);
+  EXPECT_EQ(names, (std::set<std::string>{"light_off", "light_on", "music"}));
+  EXPECT_EQ(entry.at("label"), labels[0].at("label"));
+  const json::value best = good("/v1/classify", {{"input", {"turn the light on"}}, {"top_k", 1}});
+  EXPECT_EQ(best.at("data").at(0).at("labels").as_array().size(), 1u);
+  EXPECT_EQ(best.at("data").at(0).at("label"), entry.at("label"));
+  const auto models = get("/v1/models");
+  ASSERT_OK(models);
+  const json::value meta = json::parse(models->body).at("data").at(0).at("meta");
+  EXPECT_EQ(meta.at("architecture").as_string(), "bert");
+  EXPECT_EQ(meta.at("n_labels").to_number<int>(), 3);
+  EXPECT_EQ(meta.at("pooling").as_string(), "cls");
+  const auto metrics = get("/metrics");
+  ASSERT_OK(metrics);
+  EXPECT_NE(metrics->body.find("retort_serve_first_token_seconds_count 2"), std::string::npos)
+      << metrics->body;
+}
+
+TEST_F(ServeEncoder, RefusalsSayWhatAndWhatElse) {
+  start();
+  EXPECT_NE(refused("/v1/completions", {{"prompt", "x"}}, 404).find("/v1/embeddings, /v1/classify"),
+            std::string::npos);
+  EXPECT_NE(refused("/v1/embeddings", {{"inputs", "x"}}).find("'input'"), std::string::npos);
+  EXPECT_NE(refused("/v1/embeddings", {{"input", json::array{}}}).find("0 texts"), std::string::npos);
+  EXPECT_NE(refused("/v1/embeddings", {{"input", {1, 300}}}).find("vocabulary of 300"), std::string::npos);
+  EXPECT_NE(refused("/v1/embeddings", {{"input", "x"}, {"dimensions", 8}}).find("64"), std::string::npos);
+  EXPECT_NE(refused("/v1/embeddings", {{"input", "x"}, {"encoding_format", "hex"}}).find("hex"),
+            std::string::npos);
+  std::string long_text;
+  for (int i = 0; i < 31; ++i) long_text += "x ";
+  EXPECT_NE(refused("/v1/classify", {{"input", {"x", long_text}}})
+                .find("text 1 of 'input' has 33 tokens; the model takes 32"),
+            std::string::npos);
+  EXPECT_NE(refused("/v1/classify", {{"input", "x"}, {"top_k", 0}}).find("top_k"), std::string::npos);
+}
+
+TEST_F(ServeEncoder, ManyClientsGetTheirOwnAnswers) {
+  start({"--threads", "2"});
+  std::vector<std::vector<float>> alone;
+  for (int i = 0; i < 6; ++i)
+    alone.push_back(vector_of(good("/v1/embeddings", {{"input", "x" + std::string(i, 'y')}}), 0));
+  std::vector<std::thread> clients;
+  std::atomic<int> right{0};
+  for (int i = 0; i < 6; ++i)
+    clients.emplace_back([&, i] {
+      for (int round = 0; round < 10; ++round) {
+        // More texts than are computed at once.
+        const json::array inputs(70, json::value("x" + std::string(i, 'y')));
+        const json::value answer = good("/v1/embeddings", {{"input", inputs}});
+        if (vector_of(answer, 0) == alone[i] && vector_of(answer, 69) == alone[i]) ++right;
+      }
+    });
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(right, 60);
+}
+
+TEST_F(ServeEncoder, AFullQueueSaysSo) {
+  start({"--queue", "0"});
+  const HttpResponse response = post("/v1/embeddings", {{"input", "x"}});
+  EXPECT_EQ(response.status, 429);
+  EXPECT_EQ(response.headers.at("retry-after"), "1");
+}
+
+TEST_F(ServeEncoder, WithoutLabelsItClassifiesNothing) {
+  model_ = write_encoder({});
+  start();
+  EXPECT_NE(refused("/v1/classify", {{"input", "x"}}, 404)
+                .find("see /health, /metrics, /v1/models, /v1/embeddings"),
+            std::string::npos);
+  good("/v1/embeddings", {{"input", "x"}});
+}
+
+TEST_F(Serve, ADecoderHasNoEmbeddings) {
+  start();
+  const auto response =
+      http_call({.method = "POST", .url = url_ + "/v1/embeddings", .body = R"({"input":"x"})"});
+  ASSERT_OK(response);
+  EXPECT_EQ(response->status, 404);
+  EXPECT_NE(response->body.find("/v1/completions"), std::string::npos);
+}
+
+TEST_F(ServeEncoder, BenchAndInfoDescribeIt) {
+  Program bench(folder_.path(), {"bench", model_, "--json", "--repeat", "1"});
+  const Ended measured = bench.wait();
+  ASSERT_EQ(measured.status, 0) << measured.err;
+  const json::value speed = json::parse(measured.out);
+  ASSERT_EQ(speed.at("texts").as_array().size(), 1u);  // its context ends at 32 tokens
+  EXPECT_EQ(speed.at("texts").at(0).at("tokens").to_number<int>(), 32);
+  EXPECT_GT(speed.at("texts").at(0).at("ms").to_number<double>(), 0);
+  Program info(folder_.path(), {"info", model_, "--json"});
+  const Ended told = info.wait();
+  ASSERT_EQ(told.status, 0) << told.err;
+  EXPECT_EQ(json::parse(told.out).at("labels").as_array().size(), 3u);
+  EXPECT_EQ(json::parse(told.out).at("memory").at("kv_cache_bytes").to_number<int>(), 0);
 }
 
 }  // namespace

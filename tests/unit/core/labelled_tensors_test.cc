@@ -25,6 +25,9 @@ TEST(Base64, RoundsAndRefusals) {
   EXPECT_EQ(text("//+/"), "\xff\xff\xbf");
   for (const char* bad : {"Z", "Zg=", "Zg===", "Z===", "Zh==", "Zm9=", "Zm 9", "Zm9v=", "====", "Zm-_"})
     EXPECT_EQ(text(bad), "refused") << bad;
+  for (const std::string_view bytes : {"", "f", "fo", "foo", "foobar", "\xff\xff\xbf"})
+    EXPECT_EQ(text(encode_base64(std::as_bytes(std::span(bytes)))), bytes);
+  EXPECT_EQ(encode_base64(std::as_bytes(std::span(std::string_view("fo")))), "Zm8=");
 }
 
 TEST(Tensor, FlatNestedNamedAndWrong) {
