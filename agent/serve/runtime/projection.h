@@ -8,8 +8,8 @@
 #include "agent/serve/runtime/model.h"
 #include "agent/serve/runtime/thread_team.h"
 
-/// What sessions of decoders and of encoders have in common: projections of rows of activations, shared by the
-/// team.
+/// What sessions of decoders and of encoders have in common: projections of rows of activations, shared by
+/// the team.
 namespace retort {
 
 /// Calls work(first, last) for ranges of a projection's rows that begin at multiples of `granule`.

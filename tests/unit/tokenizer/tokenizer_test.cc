@@ -277,7 +277,9 @@ TEST(Tokenizer, OptionsThatWouldChangeTheIdsAreRefused) {
   for (const char* option : {R"(,"ignore_merges":true)" /* without ByteLevel */, R"(,"dropout":0.1)",
                              R"(,"end_of_word_suffix":"</w>")"})
     EXPECT_EQ(with(option, "").error().code, ErrorCode::kUnsupported) << option;
-  EXPECT_EQ(with("", R"(,"post_processor":{"type":"BertProcessing"})").error().code, ErrorCode::kUnsupported);
+  EXPECT_EQ(with("", R"(,"post_processor":{"type":"RobertaProcessing"})").error().code,
+            ErrorCode::kUnsupported);
+  EXPECT_EQ(with("", R"(,"post_processor":{"type":"BertProcessing"})").error().code, ErrorCode::kInvalid);
   const auto sequence = with(
       "",
       R"(,"post_processor":{"type":"Sequence","processors":[{"type":"ByteLevel"},)"
