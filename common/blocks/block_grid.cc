@@ -36,7 +36,9 @@ std::int8_t LevelSet::nearest(float x) const {
   return x - static_cast<float>(below) < static_cast<float>(*above) - x ? below : *above;
 }
 
-bool has_levels(TensorType type) { return info(type).block_values > 1; }
+bool has_levels(TensorType type) {
+  return info(type).block_values > 1 && type < TensorType::kSparseQ8;  // of GGUF's own
+}
 
 LevelSet level_set(TensorType type) {
   switch (type) {

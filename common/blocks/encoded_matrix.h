@@ -9,7 +9,9 @@
 
 namespace retort {
 
-/// A matrix row by row: row r is bytes [r·row_bytes, (r+1)·row_bytes).
+/// A matrix row by row: row r is bytes [r·row_bytes, (r+1)·row_bytes). Of the formats that are encoded as a
+/// whole (common/blocks/matrix.h) rows that share something stay together, so that they stand in the order of
+/// a GGUF file already.
 struct EncodedMatrix {
   TensorType type = TensorType::kF32;
   std::uint64_t rows = 0, columns = 0;

@@ -14,7 +14,7 @@
 namespace retort {
 namespace {
 
-constexpr std::array<TensorTypeInfo, 10> kTypes{{
+constexpr std::array<TensorTypeInfo, 14> kTypes{{
     {TensorType::kF32, "F32", 1, 4},
     {TensorType::kF16, "F16", 1, 2},
     {TensorType::kQ4_0, "Q4_0", 32, 18},
@@ -25,6 +25,10 @@ constexpr std::array<TensorTypeInfo, 10> kTypes{{
     {TensorType::kQ6K, "Q6_K", 256, 210},
     {TensorType::kIq4Nl, "IQ4_NL", 32, 18},
     {TensorType::kBF16, "BF16", 1, 2},
+    {TensorType::kSparseQ8, "SPARSE_Q8", 32, 0},
+    {TensorType::kSparse24Q8, "SPARSE24_Q8", 32, 22},
+    {TensorType::kCodebook4, "CODEBOOK4", 1, 0},
+    {TensorType::kCodebook8, "CODEBOOK8", 1, 0},
 }};
 
 /// One Q8_0 block: scale, then 32 signed values.
@@ -100,10 +104,12 @@ std::optional<TensorType> tensor_type_from(std::string_view name) {
   return std::nullopt;
 }
 
+bool fits(TensorType type, std::uint64_t columns) { return columns % info(type).block_values == 0; }
+
 std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns) {
   const TensorTypeInfo& entry = info(type);
   std::uint64_t bytes = 0;
-  if (columns % entry.block_values != 0 ||
+  if (entry.block_bytes == 0 || columns % entry.block_values != 0 ||
       __builtin_mul_overflow(columns / entry.block_values, std::uint64_t{entry.block_bytes}, &bytes))
     return std::nullopt;
   return bytes;
@@ -111,7 +117,7 @@ std::optional<std::uint64_t> row_bytes(TensorType type, std::uint64_t columns) {
 
 TensorType stored_type(TensorType wanted, std::uint64_t columns) {
   for (const TensorType type : {wanted, TensorType::kQ8_0})
-    if (row_bytes(type, columns)) return type;
+    if (fits(type, columns)) return type;
   return TensorType::kF16;
 }
 
@@ -154,6 +160,14 @@ void encode_row(TensorType type, std::span<const float> values, std::span<std::b
     case TensorType::kQ8_0:
       encode_q8_0(values, out.data());
       return;
+    case TensorType::kSparse24Q8:
+      blocks::encode_sparse24(values, weights, out.data());
+      return;
+    case TensorType::kSparseQ8:
+    case TensorType::kCodebook4:
+    case TensorType::kCodebook8:
+      assert(false);  // row_bytes has told that there is no such row
+      return;
   }
 }
 
@@ -189,6 +203,14 @@ void decode_row(TensorType type, std::span<const std::byte> bytes, std::span<flo
       return;
     case TensorType::kQ8_0:
       decode_q8_0(bytes.data(), out);
+      return;
+    case TensorType::kSparse24Q8:
+      blocks::decode_sparse24(bytes.data(), out);
+      return;
+    case TensorType::kSparseQ8:
+    case TensorType::kCodebook4:
+    case TensorType::kCodebook8:
+      assert(false);  // row_bytes has told that there is no such row
       return;
   }
 }

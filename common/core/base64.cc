@@ -1,5 +1,6 @@
 #include "common/core/base64.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace retort {

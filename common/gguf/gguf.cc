@@ -6,6 +6,8 @@
 #include <limits>
 #include <unordered_set>
 
+#include "common/blocks/matrix.h"
+
 namespace retort {
 namespace {
 
@@ -121,14 +123,14 @@ Result<GgufValue> read_value(Cursor& in, std::uint32_t type, std::string_view wh
   return GgufValue(std::move(out));
 }
 
-/// rows * row bytes, or nothing on overflow or when a block does not divide the row.
-std::optional<std::uint64_t> tensor_bytes(TensorType type, const std::vector<std::uint64_t>& shape) {
-  const auto row = row_bytes(type, shape.empty() ? 1 : shape[0]);
-  if (!row) return std::nullopt;
-  std::uint64_t bytes = *row;
+/// The bytes of a tensor that begins at `data`; nothing on overflow, when a block does not divide the row, or
+/// when what is there contradicts itself.
+std::optional<std::uint64_t> tensor_bytes(TensorType type, const std::vector<std::uint64_t>& shape,
+                                          std::span<const std::byte> data) {
+  std::uint64_t rows = 1;
   for (std::size_t i = 1; i < shape.size(); ++i)
-    if (__builtin_mul_overflow(bytes, shape[i], &bytes)) return std::nullopt;
-  return bytes;
+    if (__builtin_mul_overflow(rows, shape[i], &rows)) return std::nullopt;
+  return matrix_bytes(type, rows, shape.empty() ? 1 : shape[0], data);
 }
 
 std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
@@ -211,11 +213,12 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_v
     const TensorTypeInfo* entry = find_tensor_type(type);
     if (entry == nullptr)
       return fail(ErrorCode::kUnsupported, std::string(where),
-                  "tensor '{}' has type number {}; F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0 and "
-                  "IQ4_NL are supported",
+                  "tensor '{}' has type number {}; F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0, "
+                  "IQ4_NL and Retort's own are supported",
                   tensor.name, type);
     tensor.type = entry->type;
-    if (!tensor_bytes(tensor.type, tensor.shape))
+    if (!fits(tensor.type, tensor.columns()) ||
+        (entry->block_bytes != 0 && !tensor_bytes(tensor.type, tensor.shape, {})))
       return bad(fmt::format("{} columns are not a multiple of {}'s block, or its size overflows",
                              tensor.columns(), entry->name));
     file.tensors_.push_back(std::move(tensor));
@@ -225,12 +228,16 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_v
   file.header_length_ = std::min<std::uint64_t>(data_start, bytes.size());
   std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
   for (GgufTensor& tensor : file.tensors_) {
-    const std::uint64_t length = *tensor_bytes(tensor.type, tensor.shape);
-    if (tensor.offset % alignment != 0 || tensor.offset > bytes.size() - data_start ||
-        length > bytes.size() - data_start - tensor.offset)
+    const bool inside = tensor.offset % alignment == 0 && tensor.offset <= bytes.size() - data_start;
+    const auto from = inside ? bytes.subspan(data_start + tensor.offset) : std::span<const std::byte>();
+    const auto told = tensor_bytes(tensor.type, tensor.shape, from);
+    const std::uint64_t length = told.value_or(0);
+    if (!inside || !told || length > from.size())
       return fail(ErrorCode::kCorrupt, std::string(where),
                   "tensor '{}': {} bytes at offset {} do not lie inside the file, or are not aligned to {}",
                   tensor.name, length, tensor.offset, alignment);
+    if (const auto fault = matrix_fault(tensor.type, tensor.rows(), tensor.columns(), from.first(length)))
+      return fail(ErrorCode::kCorrupt, std::string(where), "tensor '{}': {}", tensor.name, *fault);
     tensor.offset += data_start;
     tensor.data = bytes.subspan(tensor.offset, length);
     ranges.emplace_back(tensor.offset, length);
@@ -362,46 +369,60 @@ void GgufWriter::add_tensor(std::string name, std::vector<std::uint64_t> shape, 
   tensors_.push_back({std::move(name), std::move(shape), type, std::move(fill)});
 }
 
+void GgufWriter::add_matrix(std::string name, std::uint64_t columns, std::uint64_t rows, TensorType type,
+                            std::function<Result<std::vector<std::byte>>()> encode) {
+  tensors_.push_back({std::move(name), {columns, rows}, type, {}, std::move(encode)});
+}
+
+Result<std::vector<std::byte>> GgufWriter::encoded(const Pending& tensor) const {
+  if (tensor.encode) return tensor.encode();
+  std::vector<std::byte> bytes(*tensor_bytes(tensor.type, tensor.shape, {}));
+  RETORT_TRY(tensor.fill(bytes));
+  return bytes;
+}
+
 Result<void> GgufWriter::write(const std::filesystem::path& path) const {
   constexpr std::uint64_t kAlignment = 32;
-  std::string header = "GGUF";
-  put<std::uint32_t>(header, 3);
-  put<std::uint64_t>(header, tensors_.size());
-  put<std::uint64_t>(header, metadata_.size());
-  for (const auto& [key, value] : metadata_) {
-    put_text(header, key);
-    put_value(header, key, value);
-  }
-  std::uint64_t offset = 0;
-  for (const Pending& tensor : tensors_) {
-    const auto length = tensor_bytes(tensor.type, tensor.shape);
-    if (!length)
+  for (const Pending& tensor : tensors_)
+    if (!fits(tensor.type, tensor.shape.empty() ? 0 : tensor.shape[0]) ||
+        (!tensor.encode && !tensor_bytes(tensor.type, tensor.shape, {})))
       return fail(ErrorCode::kInvalid, tensor.name, "{} columns are not a multiple of {}'s block of {}",
                   tensor.shape.empty() ? 0 : tensor.shape[0], info(tensor.type).name,
                   info(tensor.type).block_values);
-    put_text(header, tensor.name);
-    put<std::uint32_t>(header, static_cast<std::uint32_t>(tensor.shape.size()));
-    for (const std::uint64_t d : tensor.shape) put(header, d);
-    put(header, static_cast<std::uint32_t>(tensor.type));
-    put(header, offset);
-    offset = align_up(offset + *length, kAlignment);
-  }
-  header.resize(align_up(header.size(), kAlignment), '\0');
-
+  std::vector<std::uint64_t> offsets(tensors_.size());
+  // As long whatever the offsets are: the tensors are written first, as some tell their size by then.
+  const auto header = [&] {
+    std::string out = "GGUF";
+    put<std::uint32_t>(out, 3);
+    put<std::uint64_t>(out, tensors_.size());
+    put<std::uint64_t>(out, metadata_.size());
+    for (const auto& [key, value] : metadata_) {
+      put_text(out, key);
+      put_value(out, key, value);
+    }
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      put_text(out, tensors_[i].name);
+      put<std::uint32_t>(out, static_cast<std::uint32_t>(tensors_[i].shape.size()));
+      for (const std::uint64_t d : tensors_[i].shape) put(out, d);
+      put(out, static_cast<std::uint32_t>(tensors_[i].type));
+      put(out, offsets[i]);
+    }
+    out.resize(align_up(out.size(), kAlignment), '\0');
+    return out;
+  };
   return write_file_with(
       path,
       [&](const File& file) -> Result<void> {
-        RETORT_TRY(file.write_all_at(0, header));
-        std::uint64_t at = header.size();
-        std::string buffer;
-        for (const Pending& tensor : tensors_) {
-          const std::uint64_t length = *tensor_bytes(tensor.type, tensor.shape);
-          buffer.assign(align_up(length, kAlignment), '\0');
-          RETORT_TRY(tensor.fill(std::as_writable_bytes(std::span(buffer.data(), length))));
-          RETORT_TRY(file.write_all_at(at, buffer));
-          at += buffer.size();
+        const std::uint64_t start = header().size();
+        std::uint64_t at = start;
+        for (std::size_t i = 0; i < tensors_.size(); ++i) {
+          offsets[i] = at - start;
+          std::vector<std::byte> bytes = RETORT_TRY(encoded(tensors_[i]));
+          bytes.resize(align_up(bytes.size(), kAlignment));
+          RETORT_TRY(file.write_all_at(at, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
+          at += bytes.size();
         }
-        return {};
+        return file.write_all_at(0, header());
       },
       0644);
 }

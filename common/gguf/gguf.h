@@ -75,6 +75,9 @@ class GgufWriter {
   /// tensor is in memory at a time. `out` has exactly the encoded size.
   void add_tensor(std::string name, std::vector<std::uint64_t> shape, TensorType type,
                   std::function<Result<void>(std::span<std::byte> out)> fill);
+  /// A matrix of any format, whose encoded bytes may depend on its values. `encode` is asked likewise.
+  void add_matrix(std::string name, std::uint64_t columns, std::uint64_t rows, TensorType type,
+                  std::function<Result<std::vector<std::byte>>()> encode);
   /// kOutOfBudget when the disk is full (nothing is left behind), kIo, or what `fill` returned.
   Result<void> write(const std::filesystem::path& path) const;
 
@@ -84,7 +87,9 @@ class GgufWriter {
     std::vector<std::uint64_t> shape;
     TensorType type;
     std::function<Result<void>(std::span<std::byte>)> fill;
+    std::function<Result<std::vector<std::byte>>()> encode;  ///< instead of `fill`
   };
+  Result<std::vector<std::byte>> encoded(const Pending& tensor) const;
   std::vector<std::pair<std::string, GgufValue>> metadata_;
   std::vector<Pending> tensors_;
 };

@@ -5,6 +5,7 @@
 #include <limits>
 #include <set>
 
+#include "common/blocks/matrix.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 
@@ -71,17 +72,15 @@ Result<const TensorSource*> source_of(const Mapping& m, const std::vector<Tensor
   return &*source;
 }
 
-/// Encodes a weight's rows, channel by channel in `values`, into `out`.
-void encode_rows(const Mapping& m, TensorType type, std::uint64_t columns, std::span<const float> values,
-                 std::span<std::byte> out) {
-  std::vector<float> row(columns);  // zeros at the end where it was filled up
-  const std::uint64_t bytes = *row_bytes(type, columns);
-  for (std::uint64_t r = 0; r < m.rows; ++r) {
-    const float* const from = values.data() + r * m.columns();
+/// A weight's rows with the positions' channels side by side, from `values`, which have them channel by
+/// channel; zeros where a row is filled up to `columns`.
+std::vector<float> channels_last(const Mapping& m, std::uint64_t columns, std::span<const float> values) {
+  std::vector<float> out(m.rows * columns);
+  for (std::uint64_t r = 0; r < m.rows; ++r)
     for (std::uint64_t c = 0; c < m.channels; ++c)
-      for (std::uint64_t p = 0; p < m.positions; ++p) row[p * m.channels + c] = from[c * m.positions + p];
-    encode_row(type, row, out.subspan(r * bytes, bytes));
-  }
+      for (std::uint64_t p = 0; p < m.positions; ++p)
+        out[r * columns + p * m.channels + c] = values[r * m.columns() + c * m.positions + p];
+  return out;
 }
 
 Result<std::uint32_t> number(const json::object& object, const char* key, std::string_view where) {
@@ -150,6 +149,16 @@ Result<MapShape> input_of(ClassifierFamily family, const std::vector<std::uint64
   return MapShape{at(0), at(1), at(2)};
 }
 
+/// From a type's name and its numbers, which validate bounds.
+Result<ByteTensor> byte_tensor(const std::string& type, double scale, std::int64_t zero_point,
+                               std::string_view where) {
+  if (type != "uint8" && type != "int8")
+    return fail(ErrorCode::kUnsupported, std::string(where),
+                "bytes of type '{}'; uint8 and int8 are supported", type);
+  return ByteTensor{type == "int8", narrow(scale),
+                    static_cast<std::int32_t>(std::clamp<std::int64_t>(zero_point, -1024, 1024))};
+}
+
 }  // namespace
 
 bool is_classifier_type(std::string_view model_type) {
@@ -209,6 +218,15 @@ Result<ClassifierConfig> read_classifier_config(std::string_view text, std::stri
       if (!name.is_string())
         return fail(ErrorCode::kInvalid, std::string(where), "'feature_names' must hold texts");
       c.feature_names.emplace_back(name.get_string());
+    }
+  for (const auto& [key, bytes] :
+       {std::pair{"input_bytes", &c.input_bytes}, std::pair{"output_bytes", &c.output_bytes}})
+    if (json_has(root, key)) {
+      const json::object& entry = *RETORT_TRY(json_object(root, key, where));
+      const std::string inside = fmt::format("{}: {}", where, key);
+      *bytes = RETORT_TRY(byte_tensor(RETORT_TRY(json_string(entry, "type", inside)),
+                                      RETORT_TRY(json_number(entry, "scale", inside)),
+                                      RETORT_TRY(json_int(entry, "zero_point", inside)), inside));
     }
   RETORT_TRY(validate(c, where));
   return c;
@@ -293,6 +311,11 @@ Result<void> write_classifier_folder(const std::filesystem::path& folder, const 
   }
   if (!c.feature_names.empty())
     config["feature_names"] = json::array(c.feature_names.begin(), c.feature_names.end());
+  for (const auto& [key, bytes] :
+       {std::pair{"input_bytes", c.input_bytes}, std::pair{"output_bytes", c.output_bytes}})
+    if (bytes)
+      config[key] =
+          json::object{{"type", bytes->type()}, {"scale", bytes->scale}, {"zero_point", bytes->zero_point}};
   config["torch_dtype"] = dtype == SafeTensor::DType::kF32   ? "float32"
                           : dtype == SafeTensor::DType::kF16 ? "float16"
                                                              : "bfloat16";
@@ -345,6 +368,13 @@ Result<void> write_gguf_classifier(const std::filesystem::path& path, const Clas
     writer.set(key("input_std"), std::vector<double>(c.std.begin(), c.std.end()));
   }
   if (!c.feature_names.empty()) writer.set(key("feature_names"), c.feature_names);
+  for (const auto& [name, bytes] :
+       {std::pair{"input_bytes", c.input_bytes}, std::pair{"output_bytes", c.output_bytes}})
+    if (bytes) {
+      writer.set(arch + "." + name + ".type", std::string(bytes->type()));
+      writer.set(arch + "." + name + ".scale", static_cast<double>(bytes->scale));
+      writer.set(arch + "." + name + ".zero_point", std::int64_t{bytes->zero_point});
+    }
   for (const auto& [name, value] : extra) writer.set(name, value);
   for (const Mapping& m : mappings(c)) {
     const TensorSource* source = RETORT_TRY(source_of(m, weights, path.string()));
@@ -360,12 +390,11 @@ Result<void> write_gguf_classifier(const std::filesystem::path& path, const Clas
     }
     const TensorType type = stored_type(matrix_type, filled(m.columns()));
     const std::uint64_t columns = info(type).block_values > 1 ? filled(m.columns()) : m.columns();
-    writer.add_tensor(m.name, {columns, m.rows}, type,
-                      [m, source, type, columns](std::span<std::byte> out) -> Result<void> {
+    writer.add_matrix(m.name, columns, m.rows, type,
+                      [m, source, type, columns]() -> Result<std::vector<std::byte>> {
                         std::vector<float> values(m.rows * m.columns());
                         RETORT_TRY(source->read(values));
-                        encode_rows(m, type, columns, values, out);
-                        return {};
+                        return encode_matrix(type, m.rows, columns, channels_last(m, columns, values));
                       });
   }
   return writer.write(path);
@@ -460,6 +489,17 @@ Result<ClassifierConfig> read_gguf_classifier_config(const GgufFile& file) {
   c.mean = RETORT_TRY(statistics("input_mean"));
   c.std = RETORT_TRY(statistics("input_std"));
   c.feature_names = RETORT_TRY(texts("feature_names", false));
+  for (const auto& [name, bytes] :
+       {std::pair{"input_bytes", &c.input_bytes}, std::pair{"output_bytes", &c.output_bytes}}) {
+    const std::string prefix = arch + "." + name;
+    if (file.find(prefix + ".type") == nullptr) continue;
+    const auto* zero = std::get_if<std::int64_t>(file.find(prefix + ".zero_point"));
+    if (zero == nullptr)
+      return fail(ErrorCode::kInvalid, where, "metadata '{}.zero_point' is missing or no signed integer",
+                  prefix);
+    *bytes = RETORT_TRY(byte_tensor(RETORT_TRY(file.text(prefix + ".type")),
+                                    RETORT_TRY(file.number(prefix + ".scale")), *zero, where));
+  }
   RETORT_TRY(validate(c, where));
   const std::vector<Mapping> wanted = mappings(c);
   for (const Mapping& m : wanted) {

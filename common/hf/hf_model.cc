@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <set>
 
+#include "common/blocks/matrix.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 
@@ -328,6 +330,17 @@ Result<void> read_rope_scaling(const json::object& rope, std::string_view key, s
 
 }  // namespace
 
+std::vector<std::int64_t> gguf_row_order(const ModelConfig& config, std::string_view name) {
+  for (const Mapping& m : mappings(config)) {
+    if (m.hf_name != name || m.rearrange != Rearrange::kPermute) continue;
+    std::vector<std::int64_t> rows(m.hf_shape[0]);
+    std::iota(rows.begin(), rows.end(), 0);
+    permute(std::span(rows), 1, m.heads);
+    return rows;
+  }
+  return {};
+}
+
 std::vector<WeightShape> hf_weights(const ModelConfig& config) {
   std::vector<WeightShape> out;
   for (Mapping& m : mappings(config)) out.push_back({std::move(m.hf_name), std::move(m.hf_shape)});
@@ -604,6 +617,11 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
         return 25;
       case TensorType::kBF16:
         return 32;
+      case TensorType::kSparseQ8:
+      case TensorType::kSparse24Q8:
+      case TensorType::kCodebook4:
+      case TensorType::kCodebook8:
+        return 1024;  // llama.cpp's "guessed": it has no number for these
     }
     return 0;
   }();
@@ -678,30 +696,37 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
     if (const auto found = encoded_weights.find(m.hf_name); found != encoded_weights.end()) {
       const EncodedMatrix* encoded = &found->second;
       if (encoded->columns != columns || encoded->rows * columns != count_of(shape) ||
-          encoded->bytes.size() != encoded->rows * row_bytes(encoded->type, columns).value_or(0))
+          encoded->bytes.size() != matrix_bytes(encoded->type, encoded->rows, columns, encoded->bytes))
         return fail(ErrorCode::kInvalid, path.string(), "tensor '{}' is encoded in another shape", m.hf_name);
-      writer.add_tensor(m.gguf_name, std::move(shape), encoded->type,
-                        [m, encoded](std::span<std::byte> out) -> Result<void> {
-                          std::copy(encoded->bytes.begin(), encoded->bytes.end(), out.begin());
-                          if (m.rearrange == Rearrange::kPermute)
-                            permute(out, encoded->bytes.size() / encoded->rows, m.heads);
+      writer.add_matrix(m.gguf_name, columns, encoded->rows, encoded->type,
+                        [m, encoded]() -> Result<std::vector<std::byte>> {
+                          std::vector<std::byte> out = encoded->bytes;
+                          if (m.rearrange == Rearrange::kPermute && !encoded_whole(encoded->type))
+                            permute(std::span(out), out.size() / encoded->rows, m.heads);
+                          return out;
+                        });
+      continue;
+    }
+    const auto read_values = [m, source = &*source]() -> Result<std::vector<float>> {
+      std::vector<float> values(count_of(m.hf_shape));
+      RETORT_TRY(source->read(values));
+      if (m.rearrange == Rearrange::kPermute)
+        permute(std::span(values), m.hf_shape.size() == 1 ? 1 : m.hf_shape.back(), m.heads);
+      if (m.rearrange == Rearrange::kTranspose) transpose(values, m.hf_shape[0], m.hf_shape[1]);
+      return values;
+    };
+    if (shape.size() != 2) {
+      writer.add_tensor(m.gguf_name, std::move(shape), type,
+                        [read_values, type](std::span<std::byte> out) -> Result<void> {
+                          encode_row(type, RETORT_TRY(read_values()), out);
                           return {};
                         });
       continue;
     }
-    writer.add_tensor(m.gguf_name, std::move(shape), type,
-                      [m, source = &*source, type, columns](std::span<std::byte> out) -> Result<void> {
-                        std::vector<float> values(count_of(m.hf_shape));
-                        RETORT_TRY(source->read(values));
-                        if (m.rearrange == Rearrange::kPermute)
-                          permute(std::span(values), m.hf_shape.size() == 1 ? 1 : columns, m.heads);
-                        if (m.rearrange == Rearrange::kTranspose)
-                          transpose(values, m.hf_shape[0], m.hf_shape[1]);
-                        const std::uint64_t bytes = *row_bytes(type, columns);
-                        for (std::uint64_t r = 0; r < values.size() / columns; ++r)
-                          encode_row(type, std::span(values).subspan(r * columns, columns),
-                                     out.subspan(r * bytes, bytes));
-                        return {};
+    const std::uint64_t rows = shape[1];
+    writer.add_matrix(m.gguf_name, columns, rows, type,
+                      [read_values, type, columns, rows]() -> Result<std::vector<std::byte>> {
+                        return encode_matrix(type, rows, columns, RETORT_TRY(read_values()));
                       });
   }
   // GGUF has Llama 3's scaling as the divisor of each pair's angle.

@@ -39,6 +39,10 @@ struct WeightShape {
 };
 std::vector<WeightShape> hf_weights(const ModelConfig& config);
 
+/// Which of a weight's rows stands where in a GGUF file: the row of Hugging Face's layout at each place;
+/// empty where the order is the same.
+std::vector<std::int64_t> gguf_row_order(const ModelConfig& config, std::string_view name);
+
 /// Extra metadata for a GGUF file: general.name, lineage ("retort.teacher.sha256", "retort.recipe.sha256",
 /// …).
 using GgufMetadata = std::vector<std::pair<std::string, GgufValue>>;

@@ -1,5 +1,6 @@
 #include "common/model/classifier_config.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <set>
@@ -42,6 +43,13 @@ std::optional<Activation> activation_from(std::string_view name) {
 }
 std::string_view to_string(Pooling pooling) { return kPoolings[static_cast<std::size_t>(pooling)]; }
 std::optional<Pooling> pooling_from(std::string_view name) { return from_name<Pooling>(kPoolings, name); }
+
+std::uint8_t ByteTensor::byte(float real) const {
+  const float least = is_signed ? -128.0f : 0.0f;
+  const float q = std::nearbyint(real / scale) + static_cast<float>(zero_point);
+  const auto whole = static_cast<std::int32_t>(std::clamp(std::isnan(q) ? 0.0f : q, least, least + 255));
+  return static_cast<std::uint8_t>(whole);
+}
 
 MapShape convolved(const Convolution& c, const MapShape& input) {
   return {c.out_channels, windows(std::uint64_t{input.height} + 2 * c.padding, c.kernel, c.stride),
@@ -116,6 +124,16 @@ Result<void> validate(const ClassifierConfig& config, std::string_view where) {
   if (!config.feature_names.empty() && (!mlp || config.feature_names.size() != config.input.channels))
     return fail(ErrorCode::kInvalid, std::string(where), "{} feature names for {} features",
                 config.feature_names.size(), mlp ? config.input.channels : 0);
+  for (const auto& bytes : {config.input_bytes, config.output_bytes}) {
+    if (!bytes) continue;
+    if (!(bytes->scale > 1e-30f && bytes->scale < 1e30f))
+      return fail(ErrorCode::kInvalid, std::string(where), "the scale of {} values is {}, not positive",
+                  bytes->type(), bytes->scale);
+    const std::int32_t least = bytes->is_signed ? -128 : 0;
+    if (bytes->zero_point < least || bytes->zero_point > least + 255)
+      return fail(ErrorCode::kInvalid, std::string(where), "zero point {} is outside {}", bytes->zero_point,
+                  bytes->type());
+  }
   for (const std::string& name : config.feature_names)
     RETORT_TRY(check(name.size(), 1, 1024, "the length of a feature's name"));
   return {};

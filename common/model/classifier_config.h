@@ -42,6 +42,22 @@ struct Convolution {
   bool operator==(const Convolution&) const = default;
 };
 
+/// How real values stand in bytes: value = scale · (q − zero_point), as ONNX's QuantizeLinear has it.
+struct ByteTensor {
+  bool is_signed = false;  ///< int8, else uint8
+  float scale = 1;
+  std::int32_t zero_point = 0;
+  bool operator==(const ByteTensor&) const = default;
+
+  std::string_view type() const { return is_signed ? "int8" : "uint8"; }
+  float value(std::uint8_t byte) const {
+    return scale *
+           static_cast<float>((is_signed ? static_cast<std::int8_t>(byte) : std::int32_t{byte}) - zero_point);
+  }
+  /// Rounded to the nearest, half to even; cut off at the type's ends.
+  std::uint8_t byte(float value) const;
+};
+
 /// The architecture of a classifier: (input − mean) / std, convolutions (cnn), the last map flattened channel
 /// by channel, hidden dense layers each with its activation, and a dense layer of one output (logit) a label.
 struct ClassifierConfig {
@@ -55,6 +71,9 @@ struct ClassifierConfig {
   /// Of each feature (mlp) or channel (cnn), in the input's own units; both empty: the input as it is.
   std::vector<float> mean, std;
   std::vector<std::string> feature_names;  ///< mlp: none, or one a feature
+  /// Of inputs and logits that come and go as bytes (an INT8 model); none: inputs are real, bytes mean
+  /// themselves.
+  std::optional<ByteTensor> input_bytes, output_bytes;
 
   bool operator==(const ClassifierConfig&) const = default;
 };

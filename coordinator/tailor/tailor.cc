@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "common/blocks/matrix.h"
 #include "common/core/units.h"
 #include "common/hf/hf_model.h"
 
@@ -37,7 +38,7 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
     const bool transposed =
         config.family == ModelFamily::kGpt2 && weight.name.find(".h.") != std::string::npos;
     const std::uint64_t columns = transposed ? weight.shape[0] : weight.shape[1];
-    bytes += count / columns * *row_bytes(stored_type(format, columns), columns);
+    bytes += most_matrix_bytes(stored_type(format, columns), count / columns, columns);
     bytes = (bytes + 31) / 32 * 32;
   }
   return bytes;

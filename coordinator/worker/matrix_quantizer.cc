@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "common/blocks/block_grid.h"
+#include "common/blocks/matrix.h"
 
 namespace retort {
 namespace {
@@ -59,6 +60,17 @@ Tensor InputStatistics::importance() const {
 
 EncodedMatrix encode_matrix(const Tensor& weight, TensorType type, const Tensor& importance) {
   const Tensor values = weight.detach().contiguous();
+  if (encoded_whole(type)) {
+    EncodedMatrix out{type, size(values.size(0)), size(values.size(1)), {}};
+    Tensor weights;
+    if (importance.defined()) weights = importance.expand_as(values).contiguous();
+    const auto all = [](const Tensor& t) {
+      return t.defined() ? std::span<const float>(t.data_ptr<float>(), size(t.numel()))
+                         : std::span<const float>();
+    };
+    out.bytes = encode_matrix(type, out.rows, out.columns, all(values), all(weights));
+    return out;
+  }
   EncodedMatrix out = empty_matrix(values, type);
   const std::size_t bytes = out.bytes.size() / out.rows;
   std::span<const float> weights;
@@ -73,9 +85,8 @@ EncodedMatrix encode_matrix(const Tensor& weight, TensorType type, const Tensor&
 Tensor decode_matrix(const EncodedMatrix& matrix) {
   const auto rows = static_cast<std::int64_t>(matrix.rows);
   const Tensor out = at::empty({rows, static_cast<std::int64_t>(matrix.columns)}, at::kFloat);
-  const std::size_t bytes = matrix.bytes.size() / matrix.rows;
-  for (std::int64_t r = 0; r < rows; ++r)
-    decode_row(matrix.type, std::span(matrix.bytes).subspan(size(r) * bytes, bytes), row_of(out, r));
+  decode_rows(matrix.type, matrix.rows, matrix.columns, matrix.bytes, 0,
+              {out.data_ptr<float>(), size(out.numel())});
   return out;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/blocks/matrix.h"
 #include "common/core/units.h"
 #include "common/hf/hf_model.h"
 
@@ -128,7 +129,8 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass
       continue;
     }
     const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
-    bytes += *row_bytes(stored_type(format_of(formats, weight.name), columns), columns) * (count / columns);
+    bytes +=
+        most_matrix_bytes(stored_type(format_of(formats, weight.name), columns), count / columns, columns);
   }
   return bytes;
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "common/hf/hf_model.h"
 #include "coordinator/worker/format_budget.h"
 #include "coordinator/worker/matrix_quantizer.h"
 #include "coordinator/worker/plan.h"
@@ -164,21 +165,35 @@ class Quantizer {
     }
   }
 
+  /// The order of rows in which a matrix is encoded; undefined: as they are (EncodedMatrix says when not).
+  Tensor row_order(const std::string& name, TensorType type) const {
+    if (!encoded_whole(type)) return {};
+    const std::vector<std::int64_t> rows = gguf_row_order(network_.config, name);
+    return rows.empty() ? Tensor() : at::tensor(rows);
+  }
+  static Tensor reordered(const Tensor& matrix, const Tensor& order) {
+    return order.defined() ? matrix.index_select(0, order) : matrix;
+  }
+  static Tensor put_back(const Tensor& matrix, const Tensor& order) {
+    return order.defined() ? at::empty_like(matrix).index_copy_(0, order, matrix) : matrix;
+  }
+
   /// `input`: nullptr where the method takes none, or where the matrix multiplies nothing (an embedding).
   void round(const std::string& name, const InputStatistics* input) {
     const Tensor weight = matrices_.get(name);
     const TensorType type = matrices_.type(name);
+    const Tensor order = row_order(name, type);
     EncodedMatrix encoded;
     // A row of a tied embedding is also looked up by itself, where no later column makes up for an earlier
     // one.
     const bool looked_up = name == head_weight(network_.config) && network_.config.tied_embeddings;
     if (input == nullptr || pass_.method == QuantizePass::Method::kNearest)
-      encoded = encode_matrix(weight, type);
+      encoded = encode_matrix(reordered(weight, order), type);
     else if (pass_.method == QuantizePass::Method::kImportance || looked_up)
-      encoded = encode_matrix(weight, type, input->importance());
+      encoded = encode_matrix(reordered(weight, order), type, input->importance());
     else
-      encoded = gptq(weight, *input, type, {pass_.damping, pass_.act_order});
-    const Tensor rounded = decode_matrix(encoded);
+      encoded = gptq(reordered(weight, order), *input, type, {pass_.damping, pass_.act_order});
+    const Tensor rounded = put_back(decode_matrix(encoded), order);
     QuantizedMatrix line{name, type, static_cast<std::uint64_t>(weight.numel()), encoded.bytes.size()};
     const double power = weight.square().sum().item<double>();
     line.weight_error = power > 0 ? (rounded - weight).square().sum().item<double>() / power : 0;
@@ -241,8 +256,9 @@ class Quantizer {
         RETORT_TRY(check_stop_());
         const TensorType stored = stored_type(wanted_type, static_cast<std::uint64_t>(original.size(1)));
         if (std::find(tried.begin(), tried.end(), stored) != tried.end()) continue;
-        EncodedMatrix encoded = encode_matrix(original, stored);
-        matrices_.set(name, decode_matrix(encoded));
+        const Tensor order = row_order(name, stored);
+        const EncodedMatrix encoded = encode_matrix(reordered(original, order), stored);
+        matrices_.set(name, put_back(decode_matrix(encoded), order));
         tried.push_back(stored);
         choice.push_back({encoded.bytes.size(), divergence(from, embedding)});
         sensitivity_[name].emplace_back(stored, choice.back().divergence);

@@ -317,11 +317,8 @@ class Run {
     if (network_.encoded.empty()) return {};
     GgufWriter writer;
     for (const auto& [name, matrix] : network_.encoded)
-      writer.add_tensor(name, {matrix.columns, matrix.rows}, matrix.type,
-                        [&matrix = matrix](std::span<std::byte> out) -> Result<void> {
-                          std::copy(matrix.bytes.begin(), matrix.bytes.end(), out.begin());
-                          return {};
-                        });
+      writer.add_matrix(name, matrix.columns, matrix.rows, matrix.type,
+                        [&matrix = matrix]() -> Result<std::vector<std::byte>> { return matrix.bytes; });
     return on_disk(writer.write(encoded_file(checkpoint)));
   }
 

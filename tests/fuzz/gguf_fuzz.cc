@@ -1,4 +1,5 @@
 // GGUF: the container, the architecture that it claims, and its tokenizer.
+#include "common/blocks/matrix.h"
 #include "common/core/file.h"
 #include "common/gguf/gguf.h"
 #include "common/hf/classifier_model.h"
@@ -67,6 +68,13 @@ std::vector<std::string> fuzz_seeds() {
                         for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::byte>(37 * i);
                         return {};
                       });
+  for (const TensorType type :
+       {TensorType::kSparseQ8, TensorType::kSparse24Q8, TensorType::kCodebook4, TensorType::kCodebook8})
+    writer.add_matrix(std::string(info(type).name), 64, 3, type, [type]() -> Result<std::vector<std::byte>> {
+      std::vector<float> values(3 * 64);
+      for (std::size_t i = 0; i < values.size(); i += 2) values[i] = static_cast<float>(i % 11) - 5;
+      return encode_matrix(type, 3, 64, values);
+    });
   fuzz::require(writer.write(folder / "w.gguf").has_value());
   seeds.push_back(*read_file(folder / "w.gguf"));
   return seeds;
@@ -81,7 +89,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (!tensor.data.empty())
       sum += static_cast<std::uint64_t>(tensor.data.front()) + static_cast<std::uint64_t>(tensor.data.back());
     std::vector<float> row(tensor.columns());
-    decode_row(tensor.type, tensor.data.first(*row_bytes(tensor.type, tensor.columns())), row);
+    decode_rows(tensor.type, tensor.rows(), tensor.columns(), tensor.data, tensor.rows() - 1, row);
   }
   fuzz::require(sum < ~0ull);
   if (const auto config = read_gguf_config(*file)) {

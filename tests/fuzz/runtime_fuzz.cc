@@ -22,7 +22,9 @@ std::vector<std::string> fuzz_seeds() {
   small.encoder.labels = {"on", "off"}, small.encoder.pooler = true,
   small.encoder.pooling = TextPooling::kCls;
   for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2, ModelFamily::kBert})
-    for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0}) {
+    for (const TensorType type :
+         {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0, TensorType::kSparseQ8,
+          TensorType::kSparse24Q8, TensorType::kCodebook4, TensorType::kCodebook8}) {
       const auto name = folder / (std::string(to_string(family)) + std::string(info(type).name));
       fuzz::require(retort::testing::write_tiny_model(name, family, 1, small).has_value());
       const auto model = open_hf_model(name);
@@ -34,7 +36,8 @@ std::vector<std::string> fuzz_seeds() {
     }
   SeededRandom random(6);
   for (const ClassifierFamily family : {ClassifierFamily::kMlp, ClassifierFamily::kCnn})
-    for (const TensorType type : {TensorType::kF32, TensorType::kQ8_0}) {
+    for (const TensorType type :
+         {TensorType::kF32, TensorType::kQ8_0, TensorType::kSparseQ8, TensorType::kCodebook4}) {
       const ClassifierConfig config = retort::testing::random_classifier(family, random);
       fuzz::require(write_gguf_classifier(folder / "c.gguf", config,
                                           retort::testing::random_weights(config, 1), type, {})

@@ -44,6 +44,12 @@ ClassifierConfig random_classifier(ClassifierFamily family, RandomSource& random
       c.mean.push_back(static_cast<float>(random.next_unit() - 0.5));
       c.std.push_back(static_cast<float>(random.next_unit() + 0.5));
     }
+  for (auto* bytes : {&c.input_bytes, &c.output_bytes})
+    if (between(0, 2) == 0) {
+      const bool is_signed = between(0, 1) == 1;
+      *bytes = ByteTensor{is_signed, static_cast<float>(0.01 + random.next_unit()),
+                          static_cast<std::int32_t>(between(0, 255)) - (is_signed ? 128 : 0)};
+    }
   return c;
 }
 

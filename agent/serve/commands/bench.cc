@@ -9,6 +9,7 @@
 
 #include "agent/serve/commands/classifier.h"
 #include "agent/serve/commands/commands.h"
+#include "agent/serve/kernels/own_formats.h"
 #include "agent/serve/kernels/roofline.h"
 #include "agent/serve/runtime/encoder.h"
 #include "common/core/file.h"
@@ -37,8 +38,9 @@ Work work_of(const Model& model) {
   const auto add = [&](const Model::Projection& p, std::uint64_t& multiplications) {
     for (const Model::Projection::Part& part : p.parts) {
       const auto& m = part.matrix;
-      work.bytes += m.packed ? kernels::packed_bytes(m.type, m.rows, m.columns)
-                             : m.rows * *row_bytes(m.type, m.columns);
+      work.bytes += m.packed && !kernels::is_own_format(m.type)
+                        ? kernels::packed_bytes(m.type, m.rows, m.columns)
+                        : part.bytes;
       multiplications += std::uint64_t{m.rows} * m.columns;
     }
     work.quantized |= p.quantized;

@@ -138,6 +138,7 @@ Result<void> describe_classifier(const ServeArguments& options, GgufFile file) {
     if (i < c.convolutions.size()) return c.convolutions[i].activation;
     return i + 1 < ops.size() ? c.activation : Activation::kNone;
   };
+  const auto scale_of = [&](std::size_t i) { return model->layers()[i].input_scale; };
   if (options.as_json) {
     json::object by_type;
     for (const auto& [name, bytes] : types) by_type[name] = bytes;
@@ -148,6 +149,7 @@ Result<void> describe_classifier(const ServeArguments& options, GgufFile file) {
                          {"outputs", ops[i].rows},
                          {"positions", ops[i].times},
                          {"type", info(model->layers()[i].matrix.type).name},
+                         {"input_scale", scale_of(i) > 0 ? json::value(scale_of(i)) : json::value(nullptr)},
                          {"activation", to_string(activation_of(i))}};
       if (i < c.convolutions.size()) {
         layer["kernel"] = c.convolutions[i].kernel;
@@ -187,6 +189,7 @@ Result<void> describe_classifier(const ServeArguments& options, GgufFile file) {
     if (activation_of(i) != Activation::kNone) text += fmt::format(", {}", to_string(activation_of(i)));
     if (i < c.convolutions.size() && c.convolutions[i].pooling != Pooling::kNone)
       text += fmt::format(", {} pooling", to_string(c.convolutions[i].pooling));
+    if (scale_of(i) > 0) text += fmt::format(", input in steps of {:.4g}", scale_of(i));
     std::cout << text << "\n";
   }
   for (const auto& [name, bytes] : types)

@@ -25,6 +25,8 @@ Result<void> describe(const ServeArguments& options) {
     types[std::string(info(tensor.type).name)] += tensor.data.size();
   json::object by_type;
   for (const auto& [name, bytes] : types) by_type[name] = bytes;
+  json::object static_inputs;
+  for (const auto& [tensor, scale] : model->input_scales()) static_inputs[tensor] = scale;
   if (options.as_json) {
     json::array layers;
     for (const LayerShape& layer : c.layers)
@@ -43,6 +45,7 @@ Result<void> describe(const ServeArguments& options) {
                                   {"masked_lm", c.encoder.mlm_head},
                                   {"tensors", model->file().tensors().size()},
                                   {"bytes_by_type", by_type},
+                                  {"static_inputs", static_inputs},
                                   {"memory", json::object{{"weights_mapped_bytes", plan.weights_mapped_bytes},
                                                           {"weights_packed_bytes", plan.weights_packed_bytes},
                                                           {"kv_cache_bytes", plan.kv_cache_bytes},
@@ -64,6 +67,8 @@ Result<void> describe(const ServeArguments& options) {
                              c.encoder.pooler ? "pooler, " : "", c.encoder.labels.size());
   for (const auto& [name, bytes] : types)
     std::cout << fmt::format("  {:<13} {}\n", name, format_bytes(bytes));
+  for (const auto& [tensor, scale] : model->input_scales())
+    std::cout << fmt::format("  static input  {} in steps of {:.4g}\n", tensor, scale);
   std::cout << fmt::format(
       "  memory        {}: {} weights as in the file, {} packed, {} KV cache of {} streams, {} activations\n",
       format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes),

@@ -33,15 +33,20 @@ bool is_list_of_inputs(const json::value& value, const TensorShape& shape) {
   return true;
 }
 
-Result<void> read_base64(std::string_view text, std::string_view dtype, ClassifyCall& call) {
+Result<void> read_base64(std::string_view text, std::string_view dtype, const std::optional<ByteTensor>& own,
+                         ClassifyCall& call) {
   const auto bytes = decode_base64(text);
   if (!bytes) return fail(ErrorCode::kInvalid, "request", "'input' is a text, but no base64");
-  if (dtype == "uint8") {
-    for (const std::byte b : *bytes) call.inputs.push_back(static_cast<float>(std::to_integer<unsigned>(b)));
+  if (dtype == "uint8" || dtype == "int8") {
+    if (own && own->type() != dtype)
+      return fail(ErrorCode::kInvalid, "request", "'dtype' is '{}'; this model's inputs are {}", dtype,
+                  own->type());
+    const ByteTensor meaning = own.value_or(ByteTensor{.is_signed = dtype == "int8"});
+    for (const std::byte b : *bytes) call.inputs.push_back(meaning.value(std::to_integer<std::uint8_t>(b)));
     return {};
   }
   if (dtype != "float32")
-    return fail(ErrorCode::kUnsupported, "request", "'dtype' is '{}'; float32 and uint8 are supported",
+    return fail(ErrorCode::kUnsupported, "request", "'dtype' is '{}'; float32, uint8 and int8 are supported",
                 dtype);
   if (bytes->size() % 4 != 0)
     return fail(ErrorCode::kInvalid, "request", "'input' holds {} bytes, no whole number of float32 values",
@@ -64,6 +69,14 @@ Result<ClassifyCall> parse_classify(std::string_view text, const ClassifierConfi
     call.top_k = RETORT_TRY(json_uint(body, "top_k", where, 1u << 30));
     if (call.top_k == 0) return fail(ErrorCode::kInvalid, where, "'top_k' must be at least 1");
   }
+  if (json_has(body, "output")) {
+    const std::string output = RETORT_TRY(json_string(body, "output", where));
+    if (output != "labels" && output != "bytes")
+      return fail(ErrorCode::kInvalid, where, "'output' is '{}'; labels and bytes are supported", output);
+    call.bytes = output == "bytes";
+    if (call.bytes && !config.output_bytes)
+      return fail(ErrorCode::kUnsupported, where, "'output': this model's outputs have no form in bytes");
+  }
   const json::value* input = body.if_contains("input");
   if (input == nullptr) return fail(ErrorCode::kInvalid, where, "'input' is missing");
   const TensorShape shape = input_shape(config);
@@ -71,7 +84,7 @@ Result<ClassifyCall> parse_classify(std::string_view text, const ClassifierConfi
   if (input->is_string()) {
     const std::string dtype =
         json_has(body, "dtype") ? RETORT_TRY(json_string(body, "dtype", where)) : std::string("float32");
-    RETORT_TRY(read_base64(std::string_view(input->get_string()), dtype, call));
+    RETORT_TRY(read_base64(std::string_view(input->get_string()), dtype, config.input_bytes, call));
     if (call.inputs.empty() || call.inputs.size() % values != 0)
       return fail(ErrorCode::kInvalid, where, "'input' holds {} values; an input has {}", call.inputs.size(),
                   values);
@@ -212,15 +225,26 @@ void ClassifyApi::classify(HttpRequest request, std::shared_ptr<HttpResponder> r
   if (!call) return front_.refuse(*responder, call.error());
   const auto job = std::make_shared<ClassifyEngine::Job>();
   job->call = std::move(*call);
-  job->on_end = [this, responder, top_k = job->call.top_k](std::span<const float> logits,
-                                                           const Error* error) {
+  job->on_end = [this, responder, top_k = job->call.top_k, bytes = job->call.bytes](
+                    std::span<const float> logits, const Error* error) {
     if (error != nullptr) return front_.refuse(*responder, *error);
     const std::vector<std::string>& labels = model_->config().labels;
     std::vector<float> shares(labels.size());
     json::array data;
     for (std::size_t i = 0; i < logits.size() / labels.size(); ++i) {
       probabilities(logits.subspan(i * labels.size(), labels.size()), shares);
-      data.push_back(classification(i, labels, shares, top_k));
+      json::object one = classification(i, labels, shares, top_k);
+      if (bytes) {
+        const ByteTensor& form = *model_->config().output_bytes;
+        std::vector<std::byte> narrow;
+        for (const float x : logits.subspan(i * labels.size(), labels.size()))
+          narrow.push_back(std::byte{form.byte(x)});
+        one["output"] = json::object{{"base64", encode_base64(narrow)},
+                                     {"dtype", form.type()},
+                                     {"scale", form.scale},
+                                     {"zero_point", form.zero_point}};
+      }
+      data.push_back(std::move(one));
     }
     front_.answer(*responder,
                   json::object{{"object", "list"}, {"model", front_.name()}, {"data", std::move(data)}});

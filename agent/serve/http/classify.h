@@ -26,10 +26,11 @@ struct ClassifyCall {
   std::vector<float> inputs;  ///< [count][the input's values]
   std::size_t count = 0;
   std::size_t top_k = 0;  ///< labels told of each input, the likeliest first; 0: all
+  bool bytes = false;     ///< the logits as the model's own bytes as well
 };
 /// "input": numbers in the model's shape, flat or nested, or a list of such; an object of the features'
-/// names; or base64 of little-endian values of type "dtype" ("float32", "uint8"). At most `most` inputs. The
-/// error is for the client.
+/// names; or base64 of little-endian values of type "dtype" ("float32", "uint8", "int8"). At most `most`
+/// inputs. The error is for the client.
 Result<ClassifyCall> parse_classify(std::string_view body, const ClassifierConfig& config, std::size_t most);
 
 /// What an answer of /v1/classify tells of one input: its likeliest label, and the `top_k` likeliest of them

@@ -1,6 +1,7 @@
 #include "agent/serve/kernels/kernels.h"
 
 #include "agent/serve/kernels/dispatch.h"
+#include "agent/serve/kernels/own_formats.h"
 #include "agent/serve/kernels/packed.h"
 
 #include <algorithm>
@@ -303,6 +304,11 @@ void MatmulRows(const Matrix& m, const Activations& x, std::uint32_t begin, std:
     case TensorType::kQ6K:
     case TensorType::kIq4Nl:
       return matmul_decoded(m, x, begin, end, out);
+    case TensorType::kSparseQ8:
+    case TensorType::kSparse24Q8:
+    case TensorType::kCodebook4:
+    case TensorType::kCodebook8:
+      return matmul_own(m, x, begin, end, out);
   }
 }
 

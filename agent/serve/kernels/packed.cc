@@ -15,6 +15,8 @@
 // split changes a bit.
 #include "agent/serve/kernels/packed.h"
 
+#include "agent/serve/kernels/own_formats.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -760,6 +762,7 @@ void pack(const Matrix& matrix, std::uint32_t first_row, [[maybe_unused]] std::u
 
 void matmul(const Matrix& matrix, const Activations& x, std::uint32_t row_begin, std::uint32_t row_end,
             const Output& out) {
+  if (is_own_format(matrix.type)) return matmul_own(matrix, x, row_begin, row_end, out);
   if (!matrix.packed) return matmul_rows(matrix, x, row_begin, row_end, out);
   RETORT_CALL(MatmulPacked)
   (matrix, x, row_begin / kGroupRows, (row_end + kGroupRows - 1) / kGroupRows, out);

@@ -1,6 +1,7 @@
 #include "agent/serve/runtime/arena.h"
 
 #include "agent/serve/kernels/kernels.h"
+#include "agent/serve/kernels/static_quantize.h"
 
 namespace retort {
 
@@ -31,10 +32,16 @@ QuantizedRows QuantizedRows::from(std::size_t first, std::size_t columns) const 
 }
 
 void QuantizedRows::quantize(std::size_t row, const float* x, std::size_t columns, std::size_t first,
-                             std::size_t last) const {
+                             std::size_t last, float calibrated) const {
   const std::size_t block = row * (columns / 32) + first / 32;
-  kernels::quantize_q8(x + row * columns + first, static_cast<std::uint32_t>(last - first),
-                       q + row * columns + first, scale + block, start + block, half_start + 2 * block);
+  const auto n = static_cast<std::uint32_t>(last - first);
+  const float* const from = x + row * columns + first;
+  std::int8_t* const to = q + row * columns + first;
+  if (calibrated > 0)
+    kernels::quantize_q8_static(from, n, calibrated, to, scale + block, start + block,
+                                half_start + 2 * block);
+  else
+    kernels::quantize_q8(from, n, to, scale + block, start + block, half_start + 2 * block);
 }
 
 }  // namespace retort

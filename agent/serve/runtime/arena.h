@@ -45,9 +45,10 @@ struct QuantizedRows {
   static QuantizedRows take(ArenaCursor& arena, std::uint64_t rows, std::uint64_t columns);
   /// The rows from `first` on.
   QuantizedRows from(std::size_t first, std::size_t columns) const;
-  /// Columns [first, last), multiples of 32, of row `row` of x [rows, columns].
-  void quantize(std::size_t row, const float* x, std::size_t columns, std::size_t first,
-                std::size_t last) const;
+  /// Columns [first, last), multiples of 32, of row `row` of x [rows, columns]. With the calibrated scale
+  /// where there is one, otherwise with each block's largest value.
+  void quantize(std::size_t row, const float* x, std::size_t columns, std::size_t first, std::size_t last,
+                float calibrated) const;
 };
 
 }  // namespace retort

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "agent/serve/kernels/maps.h"
+#include "agent/serve/kernels/own_formats.h"
+#include "agent/serve/kernels/static_quantize.h"
 #include "common/core/units.h"
 #include "common/hf/classifier_model.h"
 
@@ -50,8 +52,9 @@ Result<std::shared_ptr<const Classifier>> Classifier::from_file(GgufFile file,
                                                                 const ClassifierOptions& options,
                                                                 const std::filesystem::path& source) {
   ClassifierConfig config = RETORT_TRY(read_gguf_classifier_config(file));
+  InputScales scales = RETORT_TRY(read_input_scales(file));
   file.drop_lists();
-  std::shared_ptr<Classifier> model(new Classifier(std::move(file), std::move(config)));
+  std::shared_ptr<Classifier> model(new Classifier(std::move(file), std::move(config), std::move(scales)));
   const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
   if (size == 0) return model;
   model->packed_ = PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) {
@@ -62,8 +65,11 @@ Result<std::shared_ptr<const Classifier>> Classifier::from_file(GgufFile file,
   return model;
 }
 
-Classifier::Classifier(GgufFile file, ClassifierConfig config)
-    : file_(std::move(file)), config_(std::move(config)), maps_(feature_maps(config_)) {}
+Classifier::Classifier(GgufFile file, ClassifierConfig config, InputScales input_scales)
+    : file_(std::move(file)),
+      config_(std::move(config)),
+      input_scales_(std::move(input_scales)),
+      maps_(feature_maps(config_)) {}
 
 /// Points every weight to where it is: in the file, or in `memory` when it is packed (null: nowhere yet).
 /// `fill` writes the packed ones there. Returns their size.
@@ -76,16 +82,15 @@ std::uint64_t Classifier::lay_out(bool pack, std::byte* memory, bool fill) {
     const GgufTensor& bias = *file_.tensor(op.tensor.substr(0, op.tensor.size() - 6) + "bias");
     kernels::Matrix matrix{weight.type, op.rows, static_cast<std::uint32_t>(weight.columns()),
                            weight.data.data()};
-    if (const std::uint64_t bytes =
-            pack ? kernels::packed_bytes(matrix.type, matrix.rows, matrix.columns) : 0;
-        bytes != 0) {
-      if (fill) kernels::pack(matrix, 0, matrix.rows, memory + size);
-      matrix.data = memory == nullptr ? nullptr : memory + size;
-      matrix.packed = true;
+    const std::uint64_t file_bytes = kernels::stored_bytes(matrix);
+    if (const std::uint64_t bytes = pack ? kernels::packed_bytes(matrix) : 0; bytes != 0) {
+      if (memory != nullptr) matrix = kernels::pack(matrix, memory + size, fill);
       size += aligned(bytes);
     }
-    layers_.push_back(
-        {matrix, reinterpret_cast<const float*>(bias.data.data()), info(weight.type).block_values > 1});
+    const auto scale = input_scales_.find(op.tensor);
+    layers_.push_back({matrix, reinterpret_cast<const float*>(bias.data.data()),
+                       info(weight.type).block_values > 1,
+                       scale == input_scales_.end() ? 0.0f : scale->second, file_bytes});
   }
   return size;
 }
@@ -133,8 +138,7 @@ ClassifierMemoryPlan plan_memory(const Classifier& model, std::uint32_t batch, s
   ClassifierMemoryPlan plan;
   std::uint64_t in_file = model.file().file_length();
   for (const Classifier::Layer& layer : model.layers())
-    if (layer.matrix.packed)
-      in_file -= layer.matrix.rows * *row_bytes(layer.matrix.type, layer.matrix.columns);
+    if (layer.matrix.packed) in_file -= layer.bytes;
   plan.weights_mapped_bytes = in_file + (model.packed_is_shared() ? model.packed_bytes() : 0);
   plan.weights_packed_bytes = model.packed_is_shared() ? 0 : model.packed_bytes();
   plan.activation_bytes = 2 * aligned(4 * batch * s.map) + aligned(4 * threads * s.patches) +
@@ -248,7 +252,8 @@ void ClassifierSession::convolve(std::size_t index, std::size_t count) {
     QuantizedRows quantized;
     if (layer.quantized) {
       quantized = quantized_patches_.from(member, patch_size_);
-      for (std::size_t i = 0; i < n; ++i) quantized.quantize(i, patches, columns, 0, columns);
+      for (std::size_t i = 0; i < n; ++i)
+        quantized.quantize(i, patches, columns, 0, columns, layer.input_scale);
     }
     float* const to = next_ + image * map_size_ + first * conv.out_channels;
     multiply(layer, patches, quantized, n, 0, layer.matrix.rows, to, conv.out_channels);
@@ -290,7 +295,8 @@ void ClassifierSession::dense(std::size_t index, std::size_t count) {
   float* const out = last_layer ? logits_ : next_;
   if (layer.quantized)
     team_.share(count, columns / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t i = first; i < last; ++i) quantized_.quantize(i, current_, columns, 0, columns);
+      for (std::uint64_t i = first; i < last; ++i)
+        quantized_.quantize(i, current_, columns, 0, columns, layer.input_scale);
     });
   team_.share((rows + kGroupRows - 1) / kGroupRows, nanoseconds(kGroupRows, columns, count),
               [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {

@@ -9,6 +9,7 @@
 
 #include "agent/serve/kernels/kernels.h"
 #include "agent/serve/runtime/arena.h"
+#include "agent/serve/runtime/input_scales.h"
 #include "agent/serve/runtime/packed_weights.h"
 #include "agent/serve/runtime/thread_team.h"
 #include "common/core/result.h"
@@ -40,6 +41,8 @@ class Classifier {
     kernels::Matrix matrix;
     const float* bias = nullptr;  ///< [rows]
     bool quantized = false;       ///< reads the quantized input
+    float input_scale = 0;        ///< of that input, calibrated; 0: of each block's largest value
+    std::uint64_t bytes = 0;      ///< of the matrix as the file has it
   };
   const ClassifierConfig& config() const { return config_; }
   const GgufFile& file() const { return file_; }
@@ -54,11 +57,12 @@ class Classifier {
   bool packed_is_shared() const { return packed_.shared(); }
 
  private:
-  Classifier(GgufFile file, ClassifierConfig config);
+  Classifier(GgufFile file, ClassifierConfig config, InputScales input_scales);
   std::uint64_t lay_out(bool pack, std::byte* memory, bool fill);
 
   GgufFile file_;
   ClassifierConfig config_;
+  InputScales input_scales_;
   std::vector<MapShape> maps_;
   std::vector<Layer> layers_;
   PackedWeights packed_;

@@ -6,6 +6,8 @@
 
 #include "agent/serve/kernels/encoder.h"
 #include "agent/serve/kernels/maps.h"
+#include "agent/serve/kernels/own_formats.h"
+#include "common/blocks/matrix.h"
 #include "common/core/units.h"
 
 namespace retort {
@@ -116,13 +118,14 @@ Result<void> EncoderSession::check(std::span<const Text> texts) const {
   return {};
 }
 
-/// hidden_ = layer norm [Ba 2016] of hidden_, and quantized into input_ when asked for.
-void EncoderSession::normalize(const float* weight, const float* bias, bool quantized, std::size_t count) {
+/// hidden_ = layer norm [Ba 2016] of hidden_, and quantized into input_ as its reader (null: none) wants it.
+void EncoderSession::normalize(const float* weight, const float* bias, const Model::Projection* reader,
+                               std::size_t count) {
   const std::uint32_t n = model_->config().n_embd;
   team_.share(count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
     for (std::uint64_t t = first; t < last; ++t) {
       kernels::layer_norm(hidden_ + t * n, weight, bias, n, model_->config().norm_eps, hidden_ + t * n);
-      if (quantized) input_.quantize(t, hidden_, n, 0, n);
+      if (reader != nullptr && reader->quantized) input_.quantize(t, hidden_, n, 0, n, reader->input_scale);
     }
   });
 }
@@ -146,7 +149,7 @@ void EncoderSession::dense(const Model::Projection& projection, const float* x, 
                            float* out) {
   const std::uint32_t n = projection.columns;
   if (projection.quantized)
-    for (std::size_t t = 0; t < count; ++t) input_.quantize(t, x, n, 0, n);
+    for (std::size_t t = 0; t < count; ++t) input_.quantize(t, x, n, 0, n, projection.input_scale);
   project(projection, x, input_, count, out, false);
 }
 
@@ -154,14 +157,14 @@ void EncoderSession::dense(const Model::Projection& projection, const float* x, 
 void EncoderSession::embed_tokens(std::span<const Text> texts) {
   const std::uint32_t n = model_->config().n_embd;
   const kernels::Matrix& embedding = model_->token_embedding();
-  const std::uint64_t bytes = *row_bytes(embedding.type, embedding.columns);
+  const std::span<const std::byte> embedded(embedding.data, kernels::stored_bytes(embedding));
   std::uint32_t row = 0;
   n_runs_ = 0;
   for (const Text& text : texts) {
     for (std::size_t t = 0; t < text.size(); ++t) {
       float* const to = hidden_ + (row + t) * n;
-      decode_row(embedding.type, {embedding.data + static_cast<std::uint64_t>(text[t]) * bytes, bytes},
-                 {to, n});
+      decode_rows(embedding.type, embedding.rows, embedding.columns, embedded,
+                  static_cast<std::uint64_t>(text[t]), {to, n});
       kernels::add(to, model_->position_embedding() + t * n, n);
       if (model_->encoder().token_type != nullptr) kernels::add(to, model_->encoder().token_type, n);
     }
@@ -187,9 +190,10 @@ void EncoderSession::attend(std::size_t layer, std::size_t count) {
                              scratch_ + member * scratch_size_, attended_ + run.row * q + at, q);
     }
   });
-  if (model_->layers()[layer].attn_output.quantized)
+  const Model::Projection& reader = model_->layers()[layer].attn_output;
+  if (reader.quantized)
     team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t) input_.quantize(t, attended_, q, 0, q);
+      for (std::uint64_t t = first; t < last; ++t) input_.quantize(t, attended_, q, 0, q, reader.input_scale);
     });
 }
 
@@ -199,25 +203,26 @@ void EncoderSession::forward(std::span<const Text> texts) {
   for (const Text& text : texts) count += text.size();
   embed_tokens(texts);
   const Model::Encoder& encoder = model_->encoder();
-  normalize(encoder.embedding_norm, encoder.embedding_norm_bias, model_->layers()[0].qkv.quantized, count);
+  normalize(encoder.embedding_norm, encoder.embedding_norm_bias, &model_->layers()[0].qkv, count);
   for (std::size_t i = 0; i < c.layers.size(); ++i) {
     const Model::Layer& layer = model_->layers()[i];
     const std::size_t ff = c.layers[i].n_ff;
     project(layer.qkv, hidden_, input_, count, qkv_, false);
     attend(i, count);
     project(layer.attn_output, attended_, input_, count, hidden_, true);
-    normalize(layer.attn_norm, layer.attn_norm_bias, layer.ffn_up.quantized, count);
+    normalize(layer.attn_norm, layer.attn_norm_bias, &layer.ffn_up, count);
     // Whole blocks of the quantized result, so that each share makes its own.
     share_rows(team_, layer.ffn_up, 32, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.ffn_up, hidden_, input_, count, first, last, inner_, ff, false);
       for (std::size_t t = 0; t < count; ++t) {
         activate(inner_ + t * ff + first, last - first);
-        if (layer.ffn_down.quantized) middle_.quantize(t, inner_, ff, first, last);
+        if (layer.ffn_down.quantized)
+          middle_.quantize(t, inner_, ff, first, last, layer.ffn_down.input_scale);
       }
     });
     project(layer.ffn_down, inner_, middle_, count, hidden_, true);
-    const bool next = i + 1 < c.layers.size() && model_->layers()[i + 1].qkv.quantized;
-    normalize(layer.ffn_norm, layer.ffn_norm_bias, next, count);
+    const bool last = i + 1 == c.layers.size();
+    normalize(layer.ffn_norm, layer.ffn_norm_bias, last ? nullptr : &model_->layers()[i + 1].qkv, count);
   }
 }
 

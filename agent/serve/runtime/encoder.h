@@ -57,7 +57,7 @@ class EncoderSession {
   void forward(std::span<const Text> texts);
   void embed_tokens(std::span<const Text> texts);
   void attend(std::size_t layer, std::size_t count);
-  void normalize(const float* weight, const float* bias, bool quantized, std::size_t count);
+  void normalize(const float* weight, const float* bias, const Model::Projection* reader, std::size_t count);
   void activate(float* x, std::size_t n) const;
   void project(const Model::Projection& projection, const float* x, const QuantizedRows& quantized,
                std::size_t count, float* out, bool add);

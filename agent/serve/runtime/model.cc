@@ -1,5 +1,6 @@
 #include "agent/serve/runtime/model.h"
 
+#include "agent/serve/kernels/own_formats.h"
 #include "common/hf/hf_model.h"
 
 namespace retort {
@@ -19,19 +20,19 @@ class Layout {
     bool same = true;
     for (const kernels::Matrix& m : matrices) {
       out.rows += m.rows;
-      out.bytes += m.rows * *row_bytes(m.type, m.columns);
+      out.bytes += kernels::stored_bytes(m);
       out.quantized |= info(m.type).block_values > 1;
-      same &= m.type == matrices.begin()->type;
+      same &= m.type == matrices.begin()->type && (matrices.size() == 1 || !kernels::is_own_format(m.type));
     }
     if (same) {
-      out.parts.push_back({stack(matrices, out.rows), 0});
+      out.parts.push_back({stack(matrices, out.rows), 0, out.bytes});
     }
     if (!same || out.parts.front().matrix.data == nullptr) {
       out.parts.clear();
       std::uint32_t first = 0;
       for (const kernels::Matrix& m : matrices) {
         const kernels::Matrix packed = same ? kernels::Matrix{} : stack({m}, m.rows);
-        out.parts.push_back({packed.data != nullptr ? packed : m, first});
+        out.parts.push_back({packed.data != nullptr ? packed : m, first, kernels::stored_bytes(m)});
         first += m.rows;
       }
     }
@@ -43,6 +44,7 @@ class Layout {
   /// Without data where it stays in the file, or where there is no memory yet.
   kernels::Matrix stack(std::initializer_list<kernels::Matrix> matrices, std::uint32_t rows) {
     kernels::Matrix out = *matrices.begin();
+    if (kernels::is_own_format(out.type)) return alone(out);
     out.rows = rows;
     out.packed = true;
     out.data = nullptr;
@@ -55,6 +57,15 @@ class Layout {
         first += m.rows;
       }
     }
+    size_ += (bytes + 63) / 64 * 64;
+    return out;
+  }
+
+  kernels::Matrix alone(const kernels::Matrix& matrix) {
+    const std::uint64_t bytes = pack_ ? kernels::packed_bytes(matrix) : 0;
+    kernels::Matrix out = matrix;
+    out.data = nullptr;
+    if (memory_ != nullptr && bytes != 0) out = kernels::pack(matrix, memory_ + size_, fill_);
     size_ += (bytes + 63) / 64 * 64;
     return out;
   }
@@ -94,7 +105,17 @@ Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const Model
     if (const GgufTensor* rows = file.tensor(name); rows != nullptr && rows->type != TensorType::kF32)
       return fail(ErrorCode::kUnsupported, file.where(), "{} is {}; it must be F32", name,
                   info(rows->type).name);
-  std::shared_ptr<Model> model(new Model(std::move(file), std::move(config), std::move(tokenizer)));
+  InputScales scales = RETORT_TRY(read_input_scales(file));
+  for (std::uint32_t i = 0; i < config.n_layer(); ++i) {
+    const std::string prefix = "blk." + std::to_string(i) + ".";
+    const std::vector<std::string> qkv{prefix + "attn_q.weight", prefix + "attn_k.weight",
+                                       prefix + "attn_v.weight"};
+    RETORT_TRY(shared_input_scale(scales, qkv, file.where()));
+    const std::vector<std::string> ffn{prefix + "ffn_gate.weight", prefix + "ffn_up.weight"};
+    if (config.family == ModelFamily::kLlama) RETORT_TRY(shared_input_scale(scales, ffn, file.where()));
+  }
+  std::shared_ptr<Model> model(
+      new Model(std::move(file), std::move(config), std::move(tokenizer), std::move(scales)));
   const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
   if (size == 0 || (options.pack_if && !options.pack_if(*model, size))) return model;
   model->packed_ = PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) {
@@ -105,10 +126,11 @@ Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const Model
   return model;
 }
 
-Model::Model(GgufFile file, ModelConfig config, Tokenizer tokenizer)
+Model::Model(GgufFile file, ModelConfig config, Tokenizer tokenizer, InputScales input_scales)
     : file_(std::move(file)),
       config_(std::move(config)),
       tokenizer_(std::move(tokenizer)),
+      input_scales_(std::move(input_scales)),
       layers_(config_.layers.size()),
       joined_biases_(config_.layers.size()) {}
 
@@ -132,6 +154,7 @@ std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
   token_embedding_ = matrix("token_embd.weight");
   if (config_.is_encoder()) {
     lay_out_encoder(layout);
+    scale_inputs();
     return layout.size();
   }
   const bool llama = config_.family == ModelFamily::kLlama;
@@ -164,7 +187,30 @@ std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
     output_norm_bias_ = vector("output_norm.bias");
     position_embedding_ = vector("position_embd.weight");
   }
+  scale_inputs();
   return layout.size();
+}
+
+/// Tells each projection the calibrated scale of its input.
+void Model::scale_inputs() {
+  const auto scale = [&](Projection& projection, const std::string& tensor) {
+    const auto found = input_scales_.find(tensor);
+    projection.input_scale = found == input_scales_.end() ? 0.0f : found->second;
+  };
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    const std::string prefix = "blk." + std::to_string(i) + ".";
+    const bool joined = config_.family == ModelFamily::kGpt2;
+    scale(layer.qkv, prefix + (joined ? "attn_qkv.weight" : "attn_q.weight"));
+    scale(layer.attn_output, prefix + "attn_output.weight");
+    scale(layer.ffn_gate, prefix + "ffn_gate.weight");
+    scale(layer.ffn_up, prefix + "ffn_up.weight");
+    scale(layer.ffn_down, prefix + "ffn_down.weight");
+  }
+  scale(encoder_.pooler, "cls.weight");
+  scale(encoder_.classifier, "cls.output.weight");
+  scale(encoder_.mlm_dense, "mlm.dense.weight");
+  scale(output_, config_.tied_embeddings ? "token_embd.weight" : "output.weight");
 }
 
 template <typename Placer>
@@ -211,7 +257,7 @@ std::uint64_t Model::file_bytes_in_use() const {
   const auto own = [](const Projection& p) {  // packed part for packed part
     std::uint64_t bytes = 0;
     for (const Projection::Part& part : p.parts)
-      if (part.matrix.packed) bytes += part.matrix.rows * *row_bytes(part.matrix.type, part.matrix.columns);
+      if (part.matrix.packed) bytes += part.bytes;
     return bytes;
   };
   std::uint64_t packed = config_.tied_embeddings ? 0 : own(output_);

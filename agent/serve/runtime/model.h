@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "agent/serve/kernels/kernels.h"
+#include "agent/serve/runtime/input_scales.h"
 #include "agent/serve/runtime/packed_weights.h"
 #include "common/core/result.h"
 #include "common/gguf/gguf.h"
@@ -43,12 +44,14 @@ class Model {
     struct Part {
       Matrix matrix;
       std::uint32_t first = 0;  ///< of its outputs among those of all parts
+      std::uint64_t bytes = 0;  ///< as the file has it
     };
     std::vector<Part> parts;
     const float* bias = nullptr;  ///< [rows], or null
     std::uint32_t rows = 0, columns = 0;
     std::uint64_t bytes = 0;  ///< as the file has them
     bool quantized = false;   ///< reads the quantized input
+    float input_scale = 0;    ///< of that input, calibrated; 0: of each block's largest value
     explicit operator bool() const { return rows != 0; }
   };
   /// An encoder's norms stand after the additions: attn_norm after attention, ffn_norm after the FFN.
@@ -68,6 +71,8 @@ class Model {
   const float* position_embedding() const { return position_embedding_; }
   const float* output_norm() const { return output_norm_; }
   const float* output_norm_bias() const { return output_norm_bias_; }
+  /// Calibrated scales of inputs, by the matrix's tensor.
+  const InputScales& input_scales() const { return input_scales_; }
   /// Encoders: the norm of the embeddings, token type 0 (null: none) and the heads, as far as it has them;
   /// the masked-LM head ends in output(), which is empty without it.
   struct Encoder {
@@ -87,15 +92,17 @@ class Model {
   double bits_per_weight() const;
 
  private:
-  Model(GgufFile file, ModelConfig config, Tokenizer tokenizer);
+  Model(GgufFile file, ModelConfig config, Tokenizer tokenizer, InputScales input_scales);
   std::uint64_t lay_out(bool pack, std::byte* memory, bool fill);
   void join_biases(std::size_t layer);
+  void scale_inputs();
   template <typename Placer>
   void lay_out_encoder(Placer& layout);
 
   GgufFile file_;
   ModelConfig config_;
   Tokenizer tokenizer_;
+  InputScales input_scales_;
   PackedWeights packed_;
   std::vector<Layer> layers_;
   std::vector<std::vector<float>> joined_biases_;  ///< of Q, K and V, a layer each

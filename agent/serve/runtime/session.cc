@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "agent/serve/kernels/own_formats.h"
+#include "agent/serve/kernels/static_quantize.h"
+#include "common/blocks/matrix.h"
 #include "common/core/units.h"
 
 namespace retort {
@@ -202,7 +205,7 @@ void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
 
 /// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,
 /// when asked for, input_.
-void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized,
+void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized, float scale,
                         std::size_t count) {
   const std::uint32_t n = model_->config().n_embd;
   const float eps = model_->config().norm_eps;
@@ -212,7 +215,7 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
         kernels::layer_norm(x + t * n, weight, bias, n, eps, normed_ + t * n);
       else
         kernels::rms_norm(x + t * n, weight, n, eps, normed_ + t * n);
-      if (quantized) input_.quantize(t, normed_, n, 0, n);
+      if (quantized) input_.quantize(t, normed_, n, 0, n, scale);
     }
   });
 }
@@ -221,16 +224,15 @@ void Session::normalize(const float* x, const float* weight, const float* bias, 
 void Session::embed(std::span<const Chunk> chunks) {
   const ModelConfig& c = model_->config();
   const kernels::Matrix& embedding = model_->token_embedding();
-  const std::uint64_t bytes = *row_bytes(embedding.type, embedding.columns);
+  const std::span<const std::byte> embedded(embedding.data, kernels::stored_bytes(embedding));
   std::uint32_t row = 0, furthest = 0;
   n_runs_ = 0;
   for (const Chunk& chunk : chunks) {
     const std::uint32_t start = position_[chunk.stream], n = static_cast<std::uint32_t>(chunk.tokens.size());
     for (std::uint32_t t = 0; t < n; ++t) {
       float* const to = hidden_ + std::size_t{row + t} * c.n_embd;
-      decode_row(embedding.type,
-                 {embedding.data + static_cast<std::uint64_t>(chunk.tokens[t]) * bytes, bytes},
-                 {to, c.n_embd});
+      decode_rows(embedding.type, embedding.rows, embedding.columns, embedded,
+                  static_cast<std::uint64_t>(chunk.tokens[t]), {to, c.n_embd});
       if (model_->position_embedding() != nullptr)
         kernels::add(to, model_->position_embedding() + std::size_t{start + t} * c.n_embd, c.n_embd);
     }
@@ -330,9 +332,11 @@ void Session::attend(std::size_t layer, std::size_t count) {
       item += heads.count;
     }
   });
-  if (model_->layers()[layer].attn_output.quantized)
+  const Model::Projection& attn_output = model_->layers()[layer].attn_output;
+  if (attn_output.quantized)
     team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t) input_.quantize(t, attended_, q, 0, q);
+      for (std::uint64_t t = first; t < last; ++t)
+        input_.quantize(t, attended_, q, 0, q, attn_output.input_scale);
     });
 }
 
@@ -345,7 +349,8 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   for (std::size_t i = 0; i < c.layers.size(); ++i) {
     const Model::Layer& layer = model_->layers()[i];
     const std::size_t ff = c.layers[i].n_ff;
-    normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, count);
+    normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, layer.qkv.input_scale,
+              count);
     share_rows(team_, layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.qkv, normed_, input_, count, first, last, qkv_, layer.qkv.rows, false);
     });
@@ -355,7 +360,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
     });
 
     normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias,
-              layer.ffn_up.quantized || layer.ffn_gate.quantized, count);
+              layer.ffn_up.quantized || layer.ffn_gate.quantized, layer.ffn_up.input_scale, count);
     // Whole blocks of the quantized result, so that each share makes its own.
     share_rows(team_, layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1,
                [&](std::uint64_t first, std::uint64_t last) {
@@ -370,7 +375,8 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
                      kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
                    else
                      kernels::gelu(gate_ + t * ff + first, last - first);
-                   if (layer.ffn_down.quantized) inner_.quantize(t, gate_, ff, first, last);
+                   if (layer.ffn_down.quantized)
+                     inner_.quantize(t, gate_, ff, first, last, layer.ffn_down.input_scale);
                  }
                });
     share_rows(team_, layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
@@ -389,7 +395,8 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   }
   if (all_logits) outputs = count;
   if (outputs == 0) return;
-  normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized, outputs);
+  normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized,
+            model_->output().input_scale, outputs);
   share_rows(team_, model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
     multiply(model_->output(), normed_, input_, outputs, first, last, logits_, c.n_vocab, false);
   });

@@ -81,7 +81,8 @@ class Session {
   struct Run {
     std::uint32_t row = 0, count = 0, stream = 0, position = 0;
   };
-  void normalize(const float* x, const float* weight, const float* bias, bool quantized, std::size_t count);
+  void normalize(const float* x, const float* weight, const float* bias, bool quantized, float scale,
+                 std::size_t count);
   void embed(std::span<const Chunk> chunks);
   void attend(std::size_t layer, std::size_t count);
   void turn_and_store(std::size_t layer, std::size_t run);

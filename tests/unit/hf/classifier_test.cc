@@ -73,6 +73,19 @@ TEST(Classifier, ColumnsGoFromChannelByChannelToPositionByPosition) {
   EXPECT_EQ(quantized->tensor("conv.0.weight")->type, TensorType::kQ8_0);
 }
 
+TEST(ByteTensor, RoundsToTheNearestAndStaysInRange) {
+  const ByteTensor u{false, 0.5f, 10}, s{true, 0.25f, -3};
+  EXPECT_EQ(u.value(12), 1.0f);
+  EXPECT_EQ(u.byte(1.0f), 12);
+  EXPECT_EQ(u.byte(0.74f), 11);
+  EXPECT_EQ(u.byte(-100), 0);
+  EXPECT_EQ(u.byte(1e9f), 255);
+  EXPECT_EQ(s.value(static_cast<std::uint8_t>(-7)), -1.0f);
+  EXPECT_EQ(static_cast<std::int8_t>(s.byte(-1.0f)), -7);
+  EXPECT_EQ(static_cast<std::int8_t>(s.byte(-1e9f)), -128);
+  for (int q = 0; q < 256; ++q) EXPECT_EQ(u.byte(u.value(static_cast<std::uint8_t>(q))), q);
+}
+
 TEST(Classifier, BoundsAreNamed) {
   const auto refusal = [](auto change) {
     ClassifierConfig c;
@@ -97,6 +110,11 @@ TEST(Classifier, BoundsAreNamed) {
   EXPECT_NE(refusal([](C& c) { c.input = {4096, 4096, 4096}; }).find("values"), std::string::npos);
   EXPECT_NE(refusal([](C& c) { c.hidden = {0}; }).find("dense"), std::string::npos);
   EXPECT_NE(refusal([](C& c) { c.hidden.assign(2, 1 << 16); }).find("size of dense"), std::string::npos);
+  EXPECT_NE(refusal([](C& c) {
+              c.input_bytes = ByteTensor{false, 1, -1};
+            }).find("zero point"),
+            std::string::npos);
+  EXPECT_NE(refusal([](C& c) { c.output_bytes = ByteTensor{true, 0, 0}; }).find("scale"), std::string::npos);
   EXPECT_NE(refusal([](C& c) { c.mean = {0}; }).find("means"), std::string::npos);
   EXPECT_NE(refusal([](C& c) { c.mean = {0}, c.std = {0}; }).find("deviation"), std::string::npos);
   EXPECT_NE(refusal([](C& c) { c.family = ClassifierFamily::kMlp; }).find("one dimension"),

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "agent/serve/runtime/classifier.h"
 #include "common/hf/classifier_model.h"
@@ -29,8 +31,9 @@ double activated(Activation activation, double x) {
 /// stored as; with a block format inputs are rounded as the runtime rounds them, in its order of columns.
 class Reference {
  public:
-  Reference(const ClassifierConfig& config, const std::vector<TensorSource>& weights, TensorType type)
-      : c_(config), weights_(weights), type_(type) {}
+  Reference(const ClassifierConfig& config, const std::vector<TensorSource>& weights, TensorType type,
+            std::map<std::string, double> input_scales = {})
+      : c_(config), weights_(weights), type_(type), input_scales_(std::move(input_scales)) {}
 
   std::vector<double> logits(std::span<const float> input) {
     std::vector<double> map(input.begin(), input.end());
@@ -56,7 +59,7 @@ class Reference {
             x.push_back(map[at]);
             row.push_back(static_cast<double>(w[r * columns + at]));
           }
-        out[r] = dot(row, x) + static_cast<double>(b[r]);
+        out[r] = dot(row, x, fmt::format("dense.{}.weight", i)) + static_cast<double>(b[r]);
         if (i < c_.hidden.size()) out[r] = activated(c_.activation, out[r]);
       }
       map = out;
@@ -78,7 +81,7 @@ class Reference {
     return {};
   }
 
-  double dot(std::vector<double> row, std::vector<double> x) const {
+  double dot(std::vector<double> row, std::vector<double> x, const std::string& tensor) const {
     if (info(type_).block_values > 1) {
       row.resize((row.size() + 31) / 32 * 32);
       x.resize(row.size());
@@ -91,9 +94,10 @@ class Reference {
       for (std::size_t b = 0; b < x.size(); b += 32) {
         double top = 0;
         for (std::size_t i = 0; i < 32; ++i) top = std::max(top, std::fabs(x[b + i]));
-        const double scale = top / 127;
+        const auto fixed = input_scales_.find(tensor);
+        const double scale = fixed == input_scales_.end() ? top / 127 : fixed->second;
         for (std::size_t i = 0; i < 32; ++i)
-          x[b + i] = scale == 0 ? 0 : std::nearbyint(x[b + i] / scale) * scale;
+          x[b + i] = scale == 0 ? 0 : std::clamp(std::nearbyint(x[b + i] / scale), -127.0, 127.0) * scale;
       }
     }
     double sum = 0;
@@ -126,7 +130,8 @@ class Reference {
                     w[((std::size_t{o} * shape.channels + ch) * conv.kernel + ky) * conv.kernel + kx]));
               }
           map[(std::size_t{o} * out.height + y) * out.width + x] =
-              activated(conv.activation, dot(row, patch) + static_cast<double>(b[o]));
+              activated(conv.activation,
+                        dot(row, patch, fmt::format("conv.{}.weight", index)) + static_cast<double>(b[o]));
         }
     if (conv.pooling == Pooling::kNone) return map;
     const MapShape pooled = feature_maps(c_)[index + 1];
@@ -151,6 +156,7 @@ class Reference {
   const ClassifierConfig& c_;
   const std::vector<TensorSource>& weights_;
   TensorType type_;
+  std::map<std::string, double> input_scales_;
 };
 
 std::shared_ptr<const Classifier> written(const TemporaryFolder& folder, const ClassifierConfig& config,
@@ -212,6 +218,63 @@ TEST(ClassifierSession, AgreesWithTheDefinitionOverRandomShapes) {
       }
     }
   }
+}
+
+TEST(ClassifierSession, CalibratedInputScalesAreUsedAsTheyAre) {
+  SeededRandom random(21);
+  for (int i = 0; i < 30; ++i) {
+    const auto family = i % 3 == 0 ? ClassifierFamily::kMlp : ClassifierFamily::kCnn;
+    const ClassifierConfig config = testing::random_classifier(family, random);
+    const auto weights = testing::random_weights(config, static_cast<std::uint64_t>(i));
+    std::map<std::string, double> scales;
+    GgufMetadata extra;
+    for (const RepeatedOperation& op : operations(config))
+      if (random.next_u64() % 3 != 0) {
+        const auto scale = static_cast<float>(0.004 + 0.02 * random.next_unit());  // some cut values off
+        scales[op.tensor] = static_cast<double>(scale);
+        extra.emplace_back("retort.input_scale." + op.tensor, static_cast<double>(scale));
+      }
+    TemporaryFolder folder;
+    ASSERT_OK(write_gguf_classifier(folder / "c.gguf", config, weights, TensorType::kQ8_0, extra));
+    const auto model = Classifier::open(folder / "c.gguf");
+    ASSERT_OK(model);
+    const std::vector<float> inputs = random_inputs(config, 2, random);
+    const std::vector<float> logits = run(*model, inputs, 2, 1);
+    Reference reference(config, weights, TensorType::kQ8_0, scales);
+    for (std::size_t n = 0; n < 2; ++n) {
+      const auto expected =
+          reference.logits(std::span(inputs).subspan(n * config.input.values(), config.input.values()));
+      for (std::size_t l = 0; l < expected.size(); ++l)
+        ASSERT_NEAR(static_cast<double>(logits[n * expected.size() + l]), expected[l],
+                    3e-2 * (1 + std::fabs(expected[l])))
+            << "case " << i;
+    }
+  }
+}
+
+TEST(InputScales, WhatDoesNotFitIsRefused) {
+  SeededRandom random(22);
+  const ClassifierConfig config = testing::random_classifier(ClassifierFamily::kMlp, random);
+  TemporaryFolder folder;
+  const auto refusal = [&](TensorType type, const char* key, double scale) {
+    EXPECT_OK(write_gguf_classifier(folder / "c.gguf", config, testing::random_weights(config, 1), type,
+                                    {{key, scale}}));
+    const auto model = Classifier::open(folder / "c.gguf");
+    return model ? std::string("opened") : model.error().message;
+  };
+  EXPECT_EQ(refusal(TensorType::kQ8_0, "retort.input_scale.dense.0.weight", 0.01), "opened");
+  EXPECT_NE(refusal(TensorType::kQ8_0, "retort.input_scale.dense.9.weight", 0.01).find("no such tensor"),
+            std::string::npos);
+  for (const double bad : {0.0, -1.0, 1e38})
+    EXPECT_NE(refusal(TensorType::kQ8_0, "retort.input_scale.dense.0.weight", bad).find("no positive scale"),
+              std::string::npos);
+  EXPECT_NE(refusal(TensorType::kF32, "retort.input_scale.dense.0.weight", 0.01).find("not quantized"),
+            std::string::npos);
+  const InputScales scales{{"a", 0.5f}, {"b", 0.5f}, {"c", 0.25f}};
+  EXPECT_EQ(*shared_input_scale(scales, {"a", "b"}, "t"), 0.5f);
+  EXPECT_EQ(*shared_input_scale(scales, {"d", "e"}, "t"), 0.0f);
+  EXPECT_FALSE(shared_input_scale(scales, {"a", "c"}, "t"));
+  EXPECT_FALSE(shared_input_scale(scales, {"a", "d"}, "t"));
 }
 
 TEST(ClassifierSession, NeitherBatchNorThreadsChangeABit) {

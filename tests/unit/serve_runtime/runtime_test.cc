@@ -351,6 +351,54 @@ TEST(Session, NothingIsAllocatedAfterCreation) {
   EXPECT_EQ(allocations - before, 0u);
 }
 
+TEST(Session, FormatsOfOurOwnAreServed) {
+  TemporaryFolder folder;
+  (void)tiny(folder, ModelFamily::kLlama, TensorType::kF32);
+  const auto exact = last_logits(folder / "m.gguf", {}, false);
+  for (const auto& [type, most] :
+       {std::pair{TensorType::kSparseQ8, 0.1}, std::pair{TensorType::kCodebook8, 0.1},
+        std::pair{TensorType::kCodebook4, 1.0}, std::pair{TensorType::kSparse24Q8, 5.0}}) {
+    (void)tiny(folder, ModelFamily::kLlama, type);
+    EXPECT_EQ(GgufFile::open(folder / "m.gguf")->tensor("blk.0.attn_q.weight")->type, type);
+    const auto packed = last_logits(folder / "m.gguf", {}, false),
+               plain = last_logits(folder / "m.gguf", {.pack = false}, false);
+    for (std::size_t i = 0; i < packed.size(); ++i) {
+      ASSERT_NEAR(packed[i], plain[i], 1e-3) << info(type).name;
+      ASSERT_NEAR(packed[i], exact[i], most) << info(type).name;
+    }
+  }
+}
+
+TEST(Session, CalibratedInputScalesThatAreFineEnoughChangeLittle) {
+  TemporaryFolder folder;
+  (void)tiny(folder, ModelFamily::kLlama, TensorType::kQ8_0);
+  const auto dynamic = last_logits(folder / "m.gguf", {}, false);
+  const auto hf = open_hf_model(folder / "m");
+  ASSERT_OK(hf);
+  const auto with = [&](double scale, std::initializer_list<const char*> tensors) {
+    GgufMetadata extra;
+    for (const char* tensor : tensors)
+      extra.emplace_back(std::string("retort.input_scale.blk.0.") + tensor, scale);
+    EXPECT_OK(write_gguf_model(folder / "s.gguf", hf->config, hf->tokenizer, weight_sources(*hf),
+                               TensorType::kQ8_0, extra));
+    return folder / "s.gguf";
+  };
+  const auto distance = [&](const std::vector<float>& a) {
+    double most = 0;
+    for (std::size_t i = 0; i < a.size(); ++i)
+      most = std::max(most, std::fabs(static_cast<double>(a[i]) - static_cast<double>(dynamic[i])));
+    return most;
+  };
+  const auto all = {"attn_q.weight",   "attn_k.weight", "attn_v.weight",  "attn_output.weight",
+                    "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"};
+  const auto fine = last_logits(with(0.03, all), {}, false);  // normalized values reach 3.8
+  EXPECT_NE(fine, dynamic);
+  EXPECT_LT(distance(fine), 0.1);
+  EXPECT_GT(distance(last_logits(with(1.0, all), {}, false)), distance(fine));
+  // Q, K and V read one input.
+  EXPECT_EQ(Model::open(with(0.03, {"attn_q.weight"})).error().code, ErrorCode::kInvalid);
+}
+
 TEST(Session, LimitsAreRefusedWithNumbers) {
   TemporaryFolder folder;
   const auto model = tiny(folder, ModelFamily::kLlama, TensorType::kF32);
