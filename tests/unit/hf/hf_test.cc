@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/blocks/matrix.h"
 #include "common/core/json.h"
 #include "common/hf/encoded_weights.h"
 #include "common/hf/hf_model.h"
@@ -396,7 +397,11 @@ TEST(HfModel, AnyEpsilonSurvivesWriting) {
 /// Matrices that come encoded stand in the file as those that the writer encodes itself: Llama's Q and K
 /// permuted, GPT-2's Conv1D as rows of outputs.
 TEST(EncodedWeights, AreWrittenAsTheyAre) {
-  for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2}) {
+  for (const auto& [family, type] :
+       {std::pair(ModelFamily::kLlama, TensorType::kQ8_0), std::pair(ModelFamily::kGpt2, TensorType::kQ8_0),
+        std::pair(ModelFamily::kLlama, TensorType::kSparseQ8),
+        std::pair(ModelFamily::kLlama, TensorType::kCodebook4),
+        std::pair(ModelFamily::kGpt2, TensorType::kCodebook4)}) {
     TemporaryFolder folder;
     ASSERT_OK(testing::write_tiny_model(folder / "m", family, 1));
     const auto model = open_hf_model(folder / "m");
@@ -407,7 +412,7 @@ TEST(EncodedWeights, AreWrittenAsTheyAre) {
       if (source.shape.size() != 2 || source.name.ends_with("wpe.weight")) continue;
       std::vector<float> values(source.shape[0] * source.shape[1]);
       ASSERT_OK(source.read(values));
-      EncodedMatrix matrix{TensorType::kQ8_0, source.shape[0], source.shape[1], {}};
+      EncodedMatrix matrix{type, source.shape[0], source.shape[1], {}};
       if (source.name.find(".c_") != std::string::npos) {
         std::vector<float> turned(values.size());
         for (std::uint64_t r = 0; r < matrix.rows; ++r)
@@ -416,15 +421,17 @@ TEST(EncodedWeights, AreWrittenAsTheyAre) {
         values = std::move(turned);
         std::swap(matrix.rows, matrix.columns);
       }
-      const std::uint64_t bytes = *row_bytes(TensorType::kQ8_0, matrix.columns);
-      matrix.bytes.resize(matrix.rows * bytes);
-      for (std::uint64_t r = 0; r < matrix.rows; ++r)
-        encode_row(TensorType::kQ8_0, std::span(values).subspan(r * matrix.columns, matrix.columns),
-                   std::span(matrix.bytes).subspan(r * bytes, bytes));
+      if (const auto order = gguf_row_order(model->config, source.name);
+          encoded_whole(type) && !order.empty()) {
+        const std::vector<float> from = values;
+        for (std::uint64_t r = 0; r < matrix.rows; ++r)
+          std::copy_n(from.begin() + order[r] * static_cast<std::int64_t>(matrix.columns), matrix.columns,
+                      values.begin() + static_cast<std::int64_t>(r * matrix.columns));
+      }
+      matrix.bytes = encode_matrix(type, matrix.rows, matrix.columns, values);
       encoded.emplace(source.name, std::move(matrix));
     }
-    ASSERT_OK(
-        write_gguf_model(folder / "a.gguf", model->config, model->tokenizer, sources, TensorType::kQ8_0, {}));
+    ASSERT_OK(write_gguf_model(folder / "a.gguf", model->config, model->tokenizer, sources, type, {}));
     ASSERT_OK(write_gguf_model(folder / "b.gguf", model->config, model->tokenizer, sources, TensorType::kF32,
                                {}, encoded));
     const auto a = GgufFile::open(folder / "a.gguf"), b = GgufFile::open(folder / "b.gguf");

@@ -180,10 +180,17 @@ Network network_of(ModelFamily family) {
 class Quantize : public ::testing::TestWithParam<ModelFamily> {};
 INSTANTIATE_TEST_SUITE_P(Families, Quantize, ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2));
 
-TEST_P(Quantize, EncodesEveryMatrixAndLeavesVectors) {
-  const Network n = network_of(GetParam());
+class QuantizeTo : public ::testing::TestWithParam<std::tuple<ModelFamily, TensorType>> {};
+INSTANTIATE_TEST_SUITE_P(Families, QuantizeTo,
+                         ::testing::Combine(::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2),
+                                            ::testing::Values(TensorType::kQ8_0, TensorType::kSparseQ8,
+                                                              TensorType::kCodebook8)));
+
+TEST_P(QuantizeTo, EncodesEveryMatrixAndLeavesVectors) {
+  const auto [family, type] = GetParam();
+  const Network n = network_of(family);
   Network rounded = n;
-  const auto report = quantize(rounded, {.format = TensorType::kQ8_0}, {}, kGoOn);
+  const auto report = quantize(rounded, {.format = type}, {}, kGoOn);
   ASSERT_OK(report);
   EXPECT_EQ(report->size(), rounded.encoded.size());
   for (const auto& [name, tensor] : n.weights) {
@@ -195,8 +202,8 @@ TEST_P(Quantize, EncodesEveryMatrixAndLeavesVectors) {
     }
     const EncodedMatrix& encoded = rounded.encoded.at(name);
     EXPECT_EQ(static_cast<std::int64_t>(encoded.columns), tensor.size(stored.transposed ? 0 : 1));
-    EXPECT_LT((rounded.weight(name) - tensor).abs().max().item<float>(),
-              tensor.abs().max().item<float>() / 200);
+    EXPECT_LT((rounded.weight(name) - tensor).norm().item<float>(), 0.01f * tensor.norm().item<float>())
+        << name;
   }
 }
 
