@@ -15,7 +15,4 @@ std::optional<std::vector<std::byte>> decode_base64(std::string_view text);
 /// With its padding.
 std::string encode_base64(std::span<const std::byte> bytes);
 
-/// With its padding.
-std::string encode_base64(std::span<const std::byte> bytes);
-
 }  // namespace retort

@@ -87,23 +87,4 @@ std::string CharsMap::normalize(std::string_view text, bool by_grapheme) const {
   return out;
 }
 
-Result<std::string> decode_base64(std::string_view text, std::string_view where) {
-  while (text.ends_with('=')) text.remove_suffix(1);
-  std::string out;
-  out.reserve(text.size() / 4 * 3 + 3);
-  std::uint32_t bits = 0;
-  int held = 0;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const std::size_t digit =
-        std::string_view("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/").find(text[i]);
-    if (digit == std::string_view::npos)
-      return fail(ErrorCode::kInvalid, std::string(where), "character {} is not of base64", i);
-    bits = bits << 6 | static_cast<std::uint32_t>(digit);
-    if ((held += 6) < 8) continue;
-    held -= 8;
-    out += static_cast<char>(bits >> held & 0xff);
-  }
-  return out;
-}
-
 }  // namespace retort

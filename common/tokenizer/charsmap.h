@@ -37,7 +37,4 @@ class CharsMap {
   std::string_view replacements() const { return std::string_view(bytes_).substr(4 + 4 * units_.size()); }
 };
 
-/// Standard base64 with or without padding; kInvalid names the first character that is not of it.
-Result<std::string> decode_base64(std::string_view text, std::string_view where);
-
 }  // namespace retort

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <map>
 
+#include "common/core/base64.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/tokenizer/tokenizer_impl.h"
@@ -108,8 +109,11 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     } else if (unigram && type == "Precompiled" && t.charsmap.empty() && !t.strip_right && !one_space) {
       const json::value* map = object.if_contains("precompiled_charsmap");
       if (map != nullptr && map->is_string()) {
-        const std::string bytes = RETORT_TRY(decode_base64(map->get_string(), where));
-        t.charsmap = RETORT_TRY(CharsMap::parse(bytes, where));
+        const auto bytes = decode_base64(map->get_string());
+        if (!bytes)
+          return fail(ErrorCode::kInvalid, where, "the normalizer's precompiled_charsmap is not base64");
+        t.charsmap =
+            RETORT_TRY(CharsMap::parse({reinterpret_cast<const char*>(bytes->data()), bytes->size()}, where));
       }
     } else if (unigram && type == "Strip" && flag(object, "strip_right") && !flag(object, "strip_left") &&
                !one_space) {
