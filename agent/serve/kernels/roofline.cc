@@ -56,23 +56,39 @@ double MultiplyBytes(std::size_t rounds) {
   double products = static_cast<double>(hn::Lanes(d16));
   bool done = false;
 #if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || HWY_ARCH_ARM_A64
+#if HWY_ARCH_ARM_A64
+#define RETORT_DOT(N) "sdot %" #N ".4s, %12.16b, %12.16b\n\t"
+#define RETORT_REGISTER "w"
+#elif HWY_TARGET <= HWY_AVX3
+#define RETORT_DOT(N) "vpdpbusd %12, %12, %" #N "\n\t"
+#define RETORT_REGISTER "v"
+#else
+#define RETORT_DOT(N) "%{vex%} vpdpbusd %12, %12, %" #N "\n\t"
+#define RETORT_REGISTER "x"
+#endif
   if (instruction_set_in_use().dot_product) {
     const auto threes = hn::Set(d32, 0x03030303);
+    // One statement: an array that single ones write to is stored after each of them.
+    auto s0 = sums[0].raw, s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, s8 = s0, s9 = s0,
+         s10 = s0, s11 = s0;
     for (std::size_t i = 0; i < rounds; ++i)
-#pragma GCC unroll 12
-      for (auto& sum : sums)  // in registers only when it is unrolled
+      asm volatile(
 #if HWY_ARCH_ARM_A64
-        asm volatile(".arch armv8.2-a+crypto+dotprod\n\tsdot %0.4s, %1.16b, %1.16b"
-                     : "+w"(sum.raw)
-                     : "w"(threes.raw));
-#elif HWY_TARGET <= HWY_AVX3
-        asm volatile("vpdpbusd %1, %1, %0" : "+v"(sum.raw) : "v"(threes.raw));
-#else
-        asm volatile("%{vex%} vpdpbusd %1, %1, %0" : "+x"(sum.raw) : "x"(threes.raw));
+          ".arch armv8.2-a+crypto+dotprod\n\t"
 #endif
+          RETORT_DOT(0) RETORT_DOT(1) RETORT_DOT(2) RETORT_DOT(3) RETORT_DOT(4) RETORT_DOT(5) RETORT_DOT(6)
+              RETORT_DOT(7) RETORT_DOT(8) RETORT_DOT(9) RETORT_DOT(10) RETORT_DOT(11)
+          : "+" RETORT_REGISTER(s0), "+" RETORT_REGISTER(s1), "+" RETORT_REGISTER(s2),
+            "+" RETORT_REGISTER(s3), "+" RETORT_REGISTER(s4), "+" RETORT_REGISTER(s5),
+            "+" RETORT_REGISTER(s6), "+" RETORT_REGISTER(s7), "+" RETORT_REGISTER(s8),
+            "+" RETORT_REGISTER(s9), "+" RETORT_REGISTER(s10), "+" RETORT_REGISTER(s11)
+          : RETORT_REGISTER(threes.raw));
+    sums[0].raw = s0;
     products *= 2;
     done = true;
   }
+#undef RETORT_DOT
+#undef RETORT_REGISTER
 #endif
   if (!done) {
     const auto step = hn::Set(d16, 1);
