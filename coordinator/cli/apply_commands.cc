@@ -54,6 +54,12 @@ Result<void> read_sizes(json::object& object, const std::string& where) {
   return {};
 }
 
+/// A prefix names the same artifact.
+bool same_artifact(const json::value& wanted, const json::value& had) {
+  return wanted == had || (wanted.is_string() && had.is_string() && wanted.get_string().size() >= 8 &&
+                           std::string_view(had.get_string()).starts_with(wanted.get_string()));
+}
+
 struct Outcome {
   std::string what;  ///< "class small"
   std::vector<std::string> changes;
@@ -87,10 +93,7 @@ Result<Outcome> apply_class(Rest& rest, json::object document, const std::string
   Outcome out{"class " + name, changes(before ? json::value(now) : json::value(json::object()), wanted), ""};
   if (assigns) {
     const json::value had = now.contains("artifact") ? now.at("artifact") : json::value();
-    // A prefix names the same artifact.
-    const bool same =
-        artifact == had || (artifact.is_string() && had.is_string() && artifact.get_string().size() >= 8 &&
-                            std::string_view(had.get_string()).starts_with(artifact.get_string()));
+    const bool same = same_artifact(artifact, had);
     if (!same) {
       out.changes.push_back(fmt::format("- artifact: {}", json::serialize(had)));
       out.changes.push_back(fmt::format("+ artifact: {}", json::serialize(artifact)));
@@ -124,6 +127,40 @@ Result<Outcome> apply_token(Rest& rest, json::object document, const std::string
   return out;
 }
 
+/// A rollout is begun once: again only where the document says something else than the newest of that name.
+Result<Outcome> apply_rollout(Rest& rest, json::object document, const std::string& where, bool dry_run) {
+  const std::string name = RETORT_TRY(json_string(document, "name", where));
+  Outcome out{"rollout " + name, {}, ""};
+  json::object newest;
+  for (const json::value& item : RETORT_TRY(items_of(rest, "/v1/rollouts"))) {  // oldest first
+    const json::object& rollout = *RETORT_TRY(as_object(item, "/v1/rollouts"));
+    if (RETORT_TRY(json_string(rollout, "name", "/v1/rollouts")) == name)
+      newest = *RETORT_TRY(json_object(rollout, "spec", "/v1/rollouts"));
+  }
+  // Artifacts may be named by prefixes; whether it supersedes is said of its beginning alone.
+  json::object compared = document;
+  compared.erase("supersede");
+  newest.erase("supersede");
+  const json::value* classes = compared.if_contains("classes");
+  if (classes == nullptr || !classes->is_object())
+    return fail(ErrorCode::kInvalid, where, "rollout '{}' needs 'classes': a map of class to artifact", name);
+  if (newest.contains("classes") && newest.at("classes").is_object())
+    for (auto& [device_class, artifact] : compared.at("classes").as_object())
+      if (const json::value* had = newest.at("classes").as_object().if_contains(device_class);
+          had != nullptr && same_artifact(artifact, *had))
+        artifact = *had;
+  out.changes = changes(newest, compared);
+  for (const auto& member : newest)
+    if (!compared.contains(member.key()))
+      out.changes.push_back(
+          fmt::format("- {}: {}", std::string_view(member.key()), json::serialize(member.value())));
+  if (!dry_run && !out.changes.empty()) RETORT_TRY(rest.post("/v1/rollouts", document));
+  return out;
+}
+
+const std::map<std::string, Result<Outcome> (*)(Rest&, json::object, const std::string&, bool)> kAppliers{
+    {"Class", apply_class}, {"Token", apply_token}, {"Rollout", apply_rollout}};
+
 Result<int> apply(Program& program, const ApplyArguments& given) {
   // All files are read before the first change.
   std::vector<std::pair<std::string, json::object>> documents;
@@ -133,8 +170,8 @@ Result<int> apply(Program& program, const ApplyArguments& given) {
       if (!document.is_object())
         return fail(ErrorCode::kInvalid, file, "a document must be a map with a 'kind'");
       const std::string kind = RETORT_TRY(json_string(document.get_object(), "kind", file));
-      if (kind != "Class" && kind != "Token")
-        return fail(ErrorCode::kUnsupported, file, "'{}' is not a kind; Class and Token are", kind);
+      if (kAppliers.count(kind) == 0)
+        return fail(ErrorCode::kUnsupported, file, "'{}' is not a kind; Class, Token and Rollout are", kind);
       documents.emplace_back(file, std::move(document.get_object()));
     }
   }
@@ -142,11 +179,9 @@ Result<int> apply(Program& program, const ApplyArguments& given) {
   Rest rest = RETORT_TRY(program.connect());
   json::array told;
   for (auto& [where, document] : documents) {
-    const bool is_class = document.at("kind").as_string() == "Class";
+    const auto applier = kAppliers.at(std::string(document.at("kind").as_string()));
     document.erase("kind");
-    const Outcome outcome =
-        RETORT_TRY(is_class ? apply_class(rest, std::move(document), where, given.dry_run)
-                            : apply_token(rest, std::move(document), where, given.dry_run));
+    const Outcome outcome = RETORT_TRY(applier(rest, std::move(document), where, given.dry_run));
     if (program.as_table()) {
       const char* verdict = outcome.changes.empty() ? "unchanged"
                             : given.dry_run         ? "would change"
@@ -172,9 +207,11 @@ void add_apply_commands(Program& program) {
                                "make the coordinator's state what files say; what is so already stays",
                                "  retort apply -f fleet.yaml --dry-run\n  retort apply -f fleet.yaml",
                                [&program, given] { return apply(program, *given); });
-  app->add_option("-f,--file", given->files,
-                  "YAML or JSON documents: {kind: Class, name, priority, rules, budgets, artifact} or {kind: "
-                  "Token, name, scope, uses, expires}; - is standard input; may be repeated")
+  app->add_option(
+         "-f,--file", given->files,
+         "YAML or JSON documents: {kind: Class, name, priority, rules, budgets, artifact}, {kind: "
+         "Token, name, scope, uses, expires} or {kind: Rollout, name, classes, stages, gates, …}; - is "
+         "standard input; may be repeated")
       ->required();
   app->add_flag("--dry-run", given->dry_run, "only show what would change");
 }

@@ -178,6 +178,19 @@ Result<void> serve(const Options& options) {
               reactor, [done = std::move(done), answers = ask()]() mutable { done(std::move(answers)); });
         });
       });
+  rollouts.on_change([&](const RolloutRecord& rollout) {
+    json::array classes;
+    for (const RolloutTrack& track : rollout.tracks)
+      classes.push_back(json::object{{"class", track.device_class},
+                                     {"artifact", track.artifact},
+                                     {"state", track.state},
+                                     {"stage", track.stage + 1}});
+    events.publish("rollout", rollout.id,
+                   {{"id", rollout.id},
+                    {"name", rollout.name},
+                    {"state", rollout_state(rollout)},
+                    {"classes", std::move(classes)}});
+  });
   RETORT_TRY(rollouts.load());
   fleet.set_rollouts({[&](const std::string& device, const std::string& device_class) {
                         return rollouts.assigned(device, device_class);

@@ -138,7 +138,8 @@ void Rollouts::accept(Change change) {
     if (member.state == "told") holding_[device] = member.rollout;
     members_[change.record.id].insert_or_assign(device, std::move(member));
   }
-  rollouts_.insert_or_assign(change.record.id, std::move(change.record));
+  const auto known = rollouts_.insert_or_assign(change.record.id, std::move(change.record)).first;
+  if (on_change_) on_change_(known->second);
 }
 
 bool Rollouts::commit(Change change) {

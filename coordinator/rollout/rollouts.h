@@ -41,6 +41,8 @@ class Rollouts {
   Rollouts(boost::asio::io_context& reactor, Store& store, ArtifactStore& artifacts,
            TelemetryStore& telemetry, DeviceFleet& fleet, const Clock& clock, RandomSource& random,
            AskTeacher ask_teacher);
+  /// Told every rollout that begins or changes, once it is on disk.
+  void on_change(std::function<void(const RolloutRecord&)> told) { on_change_ = std::move(told); }
   /// Reads what the store holds; before the fleet is started.
   Result<void> load();
   /// Begins to work, once a second and when changed() is called.
@@ -121,6 +123,7 @@ class Rollouts {
   const Clock& clock_;
   RandomSource& random_;
   AskTeacher ask_teacher_;
+  std::function<void(const RolloutRecord&)> on_change_;
   RecordTable<RolloutRecord> rollout_table_;
   RecordTable<RolloutMember> member_table_;
   RecordTable<RolloutEvent> event_table_;

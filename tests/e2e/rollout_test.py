@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import unittest
 
 import harness
@@ -148,6 +149,32 @@ class Rollout(harness.FleetTest):
             for name in self.devices():
                 fleet.serving(name, self.sha[goal])
             goal = 'good' if goal == 'first' else 'first'
+
+        # As a file: begun once, and its events are told.
+        with open(fleet.path('rollout.yaml'), 'w', encoding='utf-8') as file:
+            file.write(f'kind: Rollout\nname: filed\nclasses: {{any: {self.sha[goal][:16]}}}\nstages: [{{percent: 100}}]\n'
+                       'soak_seconds: 1\n')
+        with open(fleet.path('events'), 'wb') as out:
+            watching = subprocess.Popen([harness.program('retort'), 'events', '--kinds', 'rollout', '-o', 'json'],
+                                        stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=fleet.env)
+        self.addCleanup(watching.wait)
+        self.addCleanup(watching.kill)
+
+        def apply(*options):
+            run = fleet.run_retort('apply', '-f', fleet.path('rollout.yaml'), *options)
+            self.assertEqual(run.returncode, 0, run.stderr)
+            return run.stdout
+
+        def told():
+            with open(fleet.path('events'), encoding='utf-8') as file:
+                return file.read()
+
+        fleet.wait('the stream', lambda: 'hello' in told() or told())
+        self.assertIn('would change', apply('--dry-run'))
+        self.assertIn('applied', apply())
+        self.ended('filed', 'completed')
+        fleet.wait('the event', lambda: '"state":"completed"' in told().replace(' ', ''))
+        self.assertEqual(apply(), 'rollout filed: unchanged\n')
 
     def test_commands(self):
         fleet = self.fleet
