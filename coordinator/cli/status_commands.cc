@@ -8,6 +8,7 @@ struct StatusArguments {
   std::string id;
   std::string duration;
   std::string metric;
+  std::string resolution;
   std::string shell;
 };
 
@@ -52,13 +53,19 @@ void add_status_commands(Program& program) {
         if (!given->duration.empty())
           since = std::to_string(now() -
                                  static_cast<UnixMillis>(RETORT_TRY(parse_duration(given->duration)) * 1000));
-        return program.list(
-            "/v1/telemetry" + query_of({{"device", given->id}, {"metric", given->metric}, {"since", since}}),
-            telemetry_table);
+        return program.list("/v1/telemetry" + query_of({{"device", given->id},
+                                                        {"metric", given->metric},
+                                                        {"since", since},
+                                                        {"resolution", given->resolution}}),
+                            telemetry_table);
       });
   telemetry->add_option("--device", given->id);
   telemetry->add_option("--metric", given->metric);
   telemetry->add_option("--since", given->duration, "45s, 30m, 12h or 7d back");
+  telemetry
+      ->add_option("--resolution", given->resolution,
+                   "raw: each point, of two days; minute, of two weeks; hour, of 400 days: their means")
+      ->check(CLI::IsMember({"raw", "minute", "hour"}));
   program.verb(&program.app(), "status", "the coordinator and its fleet in short",
                "  retort status\n  retort status -o json", [&program, given]() -> Result<int> {
                  Rest rest = RETORT_TRY(program.connect());

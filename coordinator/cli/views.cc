@@ -217,11 +217,17 @@ std::string audit_table(const json::array& items, UnixMillis now) {
 }
 
 std::string telemetry_table(const json::array& items) {
-  Table table({"TIME", "DEVICE", "METRIC", ">VALUE"});
+  const bool sums = !items.empty() && items[0].is_object() && items[0].get_object().contains("count");
+  Table table(
+      sums ? std::vector<std::string>{"TIME", "DEVICE", "METRIC", ">MEAN", ">LEAST", ">MOST", ">POINTS"}
+           : std::vector<std::string>{"TIME", "DEVICE", "METRIC", ">VALUE"});
   for (const json::value& item : items) {
     const auto time = number(item, "time");
-    table.row({time ? to_rfc3339(static_cast<UnixMillis>(*time)) : "-", text(item, "device"),
-               text(item, "metric"), text(item, "value")});
+    std::vector<std::string> row{time ? to_rfc3339(static_cast<UnixMillis>(*time)) : "-",
+                                 text(item, "device"), text(item, "metric"), text(item, "value")};
+    if (sums)
+      for (const char* key : {"least", "most", "count"}) row.push_back(text(item, key));
+    table.row(std::move(row));
   }
   return table.text();
 }

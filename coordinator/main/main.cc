@@ -30,7 +30,9 @@ struct Options {
   std::string kind = "admin", name;
 };
 
-constexpr UnixMillis kTelemetryMillis = 7ll * 24 * 3600 * 1000;
+// Telemetry is summed up in steps of some milliseconds, as long as there is something to sum up.
+constexpr std::size_t kTidyKeys = 4000;
+constexpr std::chrono::milliseconds kTidyGoesOn{100}, kTidyRests{60'000};
 
 /// A program of ours: as given, else beside this one, else on PATH.
 std::string program(const std::string& given, const std::string& name) {
@@ -269,7 +271,7 @@ Result<void> serve(const Options& options) {
   log_info("ready: REST at {}, fleet link at {}", rest, fleet.endpoint());
   notify_service_manager("READY=1");
 
-  boost::asio::steady_timer watchdog(reactor), sweep(reactor), leave(reactor);
+  boost::asio::steady_timer watchdog(reactor), sweep(reactor), tidy(reactor), leave(reactor);
   std::function<void()> ping = [&] {
     notify_service_manager("WATCHDOG=1");
     watchdog.expires_after(std::chrono::milliseconds(watchdog_interval_millis()));
@@ -279,8 +281,6 @@ Result<void> serve(const Options& options) {
   };
   if (watchdog_interval_millis() != 0) ping();
   std::function<void()> sweep_old = [&] {
-    if (const auto swept = telemetry.sweep(clock.unix_millis() - kTelemetryMillis, 5000); !swept)
-      log_warn("telemetry: {}", swept.error().describe());
     if (const auto swept = api.sweep(); !swept) log_warn("answers: {}", swept.error().describe());
     sweep.expires_after(std::chrono::minutes(10));
     sweep.async_wait([&](const boost::system::error_code& error) {
@@ -288,6 +288,15 @@ Result<void> serve(const Options& options) {
     });
   };
   sweep_old();
+  std::function<void()> tidy_telemetry = [&] {
+    const Result<bool> done = telemetry.tidy(clock.unix_millis(), {}, kTidyKeys);
+    if (!done) log_warn("telemetry: {}", done.error().describe());
+    tidy.expires_after(done && !*done ? kTidyGoesOn : kTidyRests);
+    tidy.async_wait([&](const boost::system::error_code& error) {
+      if (!error) tidy_telemetry();
+    });
+  };
+  tidy_telemetry();
   boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);
   signals.async_wait([&](const boost::system::error_code& error, int) {
     if (error) return;

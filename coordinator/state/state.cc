@@ -101,10 +101,23 @@ bool is_temporary(const fs::path& name) { return name.string().find(".tmp") != s
 }  // namespace
 
 const std::vector<std::string>& store_tables() {
-  static const std::vector<std::string> tables{"meta",      "devices",         "classes",       "teachers",
-                                               "datasets",  "artifacts",       "jobs",          "tokens",
-                                               "telemetry", "audit",           "idempotency",   "token_use",
-                                               "rollouts",  "rollout_members", "rollout_events"};
+  static const std::vector<std::string> tables{"meta",
+                                               "devices",
+                                               "classes",
+                                               "teachers",
+                                               "datasets",
+                                               "artifacts",
+                                               "jobs",
+                                               "tokens",
+                                               "audit",
+                                               "idempotency",
+                                               "token_use",
+                                               "rollouts",
+                                               "rollout_members",
+                                               "rollout_events",
+                                               "telemetry",
+                                               "telemetry_minutes",
+                                               "telemetry_hours"};
   return tables;
 }
 

@@ -170,6 +170,7 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   run("GET", "/v1/tokens", "/v1/tokens");
   run("DELETE", "/v1/tokens/{id}", "/v1/tokens/" + token);
   run("GET", "/v1/telemetry", "/v1/telemetry");
+  run("GET", "/v1/telemetry", "/v1/telemetry?resolution=hour&metric=serve_requests");
   run("GET", "/v1/audit", "/v1/audit");
   run("GET", "/v1/audit/head", "/v1/audit/head");
   EXPECT_TRUE(run("GET", "/v1/events", "/v1/events").streamed);

@@ -45,7 +45,7 @@ TEST(Tokens, KindUsesExpiryAndRevocation) {
   EXPECT_FALSE(secret_stored);
 }
 
-TEST(Telemetry, QueryAndSweep) {
+TEST(Telemetry, Query) {
   const auto store = make_memory_store();
   TelemetryStore telemetry(*store);
   StoreBatch batch;
@@ -58,8 +58,73 @@ TEST(Telemetry, QueryAndSweep) {
   ASSERT_EQ(rows->size(), 1u);
   EXPECT_EQ((*rows)[0].point, (TelemetryPoint{2000, "a", 2.5}));
   EXPECT_EQ(telemetry.query("", "", 0, 2)->size(), 2u);
-  EXPECT_EQ(*telemetry.sweep(2000, 100), 2u);
-  EXPECT_EQ(telemetry.query("", "", 0, 100)->size(), 2u);
+}
+
+TEST(Telemetry, OldPointsBecomeMinutesAndHours) {
+  constexpr UnixMillis kMinute = TelemetryStore::kMinute, kHour = TelemetryStore::kHour;
+  const TelemetryStore::Keep keep{10 * kMinute, 3 * kHour, 48 * kHour};
+  const auto store = make_memory_store();
+  TelemetryStore telemetry(*store);
+  StoreBatch batch;
+  std::vector<TelemetryPoint> points;
+  for (UnixMillis time = 0; time < 6 * kHour; time += 20'000)
+    points.push_back({time, "load", static_cast<double>(time / 20'000 % 3)});  // 0, 1, 2 of each minute
+  TelemetryStore::put(batch, "a", points);
+  TelemetryStore::put(batch, "b", {{5 * kHour, "load", 7}, {5 * kHour, "heat", -1}});
+  ASSERT_OK(store->write(batch));
+  const auto all = [&](UnixMillis width) {  // in pages of 7
+    std::vector<TelemetryStore::Bucket> out;
+    for (std::string after;;) {
+      const auto page = telemetry.buckets(width, "", "", 0, 7, after);
+      EXPECT_OK(page);
+      out.insert(out.end(), page->begin(), page->end());
+      if (page->size() < 7) return out;
+      after = page->back().key;
+    }
+  };
+  const auto wanted_hours = all(kHour), wanted_minutes = all(kMinute);
+  ASSERT_EQ(wanted_hours.size(), 8u);
+  ASSERT_EQ(wanted_minutes.size(), 362u);
+  EXPECT_EQ(wanted_minutes[0].sum.count, 3u);
+  EXPECT_EQ(wanted_minutes[0].sum.mean(), 1);
+  EXPECT_EQ(wanted_minutes[0].sum.most, 2);
+  EXPECT_EQ(wanted_minutes[361].sum.total, 7);
+  const auto tidied = [&](UnixMillis now) {
+    int calls = 1;
+    while (!*telemetry.tidy(now, keep, 50)) ++calls;
+    return calls;
+  };
+  const auto same_hours = [&] {
+    const auto now = all(kHour);
+    if (now.size() != wanted_hours.size()) return false;
+    for (std::size_t i = 0; i < now.size(); ++i)
+      if (now[i].key != wanted_hours[i].key || now[i].sum.count != wanted_hours[i].sum.count ||
+          now[i].sum.total != wanted_hours[i].sum.total || now[i].sum.least != wanted_hours[i].sum.least ||
+          now[i].sum.most != wanted_hours[i].sum.most)
+        return false;
+    return true;
+  };
+  EXPECT_GT(tidied(6 * kHour), 20);  // in small steps
+  EXPECT_EQ(telemetry.query("", "", 0, 10000)->size(), 30u) << "the last ten minutes'";
+  EXPECT_EQ(all(kMinute).size(), 182u) << "three hours'";
+  EXPECT_TRUE(same_hours());
+  // What comes late is added to what is there, in a minute that is kept and in one that is an hour's by now.
+  StoreBatch late;
+  TelemetryStore::put(late, "a", {{kHour + 5, "load", 100}, {4 * kHour + 5, "load", 50}});
+  ASSERT_OK(store->write(late));
+  tidied(6 * kHour);
+  tidied(6 * kHour);
+  const auto hours = telemetry.buckets(kHour, "a", "load", kHour, 10);
+  ASSERT_EQ(hours->size(), 5u);
+  EXPECT_EQ((*hours)[0].sum.count, 181u);
+  EXPECT_EQ((*hours)[0].sum.most, 100);
+  EXPECT_EQ((*hours)[3].sum.count, 181u);
+  const auto minute = telemetry.buckets(kMinute, "a", "load", 4 * kHour, 1);
+  EXPECT_EQ((*minute)[0].sum.total, 53);
+  // In the end all of it goes.
+  tidied(100 * kHour);
+  tidied(100 * kHour);
+  EXPECT_TRUE(all(kHour).empty());
 }
 
 struct CatalogTest : ::testing::Test {
