@@ -9,7 +9,9 @@
 
 #include "agent/control/agent.h"
 #include "common/core/file.h"
+#include "common/core/json.h"
 #include "common/core/log.h"
+#include "common/core/sha256.h"
 #include "common/core/units.h"
 
 namespace retort {
@@ -18,8 +20,8 @@ namespace fs = std::filesystem;
 
 struct Arguments {
   fs::path state, token_file, serve_binary, status_file;
-  std::string coordinator, token, server_key, name, serve_host = "127.0.0.1", memory_budget, disk_budget,
-                                                    supervisor;
+  std::string coordinator, token, server_key, name, hardware_id, serve_host = "127.0.0.1", memory_budget,
+                                                                 disk_budget, supervisor;
   std::vector<std::string> labels;
   std::uint16_t serve_port = 0;
   double cpu_threads = 0, probation_seconds = 5;
@@ -64,6 +66,14 @@ Result<std::map<std::string, std::string>> parse_labels(const std::vector<std::s
   return out;
 }
 
+/// What the device calls itself for pre-authorised tokens: as given, else from the machine id, which is not
+/// to leave the machine as it is (machine-id(5)).
+std::string hardware_id(const Arguments& arguments) {
+  if (!arguments.hardware_id.empty()) return arguments.hardware_id;
+  const std::string machine = read_file("/etc/machine-id", 4096).value_or("");
+  return machine.empty() ? "" : sha256_hex("retort-agent " + machine).substr(0, 32);
+}
+
 Result<void> run(const Arguments& arguments) {
   AgentOptions options;
   options.version = RETORT_VERSION;
@@ -73,6 +83,7 @@ Result<void> run(const Arguments& arguments) {
   if (!arguments.status_file.empty()) options.status_file = fs::absolute(arguments.status_file);
   options.coordinator = arguments.coordinator;
   options.name = arguments.name;
+  options.hardware_id = hardware_id(arguments);
   options.labels = RETORT_TRY(parse_labels(arguments.labels));
   options.budgets = RETORT_TRY(parse_budgets(arguments));
   options.serve_host = arguments.serve_host;
@@ -182,6 +193,18 @@ Result<void> profile(const Arguments& arguments) {
   return {};
 }
 
+/// Before enrolment, for a token that names this device; makes the key when there is none.
+Result<void> identity(const Arguments& arguments) {
+  RETORT_TRY(make_folders(arguments.state / "keys"));
+  const CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(arguments.state / "keys" / "curve"));
+  if (arguments.json)
+    fmt::print("{}", pretty_json(json::object{{"public_key", keys.public_key},
+                                              {"hardware_id", hardware_id(arguments)}}));
+  else
+    fmt::print("public key   {}\nhardware id  {}\n", keys.public_key, hardware_id(arguments));
+  return {};
+}
+
 Result<void> status(const Arguments& arguments) {
   const fs::path file = arguments.state / "run" / "status.json";
   Result<std::string> text = read_file(file, 1 << 20);
@@ -237,6 +260,13 @@ int main(int argc, char** argv) {
   run->add_option("--server-key", arguments.server_key,
                   "the coordinator's public key (Z85), in place of the token's");
   run->add_option("--name", arguments.name, "this device's name; default: the host's");
+  const auto hardware = [&](CLI::App* command) {
+    command->add_option(
+        "--hardware-id", arguments.hardware_id,
+        "what this device calls itself, for pre-authorised tokens (a serial number); default: "
+        "derived from /etc/machine-id");
+  };
+  hardware(run);
   run->add_option("--serve-binary", arguments.serve_binary,
                   "retort-serve; default: the one beside this program, or on PATH");
   run->add_option("--serve-host", arguments.serve_host, "address that students listen on")
@@ -263,6 +293,12 @@ int main(int argc, char** argv) {
   CLI::App* status = app.add_subcommand("status", "Prints the status of the agent on a state folder");
   status->add_option("--state", arguments.state, "state folder")->required();
   status->add_flag("--json", arguments.json, "with \"running\"");
+  CLI::App* identity = app.add_subcommand(
+      "identity", "Prints this device's public key and hardware id, for a token that names it");
+  identity->add_option("--state", arguments.state, "state folder; the key is made when there is none")
+      ->required();
+  identity->add_flag("--json", arguments.json, "as JSON");
+  hardware(identity);
   app.footer(
       "Examples:\n"
       "  retort-agent run --state /var/lib/retort-agent --coordinator tcp://10.0.0.1:8441 --token-file "
@@ -278,6 +314,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   if (run->parsed()) return retort::finish(retort::run(arguments));
+  if (identity->parsed()) return retort::finish(retort::identity(arguments));
   if (profile->parsed()) return retort::finish(retort::profile(arguments));
   return retort::finish(retort::status(arguments));
 }

@@ -45,6 +45,7 @@ struct Desired {
   generation @0 :UInt64;
   deviceClass @1 :Text;
   artifact @2 :Text;
+  assignment @3 :Data;             # the same, signed for this device: what counts
 }
 
 struct Point {

@@ -19,13 +19,13 @@ struct Envelope {
     profileUpdate @7 :Profile;
     statusReport @8 :Status;
     heartbeat @9 :UInt64;          # generation
-    manifestRequest @10 :Text;     # artifact
+    manifestRequest @10 :Text;     # unused since v0.2
     chunkRequest @11 :ChunkRequest;
     telemetryBatch @12 :TelemetryBatch;
     enrolled @13 :Enrolled;
     welcome @14 :Welcome;
     desired @15 :Desired;
-    manifest @16 :Manifest;
+    manifest @16 :Manifest;        # unused since v0.2
     chunk @17 :Chunk;
     telemetryAck @18 :UInt64;      # batch
     comeBack @19 :UInt32;          # after this many milliseconds
@@ -33,17 +33,24 @@ struct Envelope {
     unsupported @21 :UInt16;       # the kind that was not known
     canary @22 :Canary;
     canaryResult @23 :CanaryResult;
+    metadataRequest @24 :MetadataRequest;
+    metadata @25 :Metadata;
+    keyRotation @26 :KeyRotation;
+    keyRotated @27 :Text;          # the new public key, Z85: it is on record now
+    rotateKey @28 :Void;           # the device is to make itself a new key
   }
 
   struct Enrol {
     tokenSecret @0 :Text;
     name @1 :Text;
     profile @2 :Profile;
+    hardwareId @3 :Text;           # what the device calls itself, for pre-authorised tokens
   }
   struct Hello {
     deviceId @0 :Text;
     agentVersion @1 :Text;
     status @2 :Status;
+    generation @3 :UInt64;         # the newest that it was ever assigned
   }
   struct ChunkRequest {
     artifact @0 :Text;
@@ -57,7 +64,8 @@ struct Envelope {
   }
   struct Enrolled {
     deviceId @0 :Text;
-    signingKey @1 :Text;           # Ed25519 public key, hexadecimal
+    signingKey @1 :Text;           # unused since v0.2
+    root @2 :Data;                 # root metadata (JSON) that the device begins with
   }
   struct Welcome {
     heartbeatMillis @0 :UInt32;
@@ -68,6 +76,20 @@ struct Envelope {
   struct Manifest {
     artifact @0 :Text;
     signedJson @1 :Data;
+  }
+  struct MetadataRequest {
+    name @0 :Text;                 # "timestamp.json", "7.root.json", "manifests/SHA256.json"
+    offset @1 :UInt64;
+  }
+  struct Metadata {
+    name @0 :Text;
+    offset @1 :UInt64;
+    total @2 :UInt64;              # bytes of the whole file
+    bytes @3 :Data;
+  }
+  struct KeyRotation {
+    publicKey @0 :Text;            # the new CURVE key, Z85
+    proof @1 :Data;                # that the sender has its secret half (docs/protocol.md)
   }
   struct Chunk {
     artifact @0 :Text;

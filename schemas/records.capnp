@@ -21,6 +21,10 @@ struct DeviceRecord {
   deviceClass @11 :Text;
   generation @12 :UInt64;          # of its desired state
   artifact @13 :Text;              # desired
+  pending @14 :Bool;               # waits for an operator's accept
+  previousKey @15 :Text;           # Z85; after a rotation, until the device has come with the new one
+  token @16 :Text;                 # id of the token that it came with
+  rotateKey @17 :Bool;             # is to make itself a new key
 }
 
 struct ClassRecord {
@@ -71,7 +75,7 @@ struct ArtifactRecord {
   deviceClass @9 :Text;
   teacher @10 :Text;
   evaluationJson @11 :Text;
-  signedManifest @12 :Data;
+  signedManifest @12 :Data;        # unused since v0.2
 }
 
 struct JobRecord {
@@ -101,6 +105,8 @@ struct TokenRecord {
   createdMillis @4 :Int64;
   expiresMillis @5 :Int64;         # 0: never
   usesLeft @6 :Int64;              # -1: without limit
+  allowed @7 :List(Text);          # device keys (Z85) or hardware ids that may use it; none: any
+  manual @8 :Bool;                 # devices that come with it wait for an accept
 }
 
 struct AuditRecord {

@@ -7,10 +7,10 @@
 
 #include "common/core/fail_point.h"
 #include "common/core/file.h"
-#include "common/core/hex.h"
 #include "common/core/log.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
+#include "common/net/key_proof.h"
 
 namespace retort {
 namespace {
@@ -26,6 +26,7 @@ constexpr seconds kInferencePatience{20};
 constexpr seconds kCanaryPatience{60};  ///< for one question
 constexpr std::size_t kCanaryQuestions = 256;
 constexpr seconds kTellPower{60}, kTellMemory{600};
+constexpr seconds kPaceWindow{60};  ///< over which a pull's pace is judged
 constexpr std::size_t kCrashesToRollBack = 5;
 constexpr seconds kCrashWindow{300};
 constexpr std::uint32_t kCandidateStarts = 3;
@@ -41,6 +42,19 @@ Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool
       clock_(clock),
       random_(random),
       spool_(std::move(spool)),
+      slots_(options_.state_folder / "slots", options_.budgets.disk_bytes),
+      trust_(spool_,
+             {[this](const wire::MetadataRequest& request) { return session_ && session_->send(request); },
+              [this](std::function<void()> work, std::function<void()> then) {
+                on_pool(
+                    disk_,
+                    [work = std::move(work)] {
+                      work();
+                      return true;
+                    },
+                    [then = std::move(then)](bool) { then(); });
+              },
+              [this] { return clock_.unix_millis(); }}),
       keys_(std::move(keys)),
       supervisor_(std::move(supervisor)),
       retry_timer_(reactor),
@@ -72,13 +86,12 @@ Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, Age
     return RETORT_TRY(a.spool_.get(key)).value_or("");
   };
   a.identity_.device_id = RETORT_TRY(text("device_id"));
-  a.identity_.signing_key = RETORT_TRY(from_hex(RETORT_TRY(text("signing_key"))));
+  RETORT_TRY(a.trust_.load());
   const auto number = [&](std::string_view key) -> Result<std::uint64_t> {
     const std::string digits = RETORT_TRY(text(key));
     return digits.empty() ? 0 : std::strtoull(digits.c_str(), nullptr, 10);
   };
   a.identity_.epoch = RETORT_TRY(number("epoch"));
-  a.identity_.last_told_time = static_cast<UnixMillis>(RETORT_TRY(number("last_told_time")));
   a.identity_.revoked = RETORT_TRY(number("revoked")) != 0;
   if (const std::string told = RETORT_TRY(text("told_profile")); !told.empty())
     if (const auto value = parse_json(told, where))
@@ -112,8 +125,6 @@ Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, Age
   } else if (a.options_.server_key.empty()) {
     a.options_.server_key = stored_key;
   }
-  a.slots_ = std::make_unique<SlotFiles>(a.options_.state_folder / "slots", a.identity_.signing_key,
-                                         a.options_.budgets.disk_bytes);
   return agent;
 }
 
@@ -253,8 +264,6 @@ void Agent::pump() {
   if (const auto desired = std::exchange(pending_desired_, std::nullopt)) {
     if (!supersedes(record_, *desired)) return pump();
     AgentRecord next = record_;
-    if (desired->device_class != record_.desired.device_class)
-      next.reached = 0;  // generations count per class
     next.desired = *desired;
     return persist(
         next, [this] { consider_desired(); },
@@ -308,8 +317,8 @@ void Agent::act(Action action) {
             const auto pull = RETORT_TRY(spool_.pull());
             if (!pull || pull->artifact != artifact)
               return fail(ErrorCode::kUnavailable, artifact, "the pull's record is gone");
-            const ArtifactManifest manifest = RETORT_TRY(slots_->manifest_of(pull->signed_manifest));
-            return slots_->verify(slot, manifest);
+            const ArtifactManifest manifest = RETORT_TRY(manifest_from_text(pull->manifest));
+            return slots_.verify(slot, manifest);
           },
           [this, work](Result<void> verified) {
             if (work != work_) return;
@@ -323,7 +332,7 @@ void Agent::act(Action action) {
       on_pool(
           disk_,
           [this, slot = record_.candidate.slot, artifact = record_.candidate.artifact] {
-            return slots_->stage(spool_, slot, artifact);
+            return slots_.stage(spool_, slot, artifact);
           },
           [this, work](Result<void> staged) {
             if (work != work_) return;
@@ -367,7 +376,7 @@ void Agent::act(Action action) {
       on_pool(
           disk_,
           [this, slot = other_slot(record_.active.slot)] {
-            slots_->discard_part(slot);
+            slots_.discard_part(slot);
             return spool_.end_pull();
           },
           [](Result<void>) {});
@@ -485,9 +494,10 @@ void Agent::tell_profile() {
 // -------------------------------------------------------------------------------------------------------
 
 std::optional<wire::Payload> Agent::first_message() {
-  if (!identity_.device_id.empty()) return wire::Hello{identity_.device_id, options_.version, status()};
+  if (!identity_.device_id.empty())
+    return wire::Hello{identity_.device_id, options_.version, status(), record_.desired.generation};
   if (!profile_ || options_.token_secret.empty()) return std::nullopt;
-  return wire::Enrol{options_.token_secret, options_.name, *profile_};
+  return wire::Enrol{options_.token_secret, options_.name, *profile_, options_.hardware_id};
 }
 
 void Agent::on_session(bool up, const std::string& reason) {
@@ -498,7 +508,7 @@ void Agent::on_session(bool up, const std::string& reason) {
     told_status_.reset();
     batch_in_flight_ = 0;
     tell_profile();
-    if (wants_manifest_) ask_manifest();
+    trust_.on_link();
     if (pull_) request_chunks();
     send_batch();
   } else {
@@ -515,28 +525,22 @@ void Agent::on_session(bool up, const std::string& reason) {
 void Agent::on_payload(const wire::Payload& payload) {
   if (const auto* welcome = std::get_if<wire::Welcome>(&payload)) {
     told_time_ = {welcome->coordinator_time, clock_.steady_now()};
-    if (welcome->coordinator_time > identity_.last_told_time) {
-      identity_.last_told_time = welcome->coordinator_time;
-      const UnixMillis apart = welcome->coordinator_time - clock_.unix_millis();
-      if (apart > 300'000 || apart < -300'000)
-        log_warn("clock: this device's differs from the coordinator's by {}",
-                 format_seconds(static_cast<double>(apart < 0 ? -apart : apart) / 1000));
-      on_pool(
-          disk_,
-          [this, text = std::to_string(welcome->coordinator_time)] {
-            return spool_.put({{"last_told_time", text}});
-          },
-          [](Result<void>) {});
-    }
+    const UnixMillis apart = welcome->coordinator_time - clock_.unix_millis();
+    if (apart > 300'000 || apart < -300'000)
+      log_warn("clock: this device's differs from the coordinator's by {}",
+               format_seconds(static_cast<double>(apart < 0 ? -apart : apart) / 1000));
     if (welcome->telemetry_acknowledged > telemetry_acknowledged_)
       on_payload(wire::TelemetryAck{welcome->telemetry_acknowledged});
   } else if (const auto* enrolled = std::get_if<wire::Enrolled>(&payload)) {
     on_enrolled(*enrolled);
   } else if (const auto* desired = std::get_if<wire::Desired>(&payload)) {
-    on_desired(desired->desired);
-  } else if (const auto* manifest = std::get_if<wire::Manifest>(&payload)) {
-    if (wants_manifest_ && manifest->artifact == record_.candidate.artifact)
-      on_manifest(manifest->signed_json);
+    on_desired(*desired);
+  } else if (const auto* metadata = std::get_if<wire::Metadata>(&payload)) {
+    trust_.on_metadata(*metadata);
+  } else if (std::holds_alternative<wire::RotateKey>(payload)) {
+    rotate_key();
+  } else if (const auto* rotated = std::get_if<wire::KeyRotated>(&payload)) {
+    on_key_rotated(rotated->public_key);
   } else if (const auto* chunk = std::get_if<wire::Chunk>(&payload)) {
     on_chunk(*chunk);
   } else if (const auto* canary = std::get_if<wire::Canary>(&payload)) {
@@ -557,38 +561,107 @@ void Agent::on_payload(const wire::Payload& payload) {
 
 void Agent::on_enrolled(const wire::Enrolled& enrolled) {
   if (!identity_.device_id.empty()) return;
-  const Result<std::string> key = from_hex(enrolled.signing_key);
-  if (!key || key->size() != 32 || enrolled.device_id.empty())
-    return log_error("link: the coordinator's answer to the enrolment is malformed, ignored");
+  Result<std::map<std::string, std::string>> values = TrustPull::first_root(enrolled.root);
+  if (!values || enrolled.device_id.empty())
+    return log_error("link: the coordinator's answer to the enrolment is malformed, ignored{}{}",
+                     values ? "" : ": ", values ? "" : values.error().describe());
+  values->merge(std::map<std::string, std::string>{{"device_id", enrolled.device_id},
+                                                   {"server_key", options_.server_key},
+                                                   {"token_sha256", sha256_hex(options_.token_secret)},
+                                                   {"revoked", "0"}});
   on_pool(
       disk_,
-      [this, enrolled] {
-        return spool_.put({{"device_id", enrolled.device_id},
-                           {"signing_key", enrolled.signing_key},
-                           {"server_key", options_.server_key},
-                           {"token_sha256", sha256_hex(options_.token_secret)},
-                           {"revoked", "0"}});
+      [this, values = std::move(*values)] {
+        fail_point("agent.enrolled.saving");
+        Result<void> put = spool_.put(values);
+        fail_point("agent.enrolled.saved");
+        return put;
       },
-      [this, enrolled, key = *key](Result<void> put) {
+      [this, enrolled](Result<void> put) {
         if (!put) return log_error("cannot note the enrolment: {}", put.error().describe());
         identity_.device_id = enrolled.device_id;
-        identity_.signing_key = key;
         identity_.told_profile = profile_;
-        // On the disk pool's thread nothing of the old object is in use: no identity, no pull.
-        slots_ =
-            std::make_unique<SlotFiles>(options_.state_folder / "slots", key, options_.budgets.disk_bytes);
+        trust_.begin_with(enrolled.root);
         record_.error_code.clear(), record_.error.clear();
         log_info("enrolled as {}", enrolled.device_id);
         post_event(Event::kEnrolled);
       });
 }
 
-void Agent::on_desired(const DesiredState& desired) {
-  if (!supersedes(record_, desired)) return;
-  log_info("desired: generation {} of class {}: {}", desired.generation, desired.device_class,
-           desired.artifact.empty() ? "nothing" : desired.artifact.substr(0, 12));
-  pending_desired_ = desired;
+// Nothing is done that is not signed for this device: a link or a mirror in wrong hands directs nobody.
+void Agent::on_desired(const wire::Desired& desired, bool refreshed) {
+  if (!supersedes(record_, desired.desired)) return;
+  Result<AssignmentMetadata> assignment =
+      trust_.root()
+          ? verify_assignment(desired.assignment, *trust_.root(), identity_.device_id, trust_.trusted_time())
+          : fail(ErrorCode::kDenied, "assignment", "there is no root of trust yet");
+  if (!assignment && !refreshed) {
+    // Root may name another key by now. One refresh at a time, however often the link says something.
+    const bool under_way = checking_.has_value();
+    checking_ = desired;
+    if (under_way) return;
+    trust_.refresh([this](Result<void> done) {
+      if (!done) log_warn("trust: {}", done.error().describe());
+      on_desired(*std::exchange(checking_, std::nullopt), true);
+    });
+    return;
+  }
+  if (!assignment) {
+    record_.error_code = to_string(assignment.error().code);
+    record_.error = "desired state not followed: " + assignment.error().describe();
+    log_error("{}", record_.error);
+    return changed();
+  }
+  const DesiredState state{assignment->head.version, assignment->device_class, assignment->artifact};
+  if (!supersedes(record_, state)) return;
+  log_info("desired: generation {} of class {}: {}", state.generation, state.device_class,
+           state.artifact.empty() ? "nothing" : state.artifact.substr(0, 12));
+  pending_desired_ = state;
   pump();
+}
+
+// The new key is on disk beside the old one before the coordinator hears of it, and takes the old one's place
+// only when the coordinator has said that it is on record there. Killed at any moment, the device still has a
+// key that is known: until it has come with the new one, the coordinator takes both, and asks again.
+void Agent::rotate_key() {
+  const std::filesystem::path next = options_.state_folder / "keys" / "curve.next";
+  on_pool(
+      disk_, [next] { return load_or_make_curve_keys(next); },
+      [this](Result<CurveKeys> keys) {
+        if (!keys) return log_error("key: {}", keys.error().describe());
+        Result<std::string> proof = make_key_proof(*keys, options_.server_key, identity_.device_id);
+        if (!proof) return log_error("key: {}", proof.error().describe());
+        session_->send(wire::KeyRotation{keys->public_key, std::move(*proof)});
+      });
+}
+
+void Agent::on_key_rotated(const std::string& public_key) {
+  const std::filesystem::path folder = options_.state_folder / "keys";
+  on_pool(
+      disk_,
+      [folder, public_key]() -> Result<CurveKeys> {
+        if (!std::filesystem::exists(folder / "curve.next"))
+          return fail(ErrorCode::kConflict, (folder / "curve.next").string(),
+                      "no change of key is under way");
+        const CurveKeys next = RETORT_TRY(load_or_make_curve_keys(folder / "curve.next"));
+        if (next.public_key != public_key)
+          return fail(ErrorCode::kConflict, (folder / "curve.next").string(), "holds another key");
+        fail_point("agent.key.saving");
+        std::error_code error;
+        std::filesystem::rename(folder / "curve.next", folder / "curve", error);
+        if (error) return fail(ErrorCode::kIo, folder.string(), "cannot rename: {}", error.message());
+        RETORT_TRY(sync_folder(folder));
+        fail_point("agent.key.saved");
+        return next;
+      },
+      [this](Result<CurveKeys> keys) {
+        if (!keys) return log_warn("key: {}", keys.error().describe());
+        keys_ = *keys;
+        log_info("key: this device's new key is {}", keys_.public_key);
+        session_->close();
+        if (const auto done = session_->connect(keys_, options_.server_key, options_.coordinator); !done)
+          log_error("link: {}", done.error().describe());
+      });
 }
 
 void Agent::on_refused(const wire::Refused& refused) {
@@ -608,7 +681,9 @@ void Agent::on_refused(const wire::Refused& refused) {
         [](Result<void>) {});
     return changed();
   }
+  if (trust_.on_refused(refused)) return;
   if (refused.about == "enrol" || refused.about == "hello") {
+    if (refused.code == "pending") link_ = "pending";
     log_error("{}", error.describe());
     record_.error_code = refused.code, record_.error = error.describe();
     return changed();
@@ -624,7 +699,6 @@ void Agent::on_refused(const wire::Refused& refused) {
 
 void Agent::drop_pull() {
   pull_.reset();
-  wants_manifest_ = false;
   bytes_done_ = bytes_total_ = 0;
 }
 
@@ -632,33 +706,20 @@ void Agent::begin_pull() {
   drop_pull();
   retry_timer_.cancel();
   pull_.emplace();
-  const std::uint64_t work = work_;
-  on_pool(
-      disk_, [this] { return spool_.pull(); },
-      [this, work](Result<std::optional<Spool::Pull>> known) {
-        if (work != work_ || !pull_) return;
-        if (!known) return work_failed(known.error());
-        // A manifest that is here already is checked again (its time may have run out), not asked for again;
-        // unless it failed before.
-        if (*known && (*known)->artifact == record_.candidate.artifact && record_.attempts == 0)
-          return on_manifest((*known)->signed_manifest);
-        ask_manifest();
-      });
+  // All of it each time: a manifest that is here already may be of an artifact that was withdrawn since.
+  trust_.bring(record_.candidate.artifact, [this, work = work_](Result<std::string> manifest) {
+    if (work != work_ || !pull_) return;
+    if (!manifest) return work_failed(manifest.error());
+    on_manifest(*manifest);
+  });
 }
 
-void Agent::ask_manifest() {
-  wants_manifest_ = true;
-  session_->send(wire::ManifestRequest{record_.candidate.artifact});
-}
-
-void Agent::on_manifest(const std::string& signed_json) {
-  wants_manifest_ = false;
+void Agent::on_manifest(const std::string& manifest_text) {
   const std::uint64_t work = work_;
-  const UnixMillis now = trusted_time(clock_.unix_millis(), identity_.last_told_time);
   on_pool(
       disk_,
-      [this, signed_json, now, candidate = record_.candidate] {
-        return slots_->begin(spool_, candidate.slot, candidate.artifact, signed_json, now);
+      [this, manifest_text, candidate = record_.candidate] {
+        return slots_.begin(spool_, candidate.slot, candidate.artifact, manifest_text);
       },
       [this, work](Result<SlotFiles::Begun> begun) {
         if (work != work_ || !pull_) return;
@@ -703,6 +764,7 @@ void Agent::on_chunk(const wire::Chunk& chunk) {
          record_.candidate.artifact});
   in_flight.erase(asked);
   pull_->silent_ticks = pull_->silences = 0;
+  pull_->window_bytes += chunk.bytes.size();
   pull_->arrived[chunk.offset] = chunk.bytes;
   write_next();
   request_chunks();
@@ -722,7 +784,7 @@ void Agent::write_next() {
       disk_,
       [this, slot = record_.candidate.slot, manifest = pull_->manifest, offset, bytes = std::move(bytes),
        completed = std::move(completed), after_this = pull_->cursor->next()] {
-        return slots_->write(spool_, slot, *manifest, offset, bytes, completed, after_this);
+        return slots_.write(spool_, slot, *manifest, offset, bytes, completed, after_this);
       },
       [this, work](Result<void> written) {
         if (work != work_ || !pull_) return;
@@ -737,16 +799,26 @@ void Agent::write_next() {
 
 void Agent::pull_tick() {
   after(pull_timer_, seconds(1), [this] { pull_tick(); });
+  if (session_->up()) trust_.tick();
   if (!pull_) return;
   changed();  // progress
-  if (!session_->up() || pull_->writing) return;
+  if (!session_->up() || !pull_->cursor) return;
+  if (++pull_->window_seconds >= kPaceWindow.count()) {
+    if (pull_->window_bytes < TrustPull::kMinBytesPerSecond * pull_->window_seconds)
+      return work_failed(
+          {ErrorCode::kUnavailable,
+           fmt::format("too slow: {} bytes in {} s, at least {} a second are expected", pull_->window_bytes,
+                       pull_->window_seconds, TrustPull::kMinBytesPerSecond),
+           record_.candidate.artifact});
+    pull_->window_seconds = 0;
+    pull_->window_bytes = 0;
+  }
+  if (pull_->writing) return;
   if (++pull_->silent_ticks < 10) return;
   pull_->silent_ticks = 0;
   if (++pull_->silences >= 4)
     return work_failed(
         {ErrorCode::kUnavailable, "the coordinator sends nothing of it", record_.candidate.artifact});
-  if (wants_manifest_) return ask_manifest();
-  if (!pull_->cursor) return;
   pull_->in_flight.clear();
   pull_->arrived.clear();
   pull_->request_at = pull_->cursor->next();
@@ -767,7 +839,7 @@ bool Agent::both_fit() const {
                                    ? std::min(options_.budgets.memory_bytes, memory_allowance_bytes())
                                    : memory_allowance_bytes();
   std::error_code error;
-  const auto size = std::filesystem::file_size(slots_->model(record_.candidate.slot), error);
+  const auto size = std::filesystem::file_size(slots_.model(record_.candidate.slot), error);
   const std::uint64_t candidate = (error ? 0 : size) + kServeOverheadBytes;
   std::uint64_t old = 0;
   if (const auto running = supervisor_->find(record_.active.slot))
@@ -856,7 +928,7 @@ void Agent::serve_exited(const std::string& slot, int code) {
   crashes_.push_back(now);
   while (!crashes_.empty() && now - crashes_.front() > kCrashWindow) crashes_.pop_front();
   if (crashes_.size() >= kCrashesToRollBack && record_.state == State::kIdle &&
-      !record_.previous.slot.empty() && std::filesystem::exists(slots_->model(record_.previous.slot))) {
+      !record_.previous.slot.empty() && std::filesystem::exists(slots_.model(record_.previous.slot))) {
     record_.error_code = "unavailable";
     record_.error = fmt::format("crash loop: student {} ended {} times in {} s; back to {}",
                                 record_.active.artifact.substr(0, 12), crashes_.size(), kCrashWindow.count(),

@@ -19,6 +19,7 @@
 #include "agent/profile/profile.h"
 #include "agent/spool/spool.h"
 #include "agent/update/slot_files.h"
+#include "agent/update/trust_pull.h"
 #include "common/core/clock.h"
 #include "common/core/random.h"
 #include "common/net/link.h"
@@ -31,7 +32,7 @@ struct AgentOptions {
   std::string coordinator;   ///< "tcp://host:port"
   std::string server_key;    ///< Z85; from the token, --server-key, or the state
   std::string token_secret;  ///< empty: none given
-  std::string name, version, serve_host = "127.0.0.1";
+  std::string name, version, hardware_id, serve_host = "127.0.0.1";
   std::uint16_t serve_port = 0;  ///< public port; 0: any, told in the status. A public socket comes before it
   std::map<std::string, std::string> labels;
   DeclaredBudgets budgets;
@@ -41,9 +42,8 @@ struct AgentOptions {
 
 /// What the agent has on disk besides the machine's record; read once at start.
 struct AgentIdentity {
-  std::string device_id, signing_key;  ///< raw Ed25519 public key
+  std::string device_id;
   std::uint64_t epoch = 0;
-  UnixMillis last_told_time = 0;  ///< the coordinator's clock, as last told
   bool revoked = false;
   std::optional<DeviceProfile> told_profile;
 };
@@ -103,13 +103,14 @@ class Agent {
   void on_payload(const wire::Payload& payload);
   void on_session(bool up, const std::string& reason);
   void on_enrolled(const wire::Enrolled& enrolled);
-  void on_desired(const DesiredState& desired);
+  void on_desired(const wire::Desired& desired, bool refreshed = false);
+  void rotate_key();
+  void on_key_rotated(const std::string& public_key);
   void on_refused(const wire::Refused& refused);
 
   // Pull.
   void begin_pull();
-  void ask_manifest();
-  void on_manifest(const std::string& signed_json);
+  void on_manifest(const std::string& manifest_text);
   void request_chunks();
   void on_chunk(const wire::Chunk& chunk);
   void write_next();
@@ -153,7 +154,8 @@ class Agent {
   RandomSource& random_;
   std::shared_ptr<int> alive_ = std::make_shared<int>();
   Spool spool_;  ///< disk pool only, once started
-  std::unique_ptr<SlotFiles> slots_;
+  SlotFiles slots_;
+  TrustPull trust_;
   CurveKeys keys_;
   std::unique_ptr<ServeSupervisor> supervisor_;
   AgentIdentity identity_;
@@ -162,6 +164,7 @@ class Agent {
 
   std::deque<Event> events_;
   std::optional<DesiredState> pending_desired_;
+  std::optional<wire::Desired> checking_;  ///< not verified yet: root is being refreshed
   bool persisting_ = false, stopping_ = false, told_ready_ = false;
   std::uint64_t work_ = 0;  ///< grows with each action: results of an older one are dropped
   boost::asio::steady_timer retry_timer_, probation_timer_, restart_timer_, persist_timer_, health_timer_,
@@ -178,9 +181,10 @@ class Agent {
     std::uint64_t request_at = 0;
     bool writing = false;
     std::uint32_t silent_ticks = 0, silences = 0;
+    std::uint32_t window_seconds = 0;  ///< of the pace that is judged [slow retrieval]
+    std::uint64_t window_bytes = 0;
   };
   std::optional<PullWork> pull_;
-  bool wants_manifest_ = false;
   std::uint64_t bytes_done_ = 0, bytes_total_ = 0;
 
   std::deque<Steady::time_point> crashes_;

@@ -112,8 +112,7 @@ void apply_transition(AgentRecord& r, const Transition& row, Event event) {
 }
 
 bool supersedes(const AgentRecord& record, const DesiredState& desired) {
-  return desired.generation > record.desired.generation ||
-         desired.device_class != record.desired.device_class;
+  return desired.generation > record.desired.generation;
 }
 
 bool desired_event(const AgentRecord& r, Event& event) {

@@ -40,7 +40,7 @@ std::string other_slot(std::string_view slot);
 void apply_transition(AgentRecord& record, const Transition& row, Event event);
 /// Which event the desired state means for the record; false: none, for it is reached or under way.
 bool desired_event(const AgentRecord& record, Event& event);
-/// True when this desired state supersedes the record's.
+/// True when this desired state supersedes the record's: an older generation never comes back [rollback].
 bool supersedes(const AgentRecord& record, const DesiredState& desired);
 
 }  // namespace retort

@@ -188,7 +188,7 @@ Result<std::optional<Spool::Pull>> Spool::pull() {
     const int code = ask.step();
     if (code == SQLITE_DONE) return std::nullopt;
     if (code != SQLITE_ROW) return impl_->failed("read the pull");
-    pull.artifact = ask.text(0), pull.slot = ask.text(1), pull.signed_manifest = ask.text(2);
+    pull.artifact = ask.text(0), pull.slot = ask.text(1), pull.manifest = ask.text(2);
     pull.done.resize(ask.number(3));
     pull.cursor = ask.number(4);
   }
@@ -202,11 +202,7 @@ Result<void> Spool::begin_pull(const Pull& pull) {
   return impl_->transaction("begin a pull", [&]() -> Result<void> {
     RETORT_TRY(impl_->run("DELETE FROM pull; DELETE FROM piece", "begin a pull"));
     Statement add(impl_->db, "INSERT INTO pull VALUES(1,?,?,?,?,?)");
-    add.bind(pull.artifact)
-        .bind(pull.slot)
-        .bind(pull.signed_manifest)
-        .bind(pull.done.size())
-        .bind(pull.cursor);
+    add.bind(pull.artifact).bind(pull.slot).bind(pull.manifest).bind(pull.done.size()).bind(pull.cursor);
     if (add.step() != SQLITE_DONE) return impl_->failed("begin a pull");
     return {};
   });

@@ -43,7 +43,7 @@ class Spool {
   /// The pull under way; at most one.
   struct Pull {
     std::string artifact, slot;
-    std::string signed_manifest;
+    std::string manifest;      ///< its verified text
     std::vector<bool> done;    ///< by piece: its bytes are on disk and their hash was right
     std::uint64_t cursor = 0;  ///< bytes of the first piece that is not done are on disk up to here
   };

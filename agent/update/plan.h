@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "common/core/clock.h"
 #include "common/core/error.h"
 #include "common/model/manifest.h"
 
@@ -56,12 +55,6 @@ class PullCursor {
   std::vector<bool> done_;
   std::uint64_t cursor_ = 0, length_ = 0;
 };
-
-/// The later of the local clock and the last time that the coordinator told (docs/agent.md, "Clock"): against
-/// this a manifest's expiry is judged, so that a clock turned back cannot revive old metadata.
-inline UnixMillis trusted_time(UnixMillis local, UnixMillis last_told) {
-  return local > last_told ? local : last_told;
-}
 
 /// What to do after the `attempts`-th failure (from 1) to bring an artifact here.
 struct RetryDecision {

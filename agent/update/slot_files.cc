@@ -9,7 +9,7 @@
 #include "common/core/log.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
-#include "common/trust/trust.h"
+#include "common/trust/artifact_target.h"
 
 namespace retort {
 namespace fs = std::filesystem;
@@ -31,8 +31,8 @@ void remove_quietly(const fs::path& path) {
 
 }  // namespace
 
-SlotFiles::SlotFiles(fs::path slots, std::string signing_key, std::uint64_t disk_budget_bytes)
-    : slots_(std::move(slots)), signing_key_(std::move(signing_key)), disk_budget_bytes_(disk_budget_bytes) {}
+SlotFiles::SlotFiles(fs::path slots, std::uint64_t disk_budget_bytes)
+    : slots_(std::move(slots)), disk_budget_bytes_(disk_budget_bytes) {}
 
 fs::path SlotFiles::model(std::string_view slot) const { return slots_ / slot / "model.gguf"; }
 fs::path SlotFiles::part(std::string_view slot) const { return slots_ / slot / "model.gguf.part"; }
@@ -40,13 +40,9 @@ fs::path SlotFiles::part(std::string_view slot) const { return slots_ / slot / "
 std::optional<LocalArtifact> SlotFiles::artifact_in(std::string_view slot) const {
   const Result<std::string> text = read_file(slots_ / slot / "manifest.json", 64u << 20);
   if (!text) return std::nullopt;
-  Result<ArtifactManifest> manifest = manifest_of(*text);
+  Result<ArtifactManifest> manifest = manifest_from_text(*text);
   if (!manifest || size_or_zero(model(slot)) != manifest->length) return std::nullopt;
   return LocalArtifact{model(slot), std::move(*manifest)};
-}
-
-Result<ArtifactManifest> SlotFiles::manifest_of(std::string_view signed_manifest) const {
-  return verify_manifest(signed_manifest, signing_key_, 0);  // expiry was judged when it came
 }
 
 Result<void> SlotFiles::reserve(const std::string& slot, std::uint64_t length) const {
@@ -88,9 +84,9 @@ Result<void> SlotFiles::reserve(const std::string& slot, std::uint64_t length) c
 }
 
 Result<SlotFiles::Begun> SlotFiles::begin(Spool& spool, const std::string& slot, const std::string& artifact,
-                                          std::string_view signed_manifest, UnixMillis trusted_now) {
+                                          std::string_view manifest_text) {
   Begun begun;
-  begun.manifest = RETORT_TRY(verify_manifest(signed_manifest, signing_key_, trusted_now));
+  begun.manifest = RETORT_TRY(manifest_from_text(manifest_text));
   if (begun.manifest.sha256 != artifact)
     return fail(ErrorCode::kCorrupt, artifact, "the manifest is for another artifact, {}",
                 begun.manifest.sha256);
@@ -105,7 +101,7 @@ Result<SlotFiles::Begun> SlotFiles::begin(Spool& spool, const std::string& slot,
     // The way back: the slot still holds it. verify() hashes the file.
     remove_quietly(part(slot));
     begun.done.assign(pieces, true);
-    RETORT_TRY(spool.begin_pull({artifact, slot, std::string(signed_manifest), begun.done, 0}));
+    RETORT_TRY(spool.begin_pull({artifact, slot, std::string(manifest_text), begun.done, 0}));
     return begun;
   }
   const bool resumed = earlier && earlier->artifact == artifact && earlier->slot == slot &&
@@ -116,7 +112,7 @@ Result<SlotFiles::Begun> SlotFiles::begin(Spool& spool, const std::string& slot,
   } else {
     remove_quietly(part(slot));
     begun.done.assign(pieces, false);
-    RETORT_TRY(spool.begin_pull({artifact, slot, std::string(signed_manifest), begun.done, 0}));
+    RETORT_TRY(spool.begin_pull({artifact, slot, std::string(manifest_text), begun.done, 0}));
   }
   RETORT_TRY(reserve(slot, begun.manifest.length));
 
@@ -170,7 +166,7 @@ Result<void> SlotFiles::write(Spool& spool, const std::string& slot, const Artif
     // Any of the piece's chunks may be the bad one: cursor 0 makes the next try pull it from its start.
     RETORT_TRY(spool.note_progress(good, 0));
     return fail(ErrorCode::kCorrupt, manifest.sha256,
-                "piece \"{}\" arrived with another hash than the signed manifest names", piece.name);
+                "piece \"{}\" arrived with another hash than its manifest names", piece.name);
   }
   return spool.note_progress(good, cursor_after);
 }
@@ -202,7 +198,7 @@ Result<void> SlotFiles::stage(Spool& spool, const std::string& slot, const std::
     }
     RETORT_TRY(sync_folder(slots_ / slot));
   }
-  RETORT_TRY(write_file_atomic(slots_ / slot / "manifest.json", pull->signed_manifest));
+  RETORT_TRY(write_file_atomic(slots_ / slot / "manifest.json", pull->manifest));
   return spool.end_pull();
 }
 

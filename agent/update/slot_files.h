@@ -13,31 +13,28 @@
 
 namespace retort {
 
-/// Files of the A/B slots: DIR/<slot>/model.gguf with manifest.json (the signed metadata it came with), and
+/// Files of the A/B slots: DIR/<slot>/model.gguf with manifest.json (the verified manifest it came with), and
 /// model.gguf.part while one is being pulled. Thread: one at a time (the agent's disk pool).
 class SlotFiles {
  public:
   /// `disk_budget_bytes`: of everything in the slots together; 0: what the file system has.
-  SlotFiles(std::filesystem::path slots, std::string signing_key, std::uint64_t disk_budget_bytes);
+  SlotFiles(std::filesystem::path slots, std::uint64_t disk_budget_bytes);
 
   std::filesystem::path model(std::string_view slot) const;
   /// The artifact of a slot if its files are there and the names agree; not rehashed.
   std::optional<LocalArtifact> artifact_in(std::string_view slot) const;
 
-  /// The manifest of signed text that was accepted before: signature and form again, expiry not.
-  Result<ArtifactManifest> manifest_of(std::string_view signed_manifest) const;
-
-  /// Checks the signed manifest; where the slot holds this very artifact, that is all. Else makes room (the
-  /// slot's old model goes when there is no other way), reserves the file, copies the pieces that lie here
-  /// already; notes all in `spool`, so that it can go on after a crash. Resumes where `spool` holds this very
-  /// artifact. kOutOfBudget when the disk is too small.
+  /// `manifest_text` was verified (TrustPull). Where the slot holds this very artifact, that is all. Else
+  /// makes room (the slot's old model goes when there is no other way), reserves the file, copies the pieces
+  /// that lie here already; notes all in `spool`, so that it can go on after a crash. Resumes where `spool`
+  /// holds this very artifact. kOutOfBudget when the disk is too small.
   struct Begun {
     ArtifactManifest manifest;
     std::vector<bool> done;
     std::uint64_t cursor = 0, bytes_copied = 0;
   };
   Result<Begun> begin(Spool& spool, const std::string& slot, const std::string& artifact,
-                      std::string_view signed_manifest, UnixMillis trusted_now);
+                      std::string_view manifest_text);
 
   /// Writes bytes at an offset, to the disk, then checks the pieces they completed, then notes the progress.
   /// kCorrupt: a piece's hash is wrong (nothing is noted for this call).
@@ -55,7 +52,6 @@ class SlotFiles {
   std::filesystem::path part(std::string_view slot) const;
   Result<void> reserve(const std::string& slot, std::uint64_t length) const;
   std::filesystem::path slots_;
-  std::string signing_key_;
   std::uint64_t disk_budget_bytes_;
 };
 

@@ -20,6 +20,10 @@ struct DeviceRecord {
   DeviceProfile profile;
   DeviceStatus status;
   DesiredState desired;
+  bool pending = false;      ///< waits for an operator's accept
+  bool rotate_key = false;   ///< is to make itself a new key
+  std::string previous_key;  ///< good until the device has come with the new one
+  std::string token;         ///< id of the token that it came with
 };
 
 struct TeacherRecord {
@@ -43,7 +47,6 @@ struct ArtifactRecord {
   double bits_per_weight = 0;
   std::string format, label, job, device_class, teacher;
   std::string evaluation_json;  ///< "" where it was not evaluated
-  std::string signed_manifest;
 };
 
 struct JobRecord {
@@ -63,6 +66,9 @@ struct TokenRecord {
   std::string id, kind, name, secret_sha256;
   UnixMillis created = 0, expires = 0;  ///< expires 0: never
   std::int64_t uses_left = -1;          ///< -1: without limit
+  /// Device keys (Z85) or hardware ids that may use it; none: any.
+  std::vector<std::string> allowed;
+  bool manual = false;  ///< devices that come with it wait for an accept
 };
 
 /// The answer to a request that had an Idempotency-Key, to be given again.

@@ -36,17 +36,30 @@ std::string encode(const Envelope& envelope) {
                    b.setTokenSecret(text(m.token_secret));
                    b.setName(text(m.name));
                    write(b.initProfile(), m.profile);
+                   b.setHardwareId(text(m.hardware_id));
                  },
                  [&](const Hello& m) {
                    auto b = out.initHello();
                    b.setDeviceId(text(m.device_id));
                    b.setAgentVersion(text(m.agent_version));
                    write(b.initStatus(), m.status);
+                   b.setGeneration(m.generation);
                  },
                  [&](const ProfileUpdate& m) { write(out.initProfileUpdate(), m.profile); },
                  [&](const StatusReport& m) { write(out.initStatusReport(), m.status); },
                  [&](const Heartbeat& m) { out.setHeartbeat(m.generation); },
-                 [&](const ManifestRequest& m) { out.setManifestRequest(text(m.artifact)); },
+                 [&](const MetadataRequest& m) {
+                   auto b = out.initMetadataRequest();
+                   b.setName(text(m.name));
+                   b.setOffset(m.offset);
+                 },
+                 [&](const KeyRotation& m) {
+                   auto b = out.initKeyRotation();
+                   b.setPublicKey(text(m.public_key));
+                   b.setProof(data(m.proof));
+                 },
+                 [&](const RotateKey&) { out.setRotateKey(); },
+                 [&](const KeyRotated& m) { out.setKeyRotated(text(m.public_key)); },
                  [&](const ChunkRequest& m) {
                    auto b = out.initChunkRequest();
                    b.setArtifact(text(m.artifact));
@@ -67,7 +80,7 @@ std::string encode(const Envelope& envelope) {
                  [&](const Enrolled& m) {
                    auto b = out.initEnrolled();
                    b.setDeviceId(text(m.device_id));
-                   b.setSigningKey(text(m.signing_key));
+                   b.setRoot(data(m.root));
                  },
                  [&](const Welcome& m) {
                    auto b = out.initWelcome();
@@ -81,11 +94,14 @@ std::string encode(const Envelope& envelope) {
                    b.setGeneration(m.desired.generation);
                    b.setDeviceClass(text(m.desired.device_class));
                    b.setArtifact(text(m.desired.artifact));
+                   b.setAssignment(data(m.assignment));
                  },
-                 [&](const Manifest& m) {
-                   auto b = out.initManifest();
-                   b.setArtifact(text(m.artifact));
-                   b.setSignedJson(data(m.signed_json));
+                 [&](const Metadata& m) {
+                   auto b = out.initMetadata();
+                   b.setName(text(m.name));
+                   b.setOffset(m.offset);
+                   b.setTotal(m.total);
+                   b.setBytes(data(m.bytes));
                  },
                  [&](const Chunk& m) {
                    auto b = out.initChunk();
@@ -127,101 +143,115 @@ std::string encode(const Envelope& envelope) {
 Result<Envelope> decode(std::string_view frame) {
   if (frame.size() > kMaxFrameBytes)
     return fail(ErrorCode::kOutOfBudget, "frame", "{} bytes, the limit is {}", frame.size(), kMaxFrameBytes);
-  return parse_message<
-      schema::Envelope>(frame, "frame", [](schema::Envelope::Reader root) -> Result<Envelope> {
-    Envelope out;
-    out.version = root.getVersion();
-    out.epoch = root.getEpoch();
-    out.sequence = root.getSequence();
-    out.acknowledged = root.getAcknowledged();
-    const auto in = root.getPayload();
-    using Which = schema::Envelope::Payload::Which;
-    switch (in.which()) {
-      case Which::ENROL:
-        out.payload = Enrol{text(in.getEnrol().getTokenSecret()), text(in.getEnrol().getName()),
-                            read(in.getEnrol().getProfile())};
-        break;
-      case Which::HELLO:
-        out.payload = Hello{text(in.getHello().getDeviceId()), text(in.getHello().getAgentVersion()),
-                            read(in.getHello().getStatus())};
-        break;
-      case Which::PROFILE_UPDATE:
-        out.payload = ProfileUpdate{read(in.getProfileUpdate())};
-        break;
-      case Which::STATUS_REPORT:
-        out.payload = StatusReport{read(in.getStatusReport())};
-        break;
-      case Which::HEARTBEAT:
-        out.payload = Heartbeat{in.getHeartbeat()};
-        break;
-      case Which::MANIFEST_REQUEST:
-        out.payload = ManifestRequest{text(in.getManifestRequest())};
-        break;
-      case Which::CHUNK_REQUEST: {
-        const auto r = in.getChunkRequest();
-        out.payload = ChunkRequest{text(r.getArtifact()), r.getOffset(), r.getLength()};
-        break;
-      }
-      case Which::TELEMETRY_BATCH: {
-        const auto r = in.getTelemetryBatch();
-        TelemetryBatch batch{r.getBatch(), r.getDroppedBefore(), {}};
-        for (const auto point : r.getPoints())
-          batch.points.push_back({point.getTimeMillis(), text(point.getMetric()), point.getValue()});
-        out.payload = std::move(batch);
-        break;
-      }
-      case Which::ENROLLED:
-        out.payload = Enrolled{text(in.getEnrolled().getDeviceId()), text(in.getEnrolled().getSigningKey())};
-        break;
-      case Which::WELCOME: {
-        const auto r = in.getWelcome();
-        out.payload = Welcome{r.getHeartbeatMillis(), r.getChunkCredit(), r.getCoordinatorTimeMillis(),
-                              r.getTelemetryAcknowledged()};
-        break;
-      }
-      case Which::DESIRED:
-        out.payload = Desired{{in.getDesired().getGeneration(), text(in.getDesired().getDeviceClass()),
-                               text(in.getDesired().getArtifact())}};
-        break;
-      case Which::MANIFEST:
-        out.payload = Manifest{text(in.getManifest().getArtifact()), bytes(in.getManifest().getSignedJson())};
-        break;
-      case Which::CHUNK:
-        out.payload = Chunk{text(in.getChunk().getArtifact()), in.getChunk().getOffset(),
-                            bytes(in.getChunk().getBytes())};
-        break;
-      case Which::TELEMETRY_ACK:
-        out.payload = TelemetryAck{in.getTelemetryAck()};
-        break;
-      case Which::COME_BACK:
-        out.payload = ComeBack{in.getComeBack()};
-        break;
-      case Which::REFUSED:
-        out.payload = Refused{text(in.getRefused().getAbout()), text(in.getRefused().getCode()),
-                              text(in.getRefused().getMessage())};
-        break;
-      case Which::UNSUPPORTED:
-        out.payload = Unsupported{in.getUnsupported()};
-        break;
-      case Which::CANARY: {
-        const auto r = in.getCanary();
-        Canary canary{text(r.getId()), text(r.getArtifact()), {}};
-        for (const auto question : r.getQuestions())
-          canary.questions.push_back({text(question.getPrompt()), text(question.getAnswer())});
-        out.payload = std::move(canary);
-        break;
-      }
-      case Which::CANARY_RESULT: {
-        const auto r = in.getCanaryResult();
-        out.payload = CanaryResult{text(r.getId()), text(r.getArtifact()), r.getAsked(), r.getAgreed()};
-        break;
-      }
-      default:
-        out.payload = Unsupported{static_cast<std::uint16_t>(in.which())};
-        break;
-    }
-    return out;
-  });
+  return parse_message<schema::Envelope>(
+      frame, "frame", [](schema::Envelope::Reader root) -> Result<Envelope> {
+        Envelope out;
+        out.version = root.getVersion();
+        out.epoch = root.getEpoch();
+        out.sequence = root.getSequence();
+        out.acknowledged = root.getAcknowledged();
+        const auto in = root.getPayload();
+        using Which = schema::Envelope::Payload::Which;
+        switch (in.which()) {
+          case Which::ENROL:
+            out.payload = Enrol{text(in.getEnrol().getTokenSecret()), text(in.getEnrol().getName()),
+                                read(in.getEnrol().getProfile()), text(in.getEnrol().getHardwareId())};
+            break;
+          case Which::HELLO:
+            out.payload = Hello{text(in.getHello().getDeviceId()), text(in.getHello().getAgentVersion()),
+                                read(in.getHello().getStatus()), in.getHello().getGeneration()};
+            break;
+          case Which::PROFILE_UPDATE:
+            out.payload = ProfileUpdate{read(in.getProfileUpdate())};
+            break;
+          case Which::STATUS_REPORT:
+            out.payload = StatusReport{read(in.getStatusReport())};
+            break;
+          case Which::HEARTBEAT:
+            out.payload = Heartbeat{in.getHeartbeat()};
+            break;
+          case Which::METADATA_REQUEST:
+            out.payload =
+                MetadataRequest{text(in.getMetadataRequest().getName()), in.getMetadataRequest().getOffset()};
+            break;
+          case Which::KEY_ROTATION:
+            out.payload =
+                KeyRotation{text(in.getKeyRotation().getPublicKey()), bytes(in.getKeyRotation().getProof())};
+            break;
+          case Which::ROTATE_KEY:
+            out.payload = RotateKey{};
+            break;
+          case Which::KEY_ROTATED:
+            out.payload = KeyRotated{text(in.getKeyRotated())};
+            break;
+          case Which::CHUNK_REQUEST: {
+            const auto r = in.getChunkRequest();
+            out.payload = ChunkRequest{text(r.getArtifact()), r.getOffset(), r.getLength()};
+            break;
+          }
+          case Which::TELEMETRY_BATCH: {
+            const auto r = in.getTelemetryBatch();
+            TelemetryBatch batch{r.getBatch(), r.getDroppedBefore(), {}};
+            for (const auto point : r.getPoints())
+              batch.points.push_back({point.getTimeMillis(), text(point.getMetric()), point.getValue()});
+            out.payload = std::move(batch);
+            break;
+          }
+          case Which::ENROLLED:
+            out.payload = Enrolled{text(in.getEnrolled().getDeviceId()), bytes(in.getEnrolled().getRoot())};
+            break;
+          case Which::WELCOME: {
+            const auto r = in.getWelcome();
+            out.payload = Welcome{r.getHeartbeatMillis(), r.getChunkCredit(), r.getCoordinatorTimeMillis(),
+                                  r.getTelemetryAcknowledged()};
+            break;
+          }
+          case Which::DESIRED:
+            out.payload = Desired{{in.getDesired().getGeneration(), text(in.getDesired().getDeviceClass()),
+                                   text(in.getDesired().getArtifact())},
+                                  bytes(in.getDesired().getAssignment())};
+            break;
+          case Which::METADATA: {
+            const auto r = in.getMetadata();
+            out.payload = Metadata{text(r.getName()), r.getOffset(), r.getTotal(), bytes(r.getBytes())};
+            break;
+          }
+          case Which::CHUNK:
+            out.payload = Chunk{text(in.getChunk().getArtifact()), in.getChunk().getOffset(),
+                                bytes(in.getChunk().getBytes())};
+            break;
+          case Which::TELEMETRY_ACK:
+            out.payload = TelemetryAck{in.getTelemetryAck()};
+            break;
+          case Which::COME_BACK:
+            out.payload = ComeBack{in.getComeBack()};
+            break;
+          case Which::REFUSED:
+            out.payload = Refused{text(in.getRefused().getAbout()), text(in.getRefused().getCode()),
+                                  text(in.getRefused().getMessage())};
+            break;
+          case Which::UNSUPPORTED:
+            out.payload = Unsupported{in.getUnsupported()};
+            break;
+          case Which::CANARY: {
+            const auto r = in.getCanary();
+            Canary canary{text(r.getId()), text(r.getArtifact()), {}};
+            for (const auto question : r.getQuestions())
+              canary.questions.push_back({text(question.getPrompt()), text(question.getAnswer())});
+            out.payload = std::move(canary);
+            break;
+          }
+          case Which::CANARY_RESULT: {
+            const auto r = in.getCanaryResult();
+            out.payload = CanaryResult{text(r.getId()), text(r.getArtifact()), r.getAsked(), r.getAgreed()};
+            break;
+          }
+          default:
+            out.payload = Unsupported{static_cast<std::uint16_t>(in.which())};
+            break;
+        }
+        return out;
+      });
 }
 
 }  // namespace retort::wire

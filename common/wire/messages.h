@@ -29,6 +29,7 @@ struct Enrol {
   std::string token_secret;
   std::string name;
   DeviceProfile profile;
+  std::string hardware_id;  ///< what the device calls itself, for pre-authorised tokens
 };
 /// First message of a session by an enrolled device. `epoch` of the envelope is new and larger than any
 /// before.
@@ -36,6 +37,7 @@ struct Hello {
   std::string device_id;
   std::string agent_version;
   DeviceStatus status;
+  std::uint64_t generation = 0;  ///< the newest that it was ever assigned
 };
 struct ProfileUpdate {
   DeviceProfile profile;
@@ -47,8 +49,16 @@ struct StatusReport {
 struct Heartbeat {
   std::uint64_t generation = 0;
 };
-struct ManifestRequest {
-  std::string artifact;
+/// A file of the trust repository by its name, from `offset`.
+struct MetadataRequest {
+  std::string name;
+  std::uint64_t offset = 0;
+};
+/// A new CURVE key for this device, over the session of the present one. `proof`: make_key_proof() of
+/// common/net/key_proof.h.
+struct KeyRotation {
+  std::string public_key;
+  std::string proof;
 };
 /// At most kMaxChunkBytes of an artifact, from `offset`. A device keeps at most its credit of these in
 /// flight.
@@ -75,7 +85,7 @@ struct CanaryResult {
 
 struct Enrolled {
   std::string device_id;
-  std::string signing_key; /* Ed25519 public key, hexadecimal: trust on first use, inside CURVE */
+  std::string root; /* root metadata: trust on first use, inside CURVE */
 };
 struct Welcome {
   std::uint32_t heartbeat_millis = 0;
@@ -83,13 +93,22 @@ struct Welcome {
   UnixMillis coordinator_time = 0;
   std::uint64_t telemetry_acknowledged = 0;
 };
+/// `assignment`: what the state is believed by (common/trust/metadata.h); the rest is for logs.
 struct Desired {
   DesiredState desired;
+  std::string assignment;
 };
-/// The signed TUF targets metadata that lists the artifact, as its exact JSON bytes.
-struct Manifest {
-  std::string artifact;
-  std::string signed_json;
+/// Bytes of a file of the trust repository; at most kMaxChunkBytes, and none where it ends.
+struct Metadata {
+  std::string name;
+  std::uint64_t offset = 0, total = 0;
+  std::string bytes;
+};
+/// The device is to make itself a new key, and answer with KeyRotation.
+struct RotateKey {};
+/// The key that a device sent is on record; it comes with it from now on.
+struct KeyRotated {
+  std::string public_key;
 };
 struct Chunk {
   std::string artifact;
@@ -129,9 +148,10 @@ struct Unsupported {
   std::uint16_t kind = 0;
 };
 
-using Payload = std::variant<Enrol, Hello, ProfileUpdate, StatusReport, Heartbeat, ManifestRequest,
-                             ChunkRequest, TelemetryBatch, Enrolled, Welcome, Desired, Manifest, Chunk,
-                             TelemetryAck, ComeBack, Refused, Unsupported, Canary, CanaryResult>;
+using Payload =
+    std::variant<Enrol, Hello, ProfileUpdate, StatusReport, Heartbeat, ChunkRequest, TelemetryBatch, Enrolled,
+                 Welcome, Desired, Chunk, TelemetryAck, ComeBack, Refused, Unsupported, Canary, CanaryResult,
+                 MetadataRequest, Metadata, KeyRotation, KeyRotated, RotateKey>;
 
 /// One frame: at least once, deduplicated by (device, epoch, sequence).
 struct Envelope {

@@ -76,8 +76,6 @@ std::string encode(const ArtifactRecord& record) {
   out.setDeviceClass(text(record.device_class));
   out.setTeacher(text(record.teacher));
   out.setEvaluationJson(text(record.evaluation_json));
-  out.setSignedManifest(capnp::Data::Reader(
-      reinterpret_cast<const capnp::byte*>(record.signed_manifest.data()), record.signed_manifest.size()));
   return to_bytes(message);
 }
 
@@ -98,8 +96,6 @@ Result<ArtifactRecord> decode_record(std::string_view bytes) {
         record.device_class = text(in.getDeviceClass());
         record.teacher = text(in.getTeacher());
         record.evaluation_json = text(in.getEvaluationJson());
-        record.signed_manifest.assign(reinterpret_cast<const char*>(in.getSignedManifest().begin()),
-                                      in.getSignedManifest().size());
         return record;
       });
 }
@@ -163,6 +159,9 @@ std::string encode(const TokenRecord& record) {
   out.setCreatedMillis(record.created);
   out.setExpiresMillis(record.expires);
   out.setUsesLeft(record.uses_left);
+  auto allowed = out.initAllowed(static_cast<unsigned>(record.allowed.size()));
+  for (unsigned i = 0; i < record.allowed.size(); ++i) allowed.set(i, text(record.allowed[i]));
+  out.setManual(record.manual);
   return to_bytes(message);
 }
 
@@ -178,6 +177,9 @@ Result<TokenRecord> decode_record(std::string_view bytes) {
                                               record.created = in.getCreatedMillis();
                                               record.expires = in.getExpiresMillis();
                                               record.uses_left = in.getUsesLeft();
+                                              for (const auto value : in.getAllowed())
+                                                record.allowed.push_back(text(value));
+                                              record.manual = in.getManual();
                                               return record;
                                             });
 }
@@ -298,6 +300,10 @@ std::string encode(const DeviceRecord& record) {
   out.setDeviceClass(text(record.desired.device_class));
   out.setGeneration(record.desired.generation);
   out.setArtifact(text(record.desired.artifact));
+  out.setPending(record.pending);
+  out.setPreviousKey(text(record.previous_key));
+  out.setToken(text(record.token));
+  out.setRotateKey(record.rotate_key);
   return to_bytes(message);
 }
 
@@ -320,6 +326,10 @@ Result<DeviceRecord> decode_record(std::string_view bytes) {
                                                record.desired.device_class = text(in.getDeviceClass());
                                                record.desired.generation = in.getGeneration();
                                                record.desired.artifact = text(in.getArtifact());
+                                               record.pending = in.getPending();
+                                               record.previous_key = text(in.getPreviousKey());
+                                               record.token = text(in.getToken());
+                                               record.rotate_key = in.getRotateKey();
                                                return record;
                                              });
 }

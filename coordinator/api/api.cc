@@ -136,6 +136,7 @@ Api::Api(ApiParts parts, ApiLimits limits)
   add_audit_routes(*this, p_);
   add_event_routes(*this, p_);
   add_backup_routes(*this, p_);
+  add_trust_routes(*this, p_);
 }
 
 void Api::problem(HttpResponder& responder, const Error& error, int status, HttpHeaders headers,

@@ -46,8 +46,8 @@ struct ApiParts {
 };
 
 /// What a token may do. A viewer sees all but secrets; an operator changes classes, jobs and devices; an
-/// admin also makes tokens and reads the audit log; an enroller makes enrolment tokens for devices and
-/// nothing else.
+/// admin also makes tokens, changes the roles of trust and reads the audit log; an enroller makes enrolment
+/// tokens for devices and nothing else.
 enum class Scope { kOpen, kViewer, kOperator, kEnroller, kAdmin };
 /// "viewer", …; "none" for kOpen: no token is needed.
 std::string_view to_string(Scope scope);

@@ -129,11 +129,11 @@ void add_artifact_routes(Api& api, const ApiParts& parts) {
                .id = "getArtifactManifest",
                .noun = "artifacts",
                .scope = Scope::kViewer,
-               .summary = "The signed manifest that agents verify (TUF targets metadata)"},
+               .summary = "Its manifest, whose hash is in the signed targets"},
               [&api, &p](const Call& call, const Api::Reply& responder) {
                 const Result<ArtifactRecord> artifact = p.artifacts.find(call.parameter("sha256"));
                 if (!artifact) return api.problem(*responder, artifact.error());
-                Result<std::string> manifest = p.artifacts.manifest(artifact->sha256);
+                Result<std::string> manifest = p.artifacts.trust().file(manifest_file_name(artifact->sha256));
                 if (!manifest) return api.problem(*responder, manifest.error());
                 responder->send(200, "application/json", std::move(*manifest));
               });

@@ -11,6 +11,9 @@ json::object device_json(const DeviceRecord& d, bool online) {
           {"class", or_null(d.desired.device_class)},
           {"online", online},
           {"revoked", d.revoked},
+          {"pending", d.pending},
+          {"public_key", d.public_key},
+          {"token", or_null(d.token)},
           {"enrolled", d.enrolled},
           {"last_seen", or_null(d.last_seen)},
           {"desired",
@@ -52,6 +55,9 @@ json::object device_schema() {
        {"class", nullable(text("that it falls into"))},
        {"online", schema::boolean("it has a session")},
        {"revoked", schema::boolean()},
+       {"pending", schema::boolean("it waits for an accept")},
+       {"public_key", text("CURVE, Z85")},
+       {"token", nullable(text("id of the one it enrolled with"))},
        {"enrolled", integer("milliseconds since 1970")},
        {"last_seen", nullable(integer("milliseconds since 1970"))},
        {"desired", schema::object({{"generation", count()}, {"artifact", nullable(text("SHA-256"))}})},
@@ -136,6 +142,44 @@ void add_device_routes(Api& api, const ApiParts& parts) {
             const DeviceRecord device = RETORT_TRY(p.fleet.find(call.parameter("id")));
             RETORT_TRY(p.fleet.revoke(device.id));
             return json::object{{"id", device.id}, {"revoked", true}};
+          });
+  api.add({.method = "POST",
+           .path = "/v1/devices/{id}/accept",
+           .id = "acceptDevice",
+           .noun = "devices",
+           .scope = Scope::kOperator,
+           .summary = "Lets a device in that waits (its token was made with manual)",
+           .response = device_schema()},
+          [&p](const Call& call) -> Result<json::value> {
+            const DeviceRecord device = RETORT_TRY(p.fleet.find(call.parameter("id")));
+            RETORT_TRY(p.fleet.accept(device.id));
+            return json::value(device_json(RETORT_TRY(p.fleet.find(device.id)), p.fleet.online(device.id)));
+          });
+  api.add({.method = "POST",
+           .path = "/v1/devices/{id}/reject",
+           .id = "rejectDevice",
+           .noun = "devices",
+           .scope = Scope::kOperator,
+           .summary = "Keeps a device out that waits: its key is refused from now on",
+           .response = schema::object({{"id", schema::text()}, {"revoked", schema::boolean()}})},
+          [&p](const Call& call) -> Result<json::value> {
+            const DeviceRecord device = RETORT_TRY(p.fleet.find(call.parameter("id")));
+            if (!device.pending)
+              return fail(ErrorCode::kConflict, "", "{} does not wait; DELETE revokes a device", device.id);
+            RETORT_TRY(p.fleet.revoke(device.id));
+            return json::object{{"id", device.id}, {"revoked", true}};
+          });
+  api.add({.method = "POST",
+           .path = "/v1/devices/{id}/rotate",
+           .id = "rotateDeviceKey",
+           .noun = "devices",
+           .scope = Scope::kOperator,
+           .summary = "Has the device make itself a new key, now or when it is there again",
+           .response = schema::object({{"id", schema::text()}, {"rotate_key", schema::boolean()}})},
+          [&p](const Call& call) -> Result<json::value> {
+            const DeviceRecord device = RETORT_TRY(p.fleet.find(call.parameter("id")));
+            RETORT_TRY(p.fleet.rotate_key(device.id));
+            return json::object{{"id", device.id}, {"rotate_key", true}};
           });
 }
 

@@ -21,6 +21,7 @@ void add_telemetry_routes(Api& api, const ApiParts& parts);
 void add_audit_routes(Api& api, const ApiParts& parts);
 void add_event_routes(Api& api, const ApiParts& parts);
 void add_backup_routes(Api& api, const ApiParts& parts);
+void add_trust_routes(Api& api, const ApiParts& parts);
 
 // What several of these files need.
 inline const std::string kRequestBody = "request body";

@@ -13,7 +13,7 @@ constexpr UnixMillis kUseMillis = 60000;
 }  // namespace
 
 Result<Tokens::Made> Tokens::create(const std::string& kind, const std::string& name, std::int64_t uses,
-                                    UnixMillis expires) {
+                                    UnixMillis expires, EnrolmentTerms terms) {
   if (std::find(kTokenKinds.begin(), kTokenKinds.end(), kind) == kTokenKinds.end())
     return fail(ErrorCode::kInvalid, "", "'{}' is not a kind of token; {} are", kind,
                 fmt::join(kTokenKinds, ", "));
@@ -26,6 +26,10 @@ Result<Tokens::Made> Tokens::create(const std::string& kind, const std::string& 
   made.record.created = clock_.unix_millis();
   made.record.expires = expires;
   made.record.uses_left = uses;
+  if (kind != "enrolment" && (terms.manual || !terms.allowed.empty()))
+    return fail(ErrorCode::kInvalid, "", "only enrolment tokens name devices or let them wait");
+  made.record.allowed = std::move(terms.allowed);
+  made.record.manual = terms.manual;
   RETORT_TRY(table_.put(made.record.id, made.record));
   made.secret = made.record.id + "." + secret;
   return made;
@@ -69,6 +73,20 @@ Result<void> Tokens::consume(const std::string& secret, std::string_view kind) {
   if (record.uses_left < 0) return {};
   --record.uses_left;
   return table_.put(record.id, record);
+}
+
+Result<TokenRecord> Tokens::enrol(const std::string& secret, const std::string& public_key,
+                                  const std::string& hardware_id) {
+  const TokenRecord record = RETORT_TRY(check(secret, "enrolment"));
+  const auto allows = [&](const std::string& who) {
+    return !who.empty() &&
+           std::find(record.allowed.begin(), record.allowed.end(), who) != record.allowed.end();
+  };
+  if (!record.allowed.empty() && !allows(public_key) && !allows(hardware_id))
+    return fail(ErrorCode::kDenied, "", "the token is for other devices than this one (key {}{})", public_key,
+                hardware_id.empty() ? "" : ", hardware id " + hardware_id);
+  RETORT_TRY(consume(secret, "enrolment"));
+  return record;
 }
 
 Result<void> Tokens::revoke(const std::string& id) {

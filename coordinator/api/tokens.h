@@ -16,6 +16,12 @@ namespace retort {
 inline constexpr std::array<std::string_view, 5> kTokenKinds{"viewer", "operator", "admin", "device-enroller",
                                                              "enrolment"};
 
+/// Who may enrol with a token, and whether at once.
+struct EnrolmentTerms {
+  std::vector<std::string> allowed;  ///< device keys (Z85) or hardware ids; none: any device
+  bool manual = false;               ///< devices wait for an operator's accept
+};
+
 /// Tokens of operators and devices. A token is shown once; only its SHA-256 is kept: the secret has 256
 /// random bits, so that no slow hash is needed. Thread: reactor.
 class Tokens {
@@ -26,9 +32,9 @@ class Tokens {
     TokenRecord record;
     std::string secret;  ///< "<id>.<64 hexadecimal characters>"
   };
-  /// kind: one of kTokenKinds; uses -1: without limit; expires 0: never.
-  Result<Made> create(const std::string& kind, const std::string& name, std::int64_t uses,
-                      UnixMillis expires);
+  /// kind: one of kTokenKinds; uses -1: without limit; expires 0: never. Terms go with enrolment tokens.
+  Result<Made> create(const std::string& kind, const std::string& name, std::int64_t uses, UnixMillis expires,
+                      EnrolmentTerms terms = {});
   /// kDenied: unknown, of another kind, expired, or used up. The comparison takes the same time whatever the
   /// guess.
   Result<TokenRecord> check(const std::string& secret, std::string_view kind);
@@ -38,6 +44,10 @@ class Tokens {
   UnixMillis last_used(const std::string& id) const;
   /// check(), and one use less, durably.
   Result<void> consume(const std::string& secret, std::string_view kind);
+  /// One use of an enrolment token by this device, durably; the token's record. kDenied also where the token
+  /// is for other devices: no use is spent.
+  Result<TokenRecord> enrol(const std::string& secret, const std::string& public_key,
+                            const std::string& hardware_id);
   Result<std::vector<TokenRecord>> all() const { return table_.all(); }
   Result<void> revoke(const std::string& id);
 

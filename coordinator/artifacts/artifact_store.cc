@@ -8,29 +8,28 @@
 namespace retort {
 namespace {
 
-constexpr UnixMillis kValidMillis = 365ll * 24 * 3600 * 1000, kRenewMillis = 30ll * 24 * 3600 * 1000;
 constexpr std::uint64_t kDiskReserveBytes = 16 << 20;
 
 }  // namespace
 
-ArtifactStore::ArtifactStore(std::filesystem::path folder, Store& store, SigningKey key, const Clock& clock)
-    : folder_(std::move(folder)),
-      store_(store),
-      records_(store, "artifacts"),
-      key_(std::move(key)),
-      clock_(clock) {}
+ArtifactStore::ArtifactStore(std::filesystem::path folder, Store& store, TrustRepository& trust,
+                             const Clock& clock)
+    : folder_(std::move(folder)), store_(store), records_(store, "artifacts"), trust_(trust), clock_(clock) {}
 
 std::filesystem::path ArtifactStore::path(const std::string& sha256) const {
   return folder_ / sha256.substr(0, 2) / sha256;
 }
 
-Result<void> ArtifactStore::clean() const {
+Result<void> ArtifactStore::clean() {
   RETORT_TRY(make_folders(folder_));
   std::error_code error;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_, error))
     if (entry.path().filename().string().find(".tmp-") != std::string::npos)
       std::filesystem::remove(entry.path(), error);
-  return {};
+  std::vector<ArtifactManifest> unlisted;
+  for (const ArtifactRecord& record : RETORT_TRY(records_.all()))
+    if (!trust_.knows(record.sha256)) unlisted.push_back(RETORT_TRY(make_manifest(path(record.sha256))));
+  return unlisted.empty() ? Result<void>() : trust_.add(unlisted);
 }
 
 Result<ArtifactRecord> ArtifactStore::import(const std::filesystem::path& gguf, ArtifactRecord facts) {
@@ -51,7 +50,7 @@ Result<ArtifactRecord> ArtifactStore::import(const std::filesystem::path& gguf, 
   facts.sha256 = manifest.sha256;
   facts.bytes = manifest.length;
   facts.created = clock_.unix_millis();
-  facts.signed_manifest = RETORT_TRY(sign_manifest(manifest, 1, clock_.unix_millis() + kValidMillis, key_));
+  RETORT_TRY(trust_.add({manifest}));
   RETORT_TRY(records_.put(facts.sha256, facts));
   return facts;
 }
@@ -71,16 +70,14 @@ Result<ArtifactRecord> ArtifactStore::find(std::string_view id) const {
   return wire::decode_record<ArtifactRecord>(hits[0]);
 }
 
-Result<std::string> ArtifactStore::manifest(const std::string& sha256) {
-  ArtifactRecord record = RETORT_TRY(find(sha256));
-  const UnixMillis now = clock_.unix_millis();
-  if (verify_manifest(record.signed_manifest, key_.public_key, now + kRenewMillis))
-    return record.signed_manifest;
-  const ArtifactManifest manifest = RETORT_TRY(make_manifest(path(record.sha256)));
-  record.signed_manifest =
-      RETORT_TRY(sign_manifest(manifest, static_cast<std::uint64_t>(now / 1000), now + kValidMillis, key_));
-  RETORT_TRY(records_.put(record.sha256, record));
-  return record.signed_manifest;
+Result<ArtifactRecord> ArtifactStore::find_listed(std::string_view id) const {
+  ArtifactRecord record = RETORT_TRY(find(id));
+  if (!trust_.lists(record.sha256))
+    return fail(
+        ErrorCode::kConflict, "",
+        "artifact {} is not among the signed targets yet: devices would refuse it (retort trust status)",
+        record.sha256.substr(0, 12));
+  return record;
 }
 
 }  // namespace retort

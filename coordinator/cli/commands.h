@@ -17,6 +17,7 @@ void add_token_commands(Program& program);
 void add_apply_commands(Program& program);
 void add_audit_commands(Program& program);
 void add_event_commands(Program& program);
+void add_trust_commands(Program& program);
 void add_status_commands(Program& program);
 
 }  // namespace retort::cli

@@ -46,6 +46,21 @@ void add_device_commands(Program& program) {
   program.add_show(app, "/v1/devices", "DEVICE");
   program.add_remove(app, "revoke", "cut a device off: its key is refused from now on", "/v1/devices",
                      "DEVICE", "revoked");
+  const auto id = std::make_shared<std::string>();
+  const auto ask = [&](const std::string& name, const std::string& what, const std::string& done) {
+    CLI::App* command = program.verb(app, name, what, "", [&program, id, name, done]() -> Result<int> {
+      Rest rest = RETORT_TRY(program.connect());
+      const Result<json::value> answer =
+          rest.post("/v1/devices/" + escape_url(*id) + "/" + name, json::object());
+      if (!answer || !program.as_table()) return program.show(answer);
+      print(RETORT_TRY(id_of(*answer)) + " " + done + "\n");
+      return 0;
+    });
+    command->add_option("DEVICE", *id)->required();
+  };
+  ask("accept", "let a device in that waits (token create --approve manual)", "accepted");
+  ask("reject", "keep a device out that waits: its key is refused from now on", "rejected");
+  ask("rotate", "have a device make itself a new key, now or when it is there again", "is to make a new key");
 }
 
 }  // namespace retort::cli

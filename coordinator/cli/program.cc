@@ -98,6 +98,7 @@ Program::Program(const std::string& version)
   add_apply_commands(*this);
   add_audit_commands(*this);
   add_event_commands(*this);
+  add_trust_commands(*this);
   add_status_commands(*this);
 }
 

@@ -2,15 +2,18 @@
 
 #include <algorithm>
 
+#include "common/core/fail_point.h"
 #include "common/core/file.h"
-#include "common/core/hex.h"
 #include "common/core/log.h"
 #include "common/core/sha256.h"
+#include "common/net/key_proof.h"
 
 namespace retort {
 namespace {
 
 constexpr std::size_t kMaxOpenFiles = 32, kMaxTextBytes = 4096, kMaxPoints = 10000;
+constexpr std::uint64_t kMaxGeneration = 1ull << 62;
+constexpr std::string_view kPending = "this device waits for an operator to accept it";
 
 std::string device_id_of(std::string_view public_key) {
   return "dev-" + sha256_hex(public_key).substr(0, 16);
@@ -50,8 +53,10 @@ Fleet::Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& arti
       silence_timer_(reactor) {}
 
 Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
+  keys_ = keys;
   for (DeviceRecord& device : RETORT_TRY(device_table_.all())) {
     device_of_key_[device.public_key] = device.id;
+    if (!device.previous_key.empty()) device_of_key_[device.previous_key] = device.id;
     const std::string id = device.id;
     devices_.emplace(id, std::move(device));
   }
@@ -94,6 +99,16 @@ Result<void> Fleet::save(const DeviceRecord& device) {
   return {};
 }
 
+/// For what nobody would say again: with places where a test may end the process (common/core/fail_point.h).
+Result<void> Fleet::save_step(const DeviceRecord& device, std::string_view step) {
+  const std::string point = fmt::format("coordinator.device.{}", step);
+  fail_point(point + ".saving");
+  RETORT_TRY(device_table_.put(device.id, device));
+  fail_point(point + ".saved");
+  on_change_(device);
+  return {};
+}
+
 bool Fleet::send(Session& session, wire::Payload payload) {
   wire::Envelope envelope{wire::kProtocolVersion, session.epoch, session.sent + 1, session.received,
                           std::move(payload)};
@@ -128,6 +143,8 @@ void Fleet::on_frame(const FleetServer::Peer& peer, std::string_view frame) {
   DeviceRecord& device = devices_.at(known->second);
   if (device.revoked)
     return answer(peer, *envelope, wire::Refused{"hello", "revoked", "an operator revoked this device"});
+  if (device.pending)
+    return answer(peer, *envelope, wire::Refused{"hello", "pending", std::string(kPending)});
   if (auto* hello = std::get_if<wire::Hello>(&envelope->payload)) {
     if (hello->device_id != device.id) {
       ++counters_.refused;
@@ -137,6 +154,15 @@ void Fleet::on_frame(const FleetServer::Peer& peer, std::string_view frame) {
     bound(hello->agent_version, 64);
     device.status = hello->status;
     device.profile.agent_version = hello->agent_version;
+    // This store may be older than the device's memory (a restored backup): go on above what it has seen.
+    if (hello->generation > device.desired.generation && hello->generation < kMaxGeneration)
+      device.desired.generation = hello->generation + 1;
+    if (peer.public_key == device.public_key && !device.previous_key.empty()) {
+      log_info("fleet: {} has come with its new key", device.id);
+      device_of_key_.erase(device.previous_key);
+      device.previous_key.clear();
+      device.rotate_key = false;
+    }
     return open_session(peer, *envelope, device);
   }
   const auto session = sessions_.find(peer.routing_id);
@@ -159,11 +185,12 @@ void Fleet::enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope,
     if (sessions_.size() >= options_.sessions)
       return answer(peer, envelope,
                     wire::ComeBack{5000 + static_cast<std::uint32_t>(random_.next_unit() * 10000)});
-    if (const Result<void> allowed = consume_token_(message.token_secret); !allowed) {
+    const Result<Grant> grant = consume_token_({message.token_secret, peer.public_key, message.hardware_id});
+    if (!grant) {
       ++counters_.refused;
       return answer(
           peer, envelope,
-          wire::Refused{"enrol", std::string(to_string(allowed.error().code)), allowed.error().message});
+          wire::Refused{"enrol", std::string(to_string(grant.error().code)), grant.error().message});
     }
     DeviceRecord device;
     device.id = device_id_of(peer.public_key);
@@ -172,19 +199,26 @@ void Fleet::enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope,
     device.public_key = peer.public_key;
     device.enrolled = device.last_seen = clock_.unix_millis();
     device.profile = message.profile;
+    device.token = grant->token;
+    device.pending = grant->manual;
     bound(device.profile);
-    if (const Result<void> saved = save(device); !saved)
+    if (const Result<void> saved = save_step(device, "enrolled"); !saved)
       return answer(peer, envelope, wire::Refused{"enrol", "unavailable", saved.error().message});
     device_of_key_[peer.public_key] = device.id;
     const std::string id = device.id;
     devices_[id] = std::move(device);
-    log_info("fleet: {} ({}) enrolled", id, devices_[id].name);
+    log_info("fleet: {} ({}) {}", id, devices_[id].name,
+             devices_[id].pending ? "waits for an accept" : "enrolled");
   }
   // A repeated enrolment of a key that is known costs no use of the token: the first answer was lost.
   DeviceRecord& device = devices_.at(device_of_key_.at(peer.public_key));
   if (device.revoked)
     return answer(peer, envelope, wire::Refused{"enrol", "revoked", "an operator revoked this device"});
-  answer(peer, envelope, wire::Enrolled{device.id, to_hex(artifacts_.key().public_key)});
+  if (device.pending) {
+    waiting_[device.id] = {peer.routing_id, envelope.epoch};
+    return answer(peer, envelope, wire::Refused{"enrol", "pending", std::string(kPending)});
+  }
+  answer(peer, envelope, wire::Enrolled{device.id, artifacts_.trust().root_text()});
 }
 
 void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& envelope,
@@ -203,9 +237,49 @@ void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& en
                               device.telemetry_batch});
   const std::uint64_t generation = device.desired.generation;
   reconsider(device);
-  if (device.desired.generation == generation && generation != 0)
-    send(session, wire::Desired{device.desired});
+  if (device.desired.generation == generation && generation != 0) send_desired(session, device);
+  if (device.rotate_key) send(session, wire::RotateKey{});
   if (rollouts_.changed) rollouts_.changed();
+}
+
+void Fleet::send_desired(Session& session, const DeviceRecord& device) {
+  Result<std::string> assignment = artifacts_.trust().sign_assignment(device.id, device.desired);
+  if (!assignment) return log_error("fleet: {}: {}", device.id, assignment.error().describe());
+  send(session, wire::Desired{device.desired, std::move(*assignment)});
+}
+
+void Fleet::send_metadata(Session& session, const wire::MetadataRequest& request) {
+  Result<std::string> file = request.name.size() > 256
+                                 ? fail(ErrorCode::kNotFound, "", "no file has such a name")
+                                 : artifacts_.trust().file(request.name);
+  if (!file) {
+    send(session, wire::Refused{"metadata " + request.name.substr(0, 256),
+                                std::string(to_string(file.error().code)), file.error().message});
+    return;
+  }
+  wire::Metadata answer{request.name, request.offset, file->size(), ""};
+  if (request.offset < file->size()) answer.bytes = file->substr(request.offset, wire::kMaxChunkBytes);
+  send(session, std::move(answer));
+}
+
+void Fleet::change_key(Session& session, DeviceRecord& device, const wire::KeyRotation& message) {
+  const auto refuse = [&](std::string_view why) {
+    send(session, wire::Refused{"key", "denied", std::string(why)});
+  };
+  if (message.public_key != device.public_key) {
+    if (!check_key_proof(message.proof, message.public_key, keys_.secret_key, device.id))
+      return refuse("the proof does not show that this device has the key");
+    if (device_of_key_.count(message.public_key) > 0) return refuse("this key is another device's");
+    if (!device.previous_key.empty()) return refuse("a change of key is under way");
+    DeviceRecord next = device;
+    next.previous_key = device.public_key;
+    next.public_key = message.public_key;
+    if (const Result<void> saved = save_step(next, "key"); !saved)
+      return log_error("fleet: {}", saved.error().describe());  // the device asks again
+    device = std::move(next);
+    device_of_key_[device.public_key] = device.id;
+  }
+  send(session, wire::KeyRotated{device.public_key});
 }
 
 void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session) {
@@ -233,13 +307,10 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
     }
     if (rollouts_.changed) rollouts_.changed();
   } else if (std::holds_alternative<wire::Heartbeat>(envelope.payload)) {
-  } else if (const auto* request = std::get_if<wire::ManifestRequest>(&envelope.payload)) {
-    Result<std::string> manifest = artifacts_.manifest(request->artifact);
-    if (manifest)
-      send(session, wire::Manifest{request->artifact, std::move(*manifest)});
-    else
-      send(session, wire::Refused{"manifest " + request->artifact,
-                                  std::string(to_string(manifest.error().code)), manifest.error().message});
+  } else if (const auto* request = std::get_if<wire::MetadataRequest>(&envelope.payload)) {
+    send_metadata(session, *request);
+  } else if (const auto* rotation = std::get_if<wire::KeyRotation>(&envelope.payload)) {
+    change_key(session, device, *rotation);
   } else if (const auto* wanted = std::get_if<wire::ChunkRequest>(&envelope.payload)) {
     send_chunk(session, *wanted);
   } else if (const auto* answers = std::get_if<wire::CanaryResult>(&envelope.payload)) {
@@ -292,6 +363,7 @@ void Fleet::send_chunk(Session& session, const wire::ChunkRequest& request) {
 }
 
 void Fleet::reconsider(DeviceRecord& device) {
+  if (device.pending || device.revoked) return;
   std::vector<DeviceClass> classes;
   for (const auto& [name, value] : classes_) classes.push_back(value);
   const DeviceClass* found = classify(classes, device.profile);
@@ -324,7 +396,7 @@ void Fleet::desire(DeviceRecord& device, DesiredState desired) {
     return;
   }
   if (const auto routing = routing_of_.find(device.id); routing != routing_of_.end())
-    send(sessions_.at(routing->second), wire::Desired{device.desired});
+    send_desired(sessions_.at(routing->second), device);
   if (rollouts_.changed) rollouts_.changed();
 }
 
@@ -348,6 +420,7 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
                                   const std::function<void()>& written) {
   const auto found = classes_.find(name);
   if (found == classes_.end()) return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
+  if (!artifact.empty()) RETORT_TRY(artifacts_.find_listed(artifact));
   DeviceClass value = found->second;
   if (value.artifact != artifact || value.generation == 0) {
     value.artifact = artifact;
@@ -364,8 +437,12 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
 Result<void> Fleet::revoke(const std::string& id) {
   const std::string exact = RETORT_TRY(find(id)).id;
   DeviceRecord& device = devices_.at(exact);
-  device.revoked = true;
-  RETORT_TRY(save(device));
+  DeviceRecord next = device;
+  next.revoked = true;
+  next.pending = false;
+  RETORT_TRY(save_step(next, "revoked"));
+  device = std::move(next);
+  waiting_.erase(exact);
   if (const auto routing = routing_of_.find(exact); routing != routing_of_.end()) {
     if (const auto session = sessions_.find(routing->second); session != sessions_.end()) {
       send(session->second, wire::Refused{"session", "revoked", "an operator revoked this device"});
@@ -376,6 +453,34 @@ Result<void> Fleet::revoke(const std::string& id) {
   }
   // The key itself is refused at its next handshake (admit); its frames are answered "revoked" until then.
   log_info("fleet: {} revoked", exact);
+  return {};
+}
+
+Result<void> Fleet::accept(const std::string& id) {
+  DeviceRecord next = RETORT_TRY(find(id));
+  if (!next.pending) return fail(ErrorCode::kConflict, "", "{} does not wait to be accepted", next.id);
+  next.pending = false;
+  RETORT_TRY(save_step(next, "accepted"));
+  devices_.at(next.id) = next;
+  log_info("fleet: {} accepted", next.id);
+  if (const auto waits = waiting_.find(next.id); waits != waiting_.end()) {
+    // Told at once where its last request came from; else it asks again within a minute.
+    server_->send(waits->second.routing_id,
+                  wire::encode({wire::kProtocolVersion, waits->second.epoch, 2, 0,
+                                wire::Enrolled{next.id, artifacts_.trust().root_text()}}));
+    waiting_.erase(waits);
+  }
+  return {};
+}
+
+Result<void> Fleet::rotate_key(const std::string& id) {
+  DeviceRecord next = RETORT_TRY(find(id));
+  if (next.revoked) return fail(ErrorCode::kConflict, "", "{} is revoked", next.id);
+  next.rotate_key = true;
+  RETORT_TRY(save_step(next, "rotate"));
+  devices_.at(next.id) = next;
+  if (const auto routing = routing_of_.find(next.id); routing != routing_of_.end())
+    send(sessions_.at(routing->second), wire::RotateKey{});
   return {};
 }
 

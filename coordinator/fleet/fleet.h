@@ -36,8 +36,16 @@ struct FleetCounters {
 /// reactor.
 class Fleet final : public DeviceFleet {
  public:
+  /// What a device that wants to enrol shows.
+  struct Claim {
+    std::string token_secret, public_key, hardware_id;
+  };
+  struct Grant {
+    std::string token;    ///< its id
+    bool manual = false;  ///< the device waits until an operator accepts it
+  };
   /// Spends one use of an enrolment token; kDenied.
-  using ConsumeToken = std::function<Result<void>(const std::string& secret)>;
+  using ConsumeToken = std::function<Result<Grant>(const Claim& claim)>;
 
   /// How rollouts take part: what a device is to serve in place of its class's artifact, that something about
   /// devices changed, and a device's answers to a canary.
@@ -64,8 +72,12 @@ class Fleet final : public DeviceFleet {
   const FleetCounters& counters() const { return counters_; }
   /// By id, a prefix of it, or the name that one device alone has; kNotFound, kConflict.
   Result<DeviceRecord> find(const std::string& id) const;
-  /// Cuts it off, at once and for ever.
+  /// Cuts it off, at once and for ever; also a device that waits: that is a rejection.
   Result<void> revoke(const std::string& id);
+  /// Lets a waiting device in; kConflict when it does not wait.
+  Result<void> accept(const std::string& id);
+  /// The device makes itself a new CURVE key as soon as it is there.
+  Result<void> rotate_key(const std::string& id);
 
   const std::map<std::string, DeviceClass>& classes() const override { return classes_; }
   /// Creates a class or changes its rules and budgets (its artifact and generation stay); devices move at
@@ -87,10 +99,15 @@ class Fleet final : public DeviceFleet {
   void on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session);
   void open_session(const FleetServer::Peer& peer, const wire::Envelope& envelope, DeviceRecord& device);
   void enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope, const wire::Enrol& message);
+  void change_key(Session& session, DeviceRecord& device, const wire::KeyRotation& message);
+  void send_metadata(Session& session, const wire::MetadataRequest& request);
+  /// The desired state, signed for the device.
+  void send_desired(Session& session, const DeviceRecord& device);
   bool send(Session& session, wire::Payload payload);
   void answer(const FleetServer::Peer& peer, const wire::Envelope& envelope, wire::Payload payload);
   void send_chunk(Session& session, const wire::ChunkRequest& request);
   Result<void> save(const DeviceRecord& device);
+  Result<void> save_step(const DeviceRecord& device, std::string_view step);
   /// Works out class and desired state; saves and tells the device when they changed.
   void reconsider(DeviceRecord& device);
   void desire(DeviceRecord& device, DesiredState desired);
@@ -109,6 +126,12 @@ class Fleet final : public DeviceFleet {
   RecordTable<DeviceClass> class_table_;
   std::map<std::string, DeviceRecord> devices_;
   std::map<std::string, std::string> device_of_key_;
+  struct Waiting {
+    std::string routing_id;
+    std::uint64_t epoch = 0;
+  };
+  std::map<std::string, Waiting> waiting_;  // by device: where one asked that waits for an accept
+  CurveKeys keys_;
   std::map<std::string, DeviceClass> classes_;
   std::map<std::string, Session> sessions_;        // by routing id
   std::map<std::string, std::string> routing_of_;  // by device

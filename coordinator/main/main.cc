@@ -117,8 +117,9 @@ Result<void> serve(const Options& options) {
 
   Catalog catalog(data, *store, clock);
   RETORT_TRY(catalog.clean());
-  ArtifactStore artifacts(data / "blobs", *store,
-                          RETORT_TRY(load_or_make_signing_key(data / "keys" / "targets.ed25519")), clock);
+  const std::unique_ptr<TrustRepository> trust =
+      RETORT_TRY(TrustRepository::open(*store, data / "keys", clock));
+  ArtifactStore artifacts(data / "blobs", *store, *trust, clock);
   RETORT_TRY(artifacts.clean());
   Tokens tokens(*store, clock, random);
   RETORT_TRY(first_token(data, tokens));
@@ -132,13 +133,13 @@ Result<void> serve(const Options& options) {
   TelemetryStore telemetry(*store);
   FleetOptions fleet_options;
   fleet_options.heartbeat_millis = options.heartbeat_millis;
-  Fleet fleet(
-      reactor, *store, artifacts, clock, random, fleet_options,
-      [&](const std::string& secret) -> Result<void> {
-        RETORT_TRY(tokens.consume(secret, "enrolment"));
-        record({"token:" + secret.substr(0, secret.find('.')), "enrolDevice", "/v1/devices", ""}, "ok");
-        return {};
-      });
+  Fleet fleet(reactor, *store, artifacts, clock, random, fleet_options,
+              [&](const Fleet::Claim& claim) -> Result<Fleet::Grant> {
+                const TokenRecord token =
+                    RETORT_TRY(tokens.enrol(claim.token_secret, claim.public_key, claim.hardware_id));
+                record({"token:" + token.id, "enrolDevice", "/v1/devices", ""}, "ok");
+                return Fleet::Grant{token.id, token.manual};
+              });
   fleet.on_change([&](const DeviceRecord& device) {
     events.publish("device", device.id,
                    {{"id", device.id},
@@ -271,7 +272,7 @@ Result<void> serve(const Options& options) {
   log_info("ready: REST at {}, fleet link at {}", rest, fleet.endpoint());
   notify_service_manager("READY=1");
 
-  boost::asio::steady_timer watchdog(reactor), sweep(reactor), tidy(reactor), leave(reactor);
+  boost::asio::steady_timer watchdog(reactor), sweep(reactor), tidy(reactor), leave(reactor), renew(reactor);
   std::function<void()> ping = [&] {
     notify_service_manager("WATCHDOG=1");
     watchdog.expires_after(std::chrono::milliseconds(watchdog_interval_millis()));
@@ -297,6 +298,15 @@ Result<void> serve(const Options& options) {
     });
   };
   tidy_telemetry();
+  std::function<void()> renew_metadata = [&] {
+    if (const Result<void> renewed = trust->refresh(); !renewed)
+      log_error("trust: {}", renewed.error().describe());
+    renew.expires_after(std::chrono::minutes(10));
+    renew.async_wait([&](const boost::system::error_code& error) {
+      if (!error) renew_metadata();
+    });
+  };
+  renew_metadata();
   boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);
   signals.async_wait([&](const boost::system::error_code& error, int) {
     if (error) return;
@@ -360,7 +370,7 @@ Result<void> back_up_stopped(const Options& options) {
 
 Result<void> restore_backup(const Options& options) {
   const std::filesystem::path data = std::filesystem::absolute(options.data);
-  RETORT_TRY(restore(std::filesystem::absolute(options.backup_from), data));
+  RETORT_TRY(restore(std::filesystem::absolute(options.backup_from), data, SystemClock()));
   return check(options);
 }
 

@@ -186,7 +186,7 @@ Result<RolloutRecord> Rollouts::create(const json::object& body) {
   Change change;
   RolloutRecord& record = change.record;
   for (auto& [name, artifact] : spec.classes) {
-    artifact = RETORT_TRY(artifacts_.find(artifact)).sha256;
+    artifact = RETORT_TRY(artifacts_.find_listed(artifact)).sha256;
     kept["classes"].as_object()[name] = artifact;
     const DeviceClass& device_class = fleet_.classes().at(name);
     if (device_class.artifact == artifact)

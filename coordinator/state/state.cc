@@ -9,6 +9,7 @@
 #include "common/core/sha256.h"
 #include "common/wire/record_table.h"
 #include "coordinator/state/audit.h"
+#include "coordinator/trust/trust_repository.h"
 
 namespace retort {
 namespace {
@@ -117,7 +118,8 @@ const std::vector<std::string>& store_tables() {
                                                "rollout_events",
                                                "telemetry",
                                                "telemetry_minutes",
-                                               "telemetry_hours"};
+                                               "telemetry_hours",
+                                               "trust"};
   return tables;
 }
 
@@ -135,6 +137,7 @@ Result<void> migrate(Store& store) {
   const RecordTable<TokenRecord> tokens(store, "tokens");
   for (TokenRecord& token : RETORT_TRY(tokens.all())) {
     old = true;
+    if (version > 0) break;
     if (token.kind != "operator") continue;
     token.kind = "admin";
     tokens.put(batch, token.id, token);
@@ -202,6 +205,8 @@ Result<StateReport> check_state(const std::filesystem::path& data) {
       report.findings.push_back(fmt::format("job {}: its recipe is missing", j.id));
   }
   (void)records_of<TokenRecord>(*store, "tokens", report);
+  if (const Result<void> trust = TrustRepository::check(*store, data / "keys"); !trust)
+    report.findings.push_back("trust: " + trust.error().describe());
   if (const Result<Audit::Point> head = verify_audit(*store); !head)
     report.findings.push_back(head.error().describe());
   else
@@ -219,12 +224,15 @@ Result<void> back_up(const std::filesystem::path& data, const Store& store, cons
   const auto fill = [&]() -> Result<void> {
     RETORT_TRY(make_folders(part));
     fs::permissions(part, fs::perms::owner_all, error);  // keys are in it
-    // The store first: what it names only ever grows.
+    // Keys both before the store and after it: a change of the roles of trust between the two makes some and
+    // removes others, and those that the copied roles name must be there.
+    RETORT_TRY(copy_tree(data / "keys", part / "keys", Copy::kAlways, is_temporary));
+    // The store before the files: what it names only ever grows.
     RETORT_TRY(store.checkpoint(part / "store"));
     RETORT_TRY(copy_tree(data / "blobs", part / "blobs", Copy::kLink, is_temporary));
     RETORT_TRY(copy_tree(data / "teachers", part / "teachers", Copy::kLink, is_temporary));
     RETORT_TRY(copy_tree(data / "datasets", part / "datasets", Copy::kLink, is_temporary));
-    for (const char* folder : {"keys", "tls", "trust"})
+    for (const char* folder : {"keys", "tls"})
       RETORT_TRY(copy_tree(data / folder, part / folder, Copy::kAlways, is_temporary));
     RETORT_TRY(copy_tree(data / "jobs", part / "jobs", Copy::kAlways, [](const fs::path& name) {
       return name == "worker.lock" || name == "state.json" || name.string().starts_with("checkpoint") ||
@@ -246,7 +254,8 @@ Result<void> back_up(const std::filesystem::path& data, const Store& store, cons
   return sync_folder(fs::absolute(to).parent_path());
 }
 
-Result<void> restore(const std::filesystem::path& from, const std::filesystem::path& data) {
+Result<void> restore(const std::filesystem::path& from, const std::filesystem::path& data,
+                     const Clock& clock) {
   std::error_code error;
   if (!fs::exists(from / "backup.json", error))
     return fail(ErrorCode::kInvalid, from.string(), "is no backup: there is no backup.json in it");
@@ -272,7 +281,8 @@ Result<void> restore(const std::filesystem::path& from, const std::filesystem::p
       if (value.generation != 0) value.generation += kGenerationJump;
       classes.put(batch, value.name, value);
     }
-    return store->write(batch);
+    RETORT_TRY(store->write(batch));
+    return RETORT_TRY(TrustRepository::open(*store, part / "keys", clock))->renew();
   };
   Result<void> done = fill();
   if (done && ::rename(part.c_str(), data.c_str()) != 0)

@@ -60,7 +60,8 @@ class NoLauncher final : public Launcher {
 /// All of a coordinator over a store in memory, without a server: requests go to Api::handle.
 class CoordinatorFixture {
  public:
-  explicit CoordinatorFixture(ApiLimits limits = {}, std::size_t devices = 2) : limits_(limits) {
+  explicit CoordinatorFixture(ApiLimits limits = {}, std::size_t devices = 2, bool waiting = false)
+      : limits_(limits) {
     std::filesystem::create_directories(folder / "keys");
     const RecordTable<DeviceRecord> table(*store, "devices");
     StoreBatch batch;
@@ -74,15 +75,27 @@ class CoordinatorFixture {
       device.status.state = i % 5 == 0 ? "failed" : "serving";
       table.put(batch, device.id, device);
     }
+    for (int i = 0; i < 2; ++i) {
+      DeviceRecord device;
+      device.id = fmt::format("dev-f00000000000000{}", i);
+      device.name = fmt::format("waits-{}", i);
+      device.public_key = fmt::format("w{:039}", i);
+      device.pending = true;
+      if (waiting) table.put(batch, device.id, device);
+    }
     EXPECT_OK(store->write(batch));
     EXPECT_OK(migrate(*store));
     keys = *load_or_make_curve_keys(folder / "keys" / "fleet.curve");
-    artifacts.emplace(folder / "blobs", *store,
-                      *load_or_make_signing_key(folder / "keys" / "targets.ed25519"), clock);
+    trust = std::move(*TrustRepository::open(*store, folder / "keys", clock));
+    artifacts.emplace(folder / "blobs", *store, *trust, clock);
     EXPECT_OK(artifacts->clean());
     EXPECT_OK(catalog.clean());
     fleet.emplace(reactor, *store, *artifacts, clock, random, FleetOptions(),
-                  [this](const std::string& secret) { return tokens.consume(secret, "enrolment"); });
+                  [this](const Fleet::Claim& claim) -> Result<Fleet::Grant> {
+                    const TokenRecord token =
+                        RETORT_TRY(tokens.enrol(claim.token_secret, claim.public_key, claim.hardware_id));
+                    return Fleet::Grant{token.id, token.manual};
+                  });
     rollouts.emplace(
         reactor, *store, *artifacts, telemetry, *fleet, clock, random,
         [](const RolloutSpec&, const std::string&, std::function<void(Result<std::string>)> done) {
@@ -146,6 +159,7 @@ class CoordinatorFixture {
   TelemetryStore telemetry{*store};
   TeacherServe teacher_serve{reactor, "/bin/false", folder / "teacher-serve"};
   NoLauncher launcher;
+  std::unique_ptr<TrustRepository> trust;
   std::optional<ArtifactStore> artifacts;
   std::optional<Fleet> fleet;
   std::optional<Rollouts> rollouts;

@@ -17,16 +17,16 @@
 
 #include "agent/control/loopback.h"
 #include "common/core/file.h"
-#include "common/core/hex.h"
 #include "common/core/json.h"
 #include "common/core/sha256.h"
 #include "common/hf/hf_model.h"
+#include "common/net/key_proof.h"
 #include "common/net/link.h"
 #include "common/process/process.h"
-#include "common/trust/trust.h"
 #include "common/wire/messages.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
+#include "tests/support/tuf_repository.h"
 
 namespace retort {
 namespace {
@@ -34,14 +34,17 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 using testing::TemporaryFolder;
+using testing::TufRepository;
+
+constexpr const char* kDevice = "dev-0123456789abcdef";
+constexpr UnixMillis kHour = 3600 * 1000;
 
 /// Answers as a coordinator does, and misbehaves on demand. Its reactor runs on a thread of its own; members
 /// are touched there, or under `mutex`.
 class Coordinator {
  public:
-  explicit Coordinator(const CurveKeys& keys, const SigningKey& signing,
-                       const std::string& endpoint = "tcp://127.0.0.1:*")
-      : keys_(keys), signing_(signing) {
+  explicit Coordinator(const CurveKeys& keys, const std::string& endpoint = "tcp://127.0.0.1:*")
+      : keys_(keys) {
     std::promise<void> bound;
     thread_ = std::thread([&] {
       auto server = FleetServer::bind(
@@ -61,22 +64,32 @@ class Coordinator {
   bool bound() const { return server_ != nullptr; }
   std::string endpoint() const { return server_->endpoint(); }
 
-  void add(const fs::path& file, UnixMillis expires) {
+  void add(const fs::path& file) {
     const auto manifest = make_manifest(file);
     ASSERT_OK(manifest);
-    const auto text = sign_manifest(*manifest, 1, expires, signing_);
-    ASSERT_OK(text);
     const std::lock_guard lock(mutex);
-    artifacts_[manifest->sha256] = {file, *text};
+    artifacts_[manifest->sha256] = file;
+    repository.add(*manifest);
+    repository.publish();
   }
   void desire(const std::string& artifact) {
-    std::unique_lock lock(mutex);
-    ++desired_.generation;
-    desired_.device_class = "any";
-    desired_.artifact = artifact;
-    lock.unlock();
+    const std::lock_guard lock(mutex);
+    ++generation_;
+    send_desired(
+        {{generation_, "any", artifact}, repository.assignment(kDevice, generation_, "any", artifact)});
+  }
+  /// Whatever it says; also at each hello from now on. Under `mutex`.
+  void send_desired(wire::Desired desired) {
+    desired_ = std::move(desired);
     boost::asio::post(reactor_, [this] {
-      if (!peer_.empty()) say(wire::Desired{desired_});
+      const std::lock_guard lock(mutex);
+      if (!peer_.empty()) say(*desired_);
+    });
+  }
+  void send(wire::Payload payload) {
+    boost::asio::post(reactor_, [this, payload = std::move(payload)] {
+      const std::lock_guard lock(mutex);
+      if (!peer_.empty()) say(payload);
     });
   }
 
@@ -85,6 +98,12 @@ class Coordinator {
   bool corrupt_chunks = false, garbage = false, revoked = false;
   std::chrono::milliseconds chunk_delay{0};
   UnixMillis clock_offset = 0;
+  TufRepository repository{SystemClock().unix_millis()};
+  /// What a hostile coordinator answers a request for metadata with.
+  std::function<std::optional<wire::Metadata>(const wire::MetadataRequest&, std::string file)>
+      metadata_attack;
+  std::optional<wire::KeyRotation> rotation;
+  std::string peer_key;
   std::vector<wire::ChunkRequest> requests;
   std::uint64_t enrolments = 0, batches = 0;
   DeviceStatus last_status;
@@ -112,7 +131,7 @@ class Coordinator {
     ASSERT_OK(envelope);
     const std::lock_guard lock(mutex);
     if (peer.routing_id != peer_ || envelope->epoch != epoch_) sent_ = 0;
-    peer_ = peer.routing_id, epoch_ = envelope->epoch;
+    peer_ = peer.routing_id, epoch_ = envelope->epoch, peer_key = peer.public_key;
     if (garbage) {
       server_->send(peer_, "no envelope");
       server_->send(peer_, std::string(4096, '\xff'));
@@ -121,12 +140,12 @@ class Coordinator {
     if (const auto* enrol = std::get_if<wire::Enrol>(&envelope->payload)) {
       if (enrol->token_secret != token) return say(wire::Refused{"enrol", "denied", "no such token"});
       ++enrolments;
-      say(wire::Enrolled{"dev-0123456789abcdef", to_hex(signing_.public_key)});
+      say(wire::Enrolled{kDevice, repository.first_root()});
     } else if (const auto* hello = std::get_if<wire::Hello>(&envelope->payload)) {
       last_status = hello->status;
       if (revoked) return say(wire::Refused{"hello", "revoked", "by the operator"});
       say(wire::Welcome{2000, 4, SystemClock().unix_millis() + clock_offset, batches});
-      if (desired_.generation > 0) say(wire::Desired{desired_});
+      if (desired_) say(*desired_);
     } else if (const auto* report = std::get_if<wire::StatusReport>(&envelope->payload)) {
       last_status = report->status;
     } else if (const auto* batch = std::get_if<wire::TelemetryBatch>(&envelope->payload)) {
@@ -135,15 +154,20 @@ class Coordinator {
       say(wire::TelemetryAck{batches});
     } else if (const auto* answers = std::get_if<wire::CanaryResult>(&envelope->payload)) {
       canary = *answers;
-    } else if (const auto* ask = std::get_if<wire::ManifestRequest>(&envelope->payload)) {
-      const auto found = artifacts_.find(ask->artifact);
-      if (found == artifacts_.end())
-        return say(wire::Refused{"manifest " + ask->artifact, "not_found", "no such artifact"});
-      say(wire::Manifest{ask->artifact, found->second.signed_manifest});
+    } else if (const auto* ask = std::get_if<wire::MetadataRequest>(&envelope->payload)) {
+      const auto found = repository.files.find(ask->name);
+      const std::string file = found == repository.files.end() ? "" : found->second;
+      if (metadata_attack)
+        if (const auto attack = metadata_attack(*ask, file)) return say(*attack);
+      if (found == repository.files.end())
+        return say(wire::Refused{"metadata " + ask->name, "not_found", "no such file"});
+      say(wire::Metadata{ask->name, ask->offset, file.size(), file.substr(ask->offset, 1000)});
+    } else if (const auto* key = std::get_if<wire::KeyRotation>(&envelope->payload)) {
+      rotation = *key;
     } else if (const auto* chunk = std::get_if<wire::ChunkRequest>(&envelope->payload)) {
       requests.push_back(*chunk);
       std::string bytes(chunk->length, '\0');
-      ASSERT_OK(File::open_read(artifacts_.at(chunk->artifact).file)->read_exact_at(chunk->offset, bytes));
+      ASSERT_OK(File::open_read(artifacts_.at(chunk->artifact))->read_exact_at(chunk->offset, bytes));
       if (corrupt_chunks) bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
       const wire::Chunk answer{chunk->artifact, chunk->offset, std::move(bytes)};
       if (chunk_delay == 0ms) return say(answer);
@@ -155,17 +179,13 @@ class Coordinator {
     }
   }
 
-  struct Artifact {
-    fs::path file;
-    std::string signed_manifest;
-  };
   boost::asio::io_context reactor_;
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> guard_{reactor_.get_executor()};
   CurveKeys keys_;
-  SigningKey signing_;
   std::unique_ptr<FleetServer> server_;
-  std::map<std::string, Artifact> artifacts_;
-  DesiredState desired_;
+  std::map<std::string, fs::path> artifacts_;
+  std::uint64_t generation_ = 0;
+  std::optional<wire::Desired> desired_;
   std::string peer_;
   std::uint64_t epoch_ = 0, sent_ = 0;
   std::thread thread_;
@@ -187,7 +207,7 @@ class AgentTest : public ::testing::Test {
     if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
     ASSERT_OK(testing::write_tiny_model(folder_ / "hf", ModelFamily::kLlama, 1, size_));
     hf_ = std::make_unique<HfModel>(std::move(*open_hf_model(folder_ / "hf")));
-    coordinator_ = std::make_unique<Coordinator>(keys_, signing_);
+    coordinator_ = std::make_unique<Coordinator>(keys_);
     ASSERT_TRUE(coordinator_->bound());
     endpoint_ = coordinator_->endpoint();
     token_ = "retort-enrol:" + keys_.public_key + ":5ec4e7";
@@ -202,15 +222,12 @@ class AgentTest : public ::testing::Test {
   }
 
   /// A GGUF of the tiny model that says `name`; its hash.
-  std::string artifact(const std::string& name, UnixMillis valid_millis = 48ll * 3600 * 1000) {
-    return artifact(name, valid_millis, weight_sources(*hf_));
-  }
-  std::string artifact(const std::string& name, UnixMillis valid_millis,
-                       const std::vector<TensorSource>& weights) {
+  std::string artifact(const std::string& name) { return artifact(name, weight_sources(*hf_)); }
+  std::string artifact(const std::string& name, const std::vector<TensorSource>& weights) {
     const fs::path file = folder_ / (name + ".gguf");
     EXPECT_OK(write_gguf_model(file, hf_->config, hf_->tokenizer, weights, TensorType::kF32,
                                {{"general.name", name}}));
-    coordinator_->add(file, SystemClock().unix_millis() + valid_millis);
+    coordinator_->add(file);
     return *sha256_file_hex(file);
   }
 
@@ -267,7 +284,6 @@ class AgentTest : public ::testing::Test {
   testing::TinyModelOptions size_;
   TemporaryFolder folder_;
   CurveKeys keys_ = make_curve_keys();
-  SigningKey signing_ = make_signing_key();
   std::unique_ptr<HfModel> hf_;
   std::unique_ptr<Coordinator> coordinator_;
   std::string endpoint_, token_;
@@ -402,17 +418,289 @@ TEST_F(AgentTest, GarbageFromTheCoordinator) {
   EXPECT_TRUE(serving(first));
 }
 
-TEST_F(AgentTest, ClocksThatDifferByADay) {
-  const std::string good = artifact("good"), expired = artifact("expired", 12ll * 3600 * 1000);
-  coordinator_->clock_offset = 24ll * 3600 * 1000;
+TEST_F(AgentTest, AClockThatIsBehindRevivesNoOldMetadata) {
+  const UnixMillis now = SystemClock().unix_millis();
+  const std::string good = artifact("good"), next = artifact("next");
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->repository.timestamp.issued = now + 24 * kHour;  // this device's clock is a day behind
+    coordinator_->repository.publish();
+  }
   coordinator_->desire(good);
   start_agent();
   ASSERT_TRUE(serving(good));
-  // Valid by this device's clock, but not by the later one: no update, the old one serves on.
-  coordinator_->desire(expired);
+  {
+    // Valid by this device's clock, but not by the time that it has verified already.
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->repository.timestamp.head.expires = now + 12 * kHour;
+    coordinator_->repository.publish();
+  }
+  coordinator_->desire(next);
   ASSERT_TRUE(eventually([&] { return text("error_code") == "unavailable"; }));
+  EXPECT_NE(text("last_error").find("expired"), std::string::npos) << text("last_error");
   EXPECT_EQ(text("artifact"), good);
   EXPECT_TRUE(answers());
+}
+
+TEST_F(AgentTest, NobodyElseDirectsADevice) {
+  const std::string first = artifact("first"), second = artifact("second");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  // The link in wrong hands: what says nothing, what an attacker signed, another device's, an old one of its
+  // own, and one whose time is over.
+  const auto attack = [&](wire::Desired desired, const std::string& code) {
+    {
+      const std::lock_guard lock(coordinator_->mutex);
+      coordinator_->send_desired(std::move(desired));
+    }
+    EXPECT_TRUE(eventually([&] { return text("error_code") == code; }))
+        << code << ", is " << text("last_error");
+    EXPECT_EQ(text("artifact"), second);
+  };
+  const TufRepository good = coordinator_->repository, attacker(SystemClock().unix_millis());
+  const DesiredState old{9, "any", first};
+  attack({old, ""}, "corrupt");
+  attack({old, attacker.assignment(kDevice, 9, "any", first)}, "denied");
+  attack({old, "{}"}, "corrupt");
+  attack({old, good.assignment("dev-another", 9, "any", first)}, "denied");
+  TufRepository past = good;
+  past.assignment_expires = SystemClock().unix_millis() - kHour;
+  attack({old, past.assignment(kDevice, 9, "any", first)}, "unavailable");
+  // A replay changes nothing, whatever number stands outside of what is signed.
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->send_desired({old, good.assignment(kDevice, 1, "any", first)});
+  }
+  kill_agent(SIGKILL);
+  start_agent();
+  ASSERT_TRUE(serving(second));
+  coordinator_->desire(first);  // generation 3, signed: followed
+  EXPECT_TRUE(serving(first));
+}
+
+TEST_F(AgentTest, AnAttackerInThePlaceOfTheRepository) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  const TufRepository before = coordinator_->repository;
+  const auto attempt = [&](TufRepository hostile, const std::string& artifact, const std::string& code,
+                           const std::string& said) {
+    {
+      const std::lock_guard lock(coordinator_->mutex);
+      coordinator_->repository = std::move(hostile);
+    }
+    coordinator_->desire(artifact);
+    EXPECT_TRUE(eventually(
+        [&] {
+          return text("error_code") == code && text("state") == "idle" &&
+                 text("last_error").find(said) != std::string::npos;
+        },
+        60s))
+        << said << ", is " << text("last_error");
+    EXPECT_EQ(text("artifact"), first);
+  };
+  const std::string second = artifact("second");
+  const TufRepository good = coordinator_->repository;
+  {  // arbitrary software: listed by somebody without the keys
+    TufRepository hostile = good;
+    hostile.keys["targets"] = make_signing_key();
+    hostile.publish();
+    attempt(hostile, second, "denied", "signed by 0");
+  }
+  {  // rollback: the metadata of before, under which the artifact is not listed
+    TufRepository hostile = before;
+    hostile.timestamp.head.version = 0;
+    hostile.publish();
+    attempt(hostile, second, "denied", "rollback");
+  }
+  {  // mix-and-match: today's snapshot with other days' targets
+    TufRepository hostile = good;
+    hostile.publish();
+    hostile.files[std::to_string(hostile.targets.head.version) + ".targets.json"] =
+        good.files.at(std::to_string(good.targets.head.version) + ".targets.json");
+    attempt(hostile, second, "corrupt", "targets");
+  }
+  {  // a manifest of other bytes than the signed ones
+    TufRepository hostile = good;
+    hostile.timestamp.head.version += 9;
+    hostile.publish();
+    hostile.files[manifest_file_name(second)] = hostile.files[manifest_file_name(first)];
+    attempt(hostile, second, "corrupt", "manifest");
+  }
+  EXPECT_TRUE(answers());
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->repository = good;
+    coordinator_->repository.timestamp.head.version += 20;
+    coordinator_->repository.snapshot.head.version += 20;
+    coordinator_->repository.targets.head.version += 20;
+    coordinator_->repository.publish();
+  }
+  coordinator_->desire(second);
+  EXPECT_TRUE(serving(second));
+}
+
+TEST_F(AgentTest, EndlessAndSlowMetadata) {
+  const std::string first = artifact("first");
+  coordinator_->metadata_attack = [](const wire::MetadataRequest& ask, const std::string&) {
+    // A timestamp without end.
+    return ask.name == "timestamp.json"
+               ? std::optional(wire::Metadata{ask.name, ask.offset, 1ull << 40, std::string(200'000, ' ')})
+               : std::nullopt;
+  };
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "corrupt" && text("state") == "idle"; }, 60s));
+  EXPECT_NE(text("last_error").find("at most 16384"), std::string::npos) << text("last_error");
+  {
+    // A byte at a time, at the agent's own pace of asking again: it gives up after 20 s.
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->metadata_attack = [](const wire::MetadataRequest& ask,
+                                       const std::string& file) -> std::optional<wire::Metadata> {
+      if (ask.name != "timestamp.json") return std::nullopt;
+      const std::uint64_t wrong = ask.offset == 0 ? 0 : ask.offset - 1;  // then always an old part
+      return wire::Metadata{ask.name, wrong, file.size(), file.substr(wrong, 1)};
+    };
+  }
+  coordinator_->desire(first);
+  ASSERT_TRUE(eventually([&] { return text("last_error").find("too slow") != std::string::npos; }, 60s))
+      << text("last_error");
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->metadata_attack = nullptr;
+  }
+  EXPECT_TRUE(serving(first)) << "the next try finds a coordinator that answers";
+}
+
+TEST_F(AgentTest, ANewRootIsFollowedAndLasts) {
+  const std::string first = artifact("first"), second = artifact("second");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  const TufRepository before = coordinator_->repository;
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    TufRepository& r = coordinator_->repository;
+    std::vector<SigningKey> old{r.replace_key("root")};
+    for (const char* role : {"targets", "snapshot", "timestamp", "assignment"}) r.replace_key(role);
+    r.publish_root(old);
+    r.publish();
+  }
+  coordinator_->desire(second);  // signed with the new key
+  ASSERT_TRUE(serving(second));
+  kill_agent(SIGKILL);
+  {
+    // A thief of the old keys.
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->send_desired({{50, "any", first}, before.assignment(kDevice, 50, "any", first)});
+  }
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "denied"; })) << text("last_error");
+  EXPECT_EQ(text("artifact"), second);
+}
+
+TEST_F(AgentTest, ANewKeyOnRequestWhateverIsKilled) {
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("link") == "up" && text("state") == "idle"; }));
+  const auto heard_with = [&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->peer_key;
+  };
+  const auto asked = [&]() -> std::optional<wire::KeyRotation> {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->rotation;
+  };
+  const std::string before = heard_with();
+  coordinator_->send(wire::RotateKey{});
+  ASSERT_TRUE(eventually([&] { return asked().has_value(); }));
+  const wire::KeyRotation first = *asked();
+  EXPECT_TRUE(check_key_proof(first.proof, first.public_key, keys_.secret_key, kDevice));
+  EXPECT_FALSE(check_key_proof(first.proof, first.public_key, keys_.secret_key, "dev-another"));
+  EXPECT_FALSE(check_key_proof(first.proof, before, keys_.secret_key, kDevice));
+  // Killed before it heard the answer: it comes with the old key, and offers the same new one.
+  kill_agent(SIGKILL);
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->rotation.reset();
+    coordinator_->peer_key.clear();
+  }
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("link") == "up"; }));
+  EXPECT_EQ(heard_with(), before);
+  coordinator_->send(wire::RotateKey{});
+  ASSERT_TRUE(eventually([&] { return asked().has_value(); }));
+  EXPECT_EQ(asked()->public_key, first.public_key);
+  coordinator_->send(wire::KeyRotated{"another"});  // not what it asked for: nothing happens
+  coordinator_->send(wire::KeyRotated{first.public_key});
+  ASSERT_TRUE(eventually([&] { return heard_with() == first.public_key; }));
+  kill_agent(SIGKILL);
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("link") == "up"; }));
+  EXPECT_EQ(heard_with(), first.public_key);
+  EXPECT_FALSE(fs::exists(folder_ / "device/keys/curve.next"));
+}
+
+TEST_F(AgentTest, KilledWhileItEnrolsOrChangesItsKeyItComesBack) {
+  const auto killed_at = [&](const char* point, const std::function<void()>& cause) {
+    kill_agent(SIGTERM);
+    ::setenv("RETORT_FAIL_POINT", point, 1);
+    start_agent();
+    ::unsetenv("RETORT_FAIL_POINT");
+    cause();
+    int ended = 0;
+    ASSERT_TRUE(eventually([&] { return ::waitpid(agent_, &ended, WNOHANG) == agent_; })) << point;
+    agent_ = 0;
+    ASSERT_TRUE(WIFSIGNALED(ended)) << point;
+    std::error_code ignored;
+    fs::remove(folder_ / "status.json", ignored);
+  };
+  const auto enrolments = [&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->enrolments;
+  };
+  killed_at("agent.enrolled.saving", [] {});
+  EXPECT_EQ(enrolments(), 1u);
+  killed_at("agent.enrolled.saved", [] {});
+  EXPECT_EQ(enrolments(), 2u) << "the first answer was not on disk: it asked again";
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("link") == "up"; }));
+  EXPECT_EQ(enrolments(), 2u);
+  for (const char* point : {"agent.key.saving", "agent.key.saved"}) {
+    std::string offered;
+    const auto change = [&] {
+      ASSERT_TRUE(eventually([&] { return text("link") == "up"; }));
+      {
+        const std::lock_guard lock(coordinator_->mutex);
+        coordinator_->rotation.reset();
+      }
+      coordinator_->send(wire::RotateKey{});
+      ASSERT_TRUE(eventually([&] {
+        const std::lock_guard lock(coordinator_->mutex);
+        if (coordinator_->rotation) offered = coordinator_->rotation->public_key;
+        return !offered.empty();
+      }));
+    };
+    killed_at(point, [&] {
+      change();
+      coordinator_->send(wire::KeyRotated{offered});
+    });
+    const std::string kept = offered;
+    start_agent();
+    offered.clear();
+    if (point == std::string("agent.key.saving")) {
+      change();
+      EXPECT_EQ(offered, kept) << "the same key is offered again";
+      coordinator_->send(wire::KeyRotated{offered});
+    }
+    ASSERT_TRUE(eventually([&] {
+      const std::lock_guard lock(coordinator_->mutex);
+      return coordinator_->peer_key == kept && text("link") == "up";
+    })) << point;
+  }
 }
 
 TEST_F(AgentTest, AStudentThatCannotServeIsRolledBack) {
@@ -447,7 +735,7 @@ TEST_F(AgentTest, AnEncoderServesOnceItsVectorsAreNumbers) {
     std::fill(out.begin(), out.end(), std::numeric_limits<float>::quiet_NaN());
     return {};
   };
-  const std::string bad = artifact("bad", 48ll * 3600 * 1000, weights);
+  const std::string bad = artifact("bad", weights);
   coordinator_->desire(good);
   start_agent();
   ASSERT_TRUE(serving(good));
@@ -578,7 +866,7 @@ TEST_F(AgentTest, TheWayBackNeedsNoDownload) {
 TEST_F(AgentTest, TelemetryAndTheCanaryWhereTheClockIsWrong) {
   // As after a boot without a clock: 1970 for the device, half a century later for its coordinator.
   coordinator_->clock_offset = 50ll * 365 * 24 * 3600 * 1000;
-  const std::string first = artifact("first", 100ll * 365 * 24 * 3600 * 1000);
+  const std::string first = artifact("first");
   coordinator_->desire(first);
   start_agent();
   ASSERT_TRUE(serving(first));
@@ -622,9 +910,10 @@ TEST_F(AgentTest, KilledAtEveryStepOfTheMachineItGoesOn) {
   ASSERT_TRUE(serving(first));
   std::string before = first;
   for (const std::string point :
-       {"fetch.saving", "fetch.saved", "verify.saving", "verify.saved", "stage.saving", "stage.saved",
-        "probe.saving", "probe.saved", "serve.saving", "serve.saved", "probation.saving", "probation.saved",
-        "commit.saving", "commit.saved", "idle.saving", "idle.saved"}) {
+       {"fetch.saving", "fetch.saved", "trust.saving", "trust.saved", "verify.saving", "verify.saved",
+        "stage.saving", "stage.saved", "probe.saving", "probe.saved", "serve.saving", "serve.saved",
+        "probation.saving", "probation.saved", "commit.saving", "commit.saved", "idle.saving",
+        "idle.saved"}) {
     kill_agent(SIGTERM);
     const std::string next = artifact("after-" + point);
     ::setenv("RETORT_FAIL_POINT", ("agent." + point).c_str(), 1);

@@ -4,6 +4,7 @@
 
 #include "common/core/file.h"
 #include "common/core/sha256.h"
+#include "common/trust/client.h"
 #include "tests/support/coordinator_fixture.h"
 
 namespace retort {
@@ -68,7 +69,7 @@ std::string text_at(const Answer& answer, const char* member) {
 }
 
 TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
-  CoordinatorFixture c;
+  CoordinatorFixture c({}, 2, true);
   const json::value document = c.call("GET", "/v1/openapi.json").parsed();
   ASSERT_EQ(document.at("openapi").as_string(), "3.1.0");
   ASSERT_OK(testing::write_tiny_model(c.folder / "model", ModelFamily::kLlama, 1));
@@ -165,8 +166,17 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   run("GET", "/v1/devices", "/v1/devices");
   run("GET", "/v1/devices/{id}", "/v1/devices/device-0");
   run("DELETE", "/v1/devices/{id}", "/v1/devices/device-1");
-  const std::string token =
-      text_at(run("POST", "/v1/tokens", "/v1/tokens", "{\"kind\": \"enrolment\", \"name\": \"x\"}"), "id");
+  EXPECT_EQ(c.call("POST", "/v1/devices/device-0/accept").status, 409) << "it does not wait";
+  run("POST", "/v1/devices/{id}/accept", "/v1/devices/waits-0/accept");
+  run("POST", "/v1/devices/{id}/reject", "/v1/devices/waits-1/reject");
+  EXPECT_EQ(c.call("POST", "/v1/devices/waits-0/reject").status, 409) << "it was let in";
+  EXPECT_EQ(text_at(c.call("GET", "/v1/devices/waits-1"), "revoked"), "true");
+  run("POST", "/v1/devices/{id}/rotate", "/v1/devices/waits-0/rotate");
+  EXPECT_EQ(c.call("POST", "/v1/tokens", "{\"kind\": \"viewer\", \"manual\": true}").status, 400);
+  const std::string token = text_at(run("POST", "/v1/tokens", "/v1/tokens",
+                                        "{\"kind\": \"enrolment\", \"name\": \"x\", \"devices\": [\"a\", "
+                                        "\"b\"], \"manual\": true}"),
+                                    "id");
   run("GET", "/v1/tokens", "/v1/tokens");
   run("DELETE", "/v1/tokens/{id}", "/v1/tokens/" + token);
   run("GET", "/v1/telemetry", "/v1/telemetry");
@@ -176,6 +186,30 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   EXPECT_TRUE(run("GET", "/v1/events", "/v1/events").streamed);
   EXPECT_EQ(c.call("POST", "/v1/backups", "{\"path\": \"/x\"}").status, 422);  // a store in memory
   called.insert("createBackup");
+  run("GET", "/v1/trust", "/v1/trust");
+  run("GET", "/v1/trust/metadata/{name}", "/v1/trust/metadata/root.json");
+  run("POST", "/v1/trust/roles/{role}/rotate", "/v1/trust/roles/timestamp/rotate");
+  const SigningKey alice = make_signing_key(), bob = make_signing_key();
+  const std::string alices = public_key_of(alice).value, bobs = public_key_of(bob).value;
+  run("POST", "/v1/trust/roles/{role}/keys", "/v1/trust/roles/root/keys", "{\"public\": \"" + alices + "\"}");
+  run("POST", "/v1/trust/roles/{role}/remove-key", "/v1/trust/roles/root/remove-key",
+      "{\"id\": \"" + key_id(public_key_of(alice)) + "\"}");
+  // Root in other hands: it waits until they have signed, and may be called off until then.
+  const std::string hand_over = "{\"keys\": [\"" + alices + "\", \"" + bobs + "\"], \"threshold\": 2}";
+  EXPECT_EQ(
+      text_at(run("POST", "/v1/trust/roles/{role}/hand-over", "/v1/trust/roles/root/hand-over", hand_over),
+              "published"),
+      "false");
+  run("DELETE", "/v1/trust/drafts/{role}", "/v1/trust/drafts/root");
+  c.call("POST", "/v1/trust/roles/root/hand-over", hand_over);
+  const Answer draft = run("GET", "/v1/trust/drafts/{role}", "/v1/trust/drafts/root");
+  auto document_of_root = parse_signed(draft.body, "draft");
+  ASSERT_OK(document_of_root);
+  add_signature(*document_of_root, alice);
+  add_signature(*document_of_root, bob);
+  EXPECT_EQ(
+      text_at(run("POST", "/v1/trust/import", "/v1/trust/import", to_text(*document_of_root)), "published"),
+      "true");
   run("DELETE", "/v1/teachers/{id}", "/v1/teachers/tiny");
   for (const auto& operation : c.api->operations()) {
     EXPECT_EQ(called.count(operation->id), 1u) << operation->id << " is called by no line of this test";
@@ -183,6 +217,39 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
     EXPECT_FALSE(described.as_object().empty());
   }
   EXPECT_TRUE(verify_audit(*c.store).has_value());
+}
+
+TEST(Api, WhatTheTargetsDoNotListIsServedByNoClass) {
+  CoordinatorFixture c;
+  ASSERT_OK(testing::write_tiny_model(c.folder / "model", ModelFamily::kLlama, 1));
+  const Answer teacher = c.call(
+      "POST", "/v1/teachers",
+      "{\"path\": " + json::serialize(json::string((c.folder / "model").string())) + ", \"name\": \"tiny\"}");
+  ASSERT_EQ(c.call("PUT", "/v1/classes/small", "{\"priority\": 1}").status, 200);
+  const SigningKey alice = make_signing_key();
+  // The keys of targets in other hands: artifacts wait for them.
+  ASSERT_EQ(c.call("POST", "/v1/trust/roles/targets/hand-over",
+                   "{\"keys\": [\"" + public_key_of(alice).value + "\"]}")
+                .status,
+            200);
+  const auto artifact = c.artifacts->import(c.catalog.teacher_gguf(text_at(teacher, "id")), {});
+  ASSERT_OK(artifact);
+  const auto assign = [&] {
+    return c.call("POST", "/v1/classes/small/assign", "{\"artifact\": \"" + artifact->sha256 + "\"}");
+  };
+  const auto roll = [&] {
+    return c.call("POST", "/v1/rollouts", "{\"classes\": {\"small\": \"" + artifact->sha256 + "\"}}");
+  };
+  EXPECT_EQ(assign().status, 409);
+  EXPECT_NE(text_at(assign(), "detail").find("signed targets"), std::string::npos);
+  EXPECT_EQ(roll().status, 409);
+  const Answer draft = c.call("GET", "/v1/trust/drafts/targets");
+  auto document = parse_signed(draft.body, "draft");
+  ASSERT_OK(document);
+  add_signature(*document, alice);
+  EXPECT_EQ(text_at(c.call("POST", "/v1/trust/import", to_text(*document)), "published"), "true");
+  EXPECT_EQ(roll().status, 201);
+  EXPECT_EQ(assign().status, 200);
 }
 
 TEST(Api, ScopesDecideBetween401And403) {
@@ -202,6 +269,11 @@ TEST(Api, ScopesDecideBetween401And403) {
   EXPECT_EQ(text_at(refused, "type"), "/v1/problems/denied");
   EXPECT_EQ(c.call("PUT", "/v1/classes/x", put, with("operator")).status, 200);
   EXPECT_EQ(c.call("GET", "/v1/audit", "", with("operator")).status, 403);
+  EXPECT_EQ(c.call("GET", "/v1/trust", "", with("viewer")).status, 200);
+  EXPECT_EQ(c.call("POST", "/v1/trust/roles/timestamp/rotate", "", with("operator")).status, 403);
+  EXPECT_EQ(c.call("POST", "/v1/trust/roles/timestamp/rotate").status, 200);
+  EXPECT_EQ(c.call("POST", "/v1/devices/device-0/rotate", "", with("viewer")).status, 403);
+  EXPECT_EQ(c.call("POST", "/v1/devices/device-0/rotate", "", with("operator")).status, 200);
   EXPECT_EQ(c.call("GET", "/v1/audit", "").status, 200);
   EXPECT_EQ(c.call("GET", "/v1/devices", "", with("device-enroller")).status, 403);
   EXPECT_EQ(c.call("POST", "/v1/tokens", "{\"kind\": \"enrolment\"}", with("device-enroller")).status, 201);
@@ -431,6 +503,19 @@ TEST(Events, ResumeAndReset) {
 }
 
 struct StateTest : ::testing::Test {
+  /// What a device makes of the metadata that is served; it keeps what it has seen.
+  Result<void> see(const TrustRepository& trust) {
+    TrustClient client = RETORT_TRY(TrustClient::open(stored));
+    client.refresh(clock.unix_millis());
+    while (const auto wanted = client.wanted()) {
+      const auto file = trust.file(TrustClient::file_name(*wanted));
+      RETORT_TRY(file ? client.provide(*file) : client.absent());
+    }
+    for (auto& [role, bytes] : client.take_changes()) stored[role] = bytes.value_or("");
+    std::erase_if(stored, [](const auto& entry) { return entry.second.empty(); });
+    return {};
+  }
+  TrustClient::Stored stored;
   testing::TemporaryFolder folder;
   testing::ManualClock clock;
 };
@@ -459,6 +544,19 @@ TEST_F(StateTest, UnversionedStoresAreMigratedAndNewerOnesRefused) {
   EXPECT_EQ(open_state(folder / "data").error().code, ErrorCode::kUnsupported);
 }
 
+TEST_F(StateTest, VersionOneKeepsItsTokensScopes) {
+  const auto store = make_memory_store();
+  const RecordTable<TokenRecord> tokens(*store, "tokens");
+  TokenRecord record;
+  record.id = "1", record.kind = "operator";
+  ASSERT_OK(tokens.put("1", record));
+  StoreBatch batch;
+  batch.put("meta", "store_version", "1");
+  ASSERT_OK(store->write(batch));
+  ASSERT_OK(migrate(*store));
+  EXPECT_EQ((*tokens.get("1"))->kind, "operator");
+}
+
 TEST_F(StateTest, BackupWhileOpenRestoreAndCheck) {
   const std::filesystem::path data = folder / "data";
   const std::string bytes = "these are an artifact's bytes";
@@ -480,14 +578,22 @@ TEST_F(StateTest, BackupWhileOpenRestoreAndCheck) {
     DeviceClass value;
     value.name = "small", value.artifact = artifact.sha256, value.generation = 3;
     ASSERT_OK(RecordTable<DeviceClass>(**store, "classes").put("small", value));
+    const auto trust = TrustRepository::open(**store, data / "keys", clock);
+    ASSERT_OK(trust);
+    stored["root"] = (*trust)->root_text();
     ASSERT_OK(back_up(data, **store, folder / "backup", clock, "test"));
+    // What a device sees after the backup is newer than what is in it.
+    clock.advance(std::chrono::hours(1));
+    ASSERT_OK((*trust)->add({{artifact.sha256, 29, "gguf", {{"header", artifact.sha256, 0, 29}}, {}}}));
+    ASSERT_OK(see(**trust));
     EXPECT_EQ(back_up(data, **store, folder / "backup", clock, "test").error().code, ErrorCode::kConflict);
     // What is written later is not in the backup.
     value.name = "later";
     ASSERT_OK(RecordTable<DeviceClass>(**store, "classes").put("later", value));
   }
-  ASSERT_OK(restore(folder / "backup", folder / "restored"));
-  EXPECT_EQ(restore(folder / "backup", folder / "restored").error().code, ErrorCode::kConflict);
+  clock.advance(std::chrono::hours(1));
+  ASSERT_OK(restore(folder / "backup", folder / "restored", clock));
+  EXPECT_EQ(restore(folder / "backup", folder / "restored", clock).error().code, ErrorCode::kConflict);
   const auto report = check_state(folder / "restored");
   ASSERT_OK(report);
   EXPECT_EQ(report->findings, std::vector<std::string>());
@@ -499,6 +605,9 @@ TEST_F(StateTest, BackupWhileOpenRestoreAndCheck) {
     EXPECT_GT((*classes.get("small"))->generation, 3u);
     EXPECT_FALSE((*classes.get("later")).has_value());
     EXPECT_EQ(*read_file(folder / "restored" / "keys" / "k"), "key");
+    const auto trust = TrustRepository::open(**store, folder / "restored" / "keys", clock);
+    ASSERT_OK(trust);
+    EXPECT_OK(see(**trust)) << "a device that has seen later metadata than the backup's";
     StoreBatch batch;
     batch.put("jobs", "j", "no record");
     ASSERT_OK((*store)->write(batch));
@@ -506,6 +615,10 @@ TEST_F(StateTest, BackupWhileOpenRestoreAndCheck) {
   ASSERT_OK(
       write_file_atomic(folder / "restored" / "blobs" / artifact.sha256.substr(0, 2) / artifact.sha256, "x"));
   EXPECT_EQ(check_state(folder / "restored")->findings.size(), 2u);
+  // Without the keys that the coordinator signs with, no device would follow it.
+  for (const auto& entry : std::filesystem::directory_iterator(folder / "restored" / "keys"))
+    if (entry.path().extension() == ".ed25519") std::filesystem::remove(entry.path());
+  EXPECT_EQ(check_state(folder / "restored")->findings.size(), 3u);
   EXPECT_EQ(*read_file(blob), bytes);
 }
 

@@ -2,8 +2,9 @@
 
 #include <deque>
 
-#include "common/core/hex.h"
 #include "common/hf/hf_model.h"
+#include "common/net/key_proof.h"
+#include "common/trust/client.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
 
@@ -98,15 +99,23 @@ class FleetTest : public ::testing::Test {
   SystemClock clock_;
   SeededRandom random_{1};
   std::unique_ptr<Store> store_ = make_memory_store();
-  ArtifactStore artifacts_{folder_ / "blobs", *store_, make_signing_key(), clock_};
+  std::unique_ptr<TrustRepository> trust_ =
+      std::move(*TrustRepository::open(*store_, folder_ / "keys", clock_));
+  ArtifactStore artifacts_{folder_ / "blobs", *store_, *trust_, clock_};
   CurveKeys keys_ = make_curve_keys();
   int uses_ = 0;
-  Fleet fleet_{
-      reactor_, *store_, artifacts_, clock_, random_, {}, [this](const std::string& secret) -> Result<void> {
-        if (secret != "good") return fail(ErrorCode::kDenied, "", "wrong token");
-        ++uses_;
-        return {};
-      }};
+  Fleet fleet_{reactor_,
+               *store_,
+               artifacts_,
+               clock_,
+               random_,
+               {},
+               [this](const Fleet::Claim& claim) -> Result<Fleet::Grant> {
+                 if (claim.token_secret != "good" && claim.token_secret != "manual")
+                   return fail(ErrorCode::kDenied, "", "wrong token");
+                 ++uses_;
+                 return Fleet::Grant{"t", claim.token_secret == "manual"};
+               }};
   ArtifactRecord artifact_;
 };
 
@@ -127,11 +136,32 @@ TEST_F(FleetTest, EnrolHelloDesiredPullAndTelemetry) {
   EXPECT_EQ(desired->desired.artifact, artifact_.sha256);
   EXPECT_EQ(desired->desired.generation, 2u);
 
-  d->send(wire::ManifestRequest{artifact_.sha256});
-  const auto manifest = d->next<wire::Manifest>();
-  ASSERT_TRUE(manifest);
-  const auto verified =
-      verify_manifest(manifest->signed_json, artifacts_.key().public_key, clock_.unix_millis());
+  // What the device verifies: the assignment, and the artifact among the signed targets.
+  const auto root = TrustClient::check_first_root(trust_->root_text());
+  ASSERT_OK(root);
+  EXPECT_EQ(verify_assignment(desired->assignment, *root, d->id, clock_.unix_millis())->artifact,
+            artifact_.sha256);
+  TrustClient client = std::move(*TrustClient::open({{"root", trust_->root_text()}}));
+  client.refresh(clock_.unix_millis());
+  while (const auto wanted = client.wanted()) {
+    d->send(wire::MetadataRequest{TrustClient::file_name(*wanted), 0});
+    if (wanted->role == "root") {
+      EXPECT_EQ(d->next<wire::Refused>()->about, "metadata 2.root.json");
+      ASSERT_OK(client.absent());
+    } else {
+      const auto file = d->next<wire::Metadata>();
+      ASSERT_TRUE(file && file->bytes.size() == file->total);
+      ASSERT_OK(client.provide(file->bytes));
+    }
+  }
+  client.find(artifact_target_name(artifact_.sha256));
+  ASSERT_TRUE(client.found());
+  d->send(wire::MetadataRequest{manifest_file_name(artifact_.sha256), 5});
+  const auto tail = d->next<wire::Metadata>();
+  ASSERT_TRUE(tail);
+  EXPECT_EQ(tail->bytes.size() + 5, tail->total);
+  d->send(wire::MetadataRequest{manifest_file_name(artifact_.sha256), 0});
+  const auto verified = manifest_from_text(d->next<wire::Metadata>()->bytes);
   ASSERT_OK(verified);
   std::string bytes;
   while (bytes.size() < verified->length) {
@@ -205,8 +235,131 @@ TEST_F(FleetTest, RevocationCutsALiveSession) {
   ASSERT_OK(fleet_.revoke(d->id));
   EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
   EXPECT_FALSE(fleet_.online(d->id));
-  d->send(wire::ManifestRequest{artifact_.sha256});
+  d->send(wire::MetadataRequest{"timestamp.json"});
   EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
+}
+
+TEST_F(FleetTest, RevocationInMidTransferTakesEffectWithinASecond) {
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  ASSERT_TRUE(d->next<wire::Welcome>());
+  for (int i = 0; i < 20; ++i) d->send(wire::ChunkRequest{artifact_.sha256, 0, 100});
+  ASSERT_TRUE(d->next<wire::Chunk>());
+  const auto begin = std::chrono::steady_clock::now();
+  ASSERT_OK(fleet_.revoke(d->id));
+  ASSERT_TRUE(d->wait([&] {
+    return std::any_of(d->got.begin(), d->got.end(), [](const wire::Envelope& e) {
+      const auto* refused = std::get_if<wire::Refused>(&e.payload);
+      return refused != nullptr && refused->code == "revoked";
+    });
+  }));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1));
+  const std::uint64_t chunks = fleet_.counters().chunks;
+  d->got.clear();
+  for (int i = 0; i < 5; ++i) d->send(wire::ChunkRequest{artifact_.sha256, 0, 100});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
+  EXPECT_EQ(fleet_.counters().chunks, chunks) << "nothing is sent to it any more";
+  // And its key does not come in again.
+  d->client.reset();
+  d->up = false;
+  auto again = FleetClient::connect(
+      reactor_, d->keys, keys_.public_key, fleet_.endpoint(), [&](bool up, std::string_view) { d->up = up; },
+      [](std::string_view) {});
+  ASSERT_OK(again);
+  EXPECT_FALSE(d->wait([&] { return d->up; }, 500));
+}
+
+TEST_F(FleetTest, DevicesThatWaitAreAcceptedOrRejectedByHand) {
+  DeviceClass any;
+  any.name = "any";
+  ASSERT_OK(fleet_.set_class(any));
+  const auto d = device();
+  const auto ask = [&] {
+    ++d->epoch, d->sequence = 0;
+    d->send(wire::Enrol{"manual", "d", {}});
+  };
+  ask();
+  EXPECT_EQ(d->next<wire::Refused>()->code, "pending");
+  ASSERT_EQ(fleet_.devices().size(), 1u);
+  d->id = fleet_.devices().begin()->first;
+  EXPECT_TRUE(fleet_.find(d->id)->pending);
+  EXPECT_EQ(fleet_.find(d->id)->desired.generation, 0u) << "a device that waits is in no class";
+  d->hello();  // as if it were in
+  EXPECT_EQ(d->next<wire::Refused>()->code, "pending");
+  ask();
+  EXPECT_EQ(d->next<wire::Refused>()->code, "pending");
+  EXPECT_EQ(uses_, 1) << "asking again costs nothing";
+  ASSERT_OK(fleet_.accept(d->id));
+  const auto enrolled = d->next<wire::Enrolled>();
+  ASSERT_TRUE(enrolled) << "told at once";
+  EXPECT_OK(TrustClient::check_first_root(enrolled->root));
+  EXPECT_EQ(fleet_.accept(d->id).error().code, ErrorCode::kConflict);
+  d->hello();
+  EXPECT_EQ(d->next<wire::Desired>()->desired.device_class, "any");
+
+  const auto other = device();
+  ++other->epoch;
+  other->send(wire::Enrol{"manual", "o", {}});
+  EXPECT_EQ(other->next<wire::Refused>()->code, "pending");
+  ASSERT_OK(fleet_.revoke(fleet_.devices().begin()->first == d->id ? fleet_.devices().rbegin()->first
+                                                                   : fleet_.devices().begin()->first));
+  ++other->epoch, other->sequence = 0;
+  other->send(wire::Enrol{"manual", "o", {}});
+  EXPECT_EQ(other->next<wire::Refused>()->code, "revoked");
+}
+
+TEST_F(FleetTest, ADeviceChangesItsKey) {
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  ASSERT_TRUE(d->next<wire::Welcome>());
+  const auto stranger = device();
+  ASSERT_NE(stranger->enrol("good"), "");
+  ASSERT_OK(fleet_.rotate_key(d->id));
+  ASSERT_TRUE(d->next<wire::RotateKey>());
+  d->hello();  // a lost link: asked again
+  ASSERT_TRUE(d->next<wire::RotateKey>());
+  const CurveKeys fresh = make_curve_keys();
+  const auto proof_of = [&](const CurveKeys& keys, const std::string& id) {
+    return *make_key_proof(keys, keys_.public_key, id);
+  };
+  // Keys that it cannot show to be its own, and somebody else's.
+  d->send(wire::KeyRotation{fresh.public_key, ""});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "denied");
+  d->send(wire::KeyRotation{fresh.public_key, proof_of(fresh, stranger->id)});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "denied");
+  d->send(wire::KeyRotation{stranger->keys.public_key, proof_of(stranger->keys, d->id)});
+  EXPECT_EQ(d->next<wire::Refused>()->code, "denied");
+  for (int i = 0; i < 2; ++i) {  // the answer may be lost
+    d->send(wire::KeyRotation{fresh.public_key, proof_of(fresh, d->id)});
+    EXPECT_EQ(d->next<wire::KeyRotated>()->public_key, fresh.public_key);
+  }
+  EXPECT_EQ(fleet_.find(d->id)->previous_key, d->keys.public_key);
+  d->hello();  // killed before it changed: the old key is still good, and it is asked again
+  ASSERT_TRUE(d->next<wire::RotateKey>());
+
+  Device renewed(reactor_, fresh, keys_.public_key, fleet_.endpoint());
+  renewed.id = d->id, renewed.epoch = d->epoch;
+  renewed.hello();
+  ASSERT_TRUE(renewed.next<wire::Welcome>());
+  EXPECT_EQ(fleet_.find(d->id)->previous_key, "");
+  EXPECT_FALSE(fleet_.find(d->id)->rotate_key);
+  d->hello();
+  EXPECT_EQ(d->next<wire::Refused>()->code, "denied") << "the old key is a stranger's now";
+}
+
+TEST_F(FleetTest, ARestoredStoreGoesOnAboveWhatDevicesHaveSeen) {
+  DeviceClass any;
+  any.name = "any";
+  ASSERT_OK(fleet_.set_class(any));
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  ++d->epoch, d->sequence = 0;
+  d->send(wire::Hello{d->id, "test", {}, 40});
+  const auto desired = d->next<wire::Desired>();
+  ASSERT_TRUE(desired);
+  EXPECT_GT(desired->desired.generation, 40u);
 }
 
 TEST_F(FleetTest, ProfilesMoveDevicesBetweenClasses) {

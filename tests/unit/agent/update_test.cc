@@ -74,11 +74,6 @@ TEST(Plan, ResumesInsideAPieceOnly) {
   EXPECT_EQ(cursor.next(), 300u);
 }
 
-TEST(Plan, TheLaterClockCounts) {
-  EXPECT_EQ(trusted_time(1000, 500), 1000);
-  EXPECT_EQ(trusted_time(500, 1000), 1000);
-}
-
 TEST(Plan, RetriesEnd) {
   for (const ErrorCode code :
        {ErrorCode::kUnavailable, ErrorCode::kIo, ErrorCode::kOutOfBudget, ErrorCode::kCorrupt,

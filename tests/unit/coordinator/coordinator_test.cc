@@ -45,6 +45,26 @@ TEST(Tokens, KindUsesExpiryAndRevocation) {
   EXPECT_FALSE(secret_stored);
 }
 
+TEST(Tokens, PreAuthorisedForDevicesThatAreNamed) {
+  const auto store = make_memory_store();
+  ManualClock clock;
+  SeededRandom random(1);
+  Tokens tokens(*store, clock, random);
+  const auto named = tokens.create("enrolment", "a", 2, 0, {{"key-1", "serial 2"}, true});
+  ASSERT_OK(named);
+  EXPECT_EQ(tokens.enrol(named->secret, "key-3", "serial 4").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(tokens.enrol(named->secret, "key-3", "").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(tokens.enrol("wrong", "key-1", "").error().code, ErrorCode::kDenied);
+  const auto by_key = tokens.enrol(named->secret, "key-1", "");
+  ASSERT_OK(by_key);
+  EXPECT_TRUE(by_key->manual);
+  EXPECT_OK(tokens.enrol(named->secret, "key-9", "serial 2"));
+  EXPECT_EQ(tokens.enrol(named->secret, "key-1", "").error().code, ErrorCode::kDenied) << "used up";
+  EXPECT_EQ(tokens.create("operator", "a", -1, 0, {{"key-1"}, false}).error().code, ErrorCode::kInvalid);
+  const auto any = tokens.create("enrolment", "b", 1, 0);
+  EXPECT_FALSE(tokens.enrol(any->secret, "key-7", "")->manual);
+}
+
 TEST(Telemetry, Query) {
   const auto store = make_memory_store();
   TelemetryStore telemetry(*store);

@@ -180,7 +180,9 @@ class RolloutTest : public ::testing::Test {
   ManualClock clock_;
   SeededRandom random_{1};
   std::unique_ptr<BreakingStore> store_ = std::make_unique<BreakingStore>();
-  ArtifactStore artifacts_{folder_ / "blobs", *store_, make_signing_key(), clock_};
+  std::unique_ptr<TrustRepository> trust_ =
+      std::move(*TrustRepository::open(*store_, folder_ / "keys", clock_));
+  ArtifactStore artifacts_{folder_ / "blobs", *store_, *trust_, clock_};
   TelemetryStore telemetry_{*store_};
   FakeFleet fleet_{*store_};
   std::map<std::string, std::string> sha_;
