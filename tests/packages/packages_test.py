@@ -121,8 +121,9 @@ class Machine:
         text = self.run('curl', '-s', '-m', '5', 'http://127.0.0.1:8080/v1/completions', '-d',
                         '{"prompt": "a small library", "max_tokens": 4, "temperature": 0}', check=False)
         try:
-            return json.loads(text)['usage']['completion_tokens'] == 4
+            return json.loads(text)['usage']['completion_tokens'] <= 4  # fewer where the student ends its text
         except (ValueError, KeyError, TypeError):
+            self.last_answer = text
             return False
 
     def status(self):
@@ -228,7 +229,7 @@ def check(root):
         asked = 0
         end = time.monotonic() + 60
         while not (machine.status()['artifact'].startswith(other) and machine.status()['state'] == 'idle'):
-            assert machine.answers(), f'request {asked} was lost at the switch'
+            assert machine.answers(), f'request {asked} was lost at the switch: {machine.last_answer!r}'
             asked += 1
             assert time.monotonic() < end, 'the second student is not committed'
         print(f'    {asked} requests, all answered')
