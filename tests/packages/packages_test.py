@@ -118,7 +118,7 @@ class Machine:
 
     def answers(self):
         """A real completion of the served student, through the public port."""
-        text = self.run('curl', '-s', '-m', '5', 'http://127.0.0.1:8080/v1/completions', '-d',
+        text = self.run('curl', '-sS', '-m', '5', 'http://127.0.0.1:8080/v1/completions', '-d',
                         '{"prompt": "a small library", "max_tokens": 4, "temperature": 0}', check=False)
         try:
             return json.loads(text)['usage']['completion_tokens'] <= 4  # fewer where the student ends its text
