@@ -43,8 +43,7 @@ Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool
       random_(random),
       spool_(std::move(spool)),
       slots_(options_.state_folder / "slots", options_.budgets.disk_bytes),
-      trust_(spool_,
-             {[this](const wire::MetadataRequest& request) { return session_ && session_->send(request); },
+      trust_({[this](const wire::MetadataRequest& request) { return session_ && session_->send(request); },
               [this](std::function<void()> work, std::function<void()> then) {
                 on_pool(
                     disk_,
@@ -54,7 +53,13 @@ Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool
                     },
                     [then = std::move(then)](bool) { then(); });
               },
-              [this] { return clock_.unix_millis(); }}),
+              [this] { return clock_.unix_millis(); },
+              [this](const std::string& key) { return spool_.get(key); },
+              [this](const std::map<std::string, std::string>& values) { return spool_.put(values); },
+              [this](const std::string& artifact) -> std::string {
+                auto pull = spool_.pull();
+                return pull && *pull && (*pull)->artifact == artifact ? std::move((*pull)->manifest) : "";
+              }}),
       keys_(std::move(keys)),
       supervisor_(std::move(supervisor)),
       retry_timer_(reactor),

@@ -19,10 +19,12 @@ LinkSession::LinkSession(boost::asio::io_context& reactor, RandomSource& random,
 
 Result<void> LinkSession::connect(const CurveKeys& keys, std::string_view server_key,
                                   const std::string& endpoint) {
-  client_ = RETORT_TRY(FleetClient::connect(
-      reactor_, keys, server_key, endpoint,
-      [this](bool linked, std::string_view reason) { on_link(linked, reason); },
-      [this](std::string_view frame) { on_frame(frame); }));
+  auto told = [this](bool linked, std::string_view reason) { on_link(linked, reason); };
+  auto came = [this](std::string_view frame) { on_frame(frame); };
+  client_ =
+      RETORT_TRY(hooks_.connect ? hooks_.connect(keys, server_key, endpoint, std::move(told), std::move(came))
+                                : FleetClient::connect(reactor_, keys, server_key, endpoint, std::move(told),
+                                                       std::move(came)));
   return {};
 }
 

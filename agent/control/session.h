@@ -28,6 +28,11 @@ class LinkSession {
     /// The session is up (Welcome came) or gone; why.
     std::function<void(bool up, const std::string& reason)> on_session;
     std::function<std::uint64_t()> generation;  ///< for heartbeats
+    /// How links are made; FleetClient::connect unless given.
+    std::function<Result<std::unique_ptr<FleetClient>>(const CurveKeys& keys, std::string_view server_key,
+                                                       const std::string& endpoint, FleetClient::OnLink,
+                                                       FleetClient::OnFrame)>
+        connect;
   };
   LinkSession(boost::asio::io_context& reactor, RandomSource& random, std::uint64_t last_epoch, Hooks hooks);
 

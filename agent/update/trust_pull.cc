@@ -12,8 +12,10 @@ constexpr const char* kVerifiedTime = "verified_time";
 
 std::string key_of(const std::string& role) { return "trust/" + role; }
 
+}  // namespace
+
 /// Verified metadata, and the time that it vouches for, in one transaction.
-Result<void> keep(Spool& spool, TrustClient::Changes changes, UnixMillis& verified_time) {
+Result<void> TrustPull::keep(TrustClient::Changes changes, UnixMillis& verified_time) {
   std::map<std::string, std::string> values;
   for (auto& [role, bytes] : changes) values[key_of(role)] = bytes.value_or("");
   if (values.empty()) return {};
@@ -22,16 +24,14 @@ Result<void> keep(Spool& spool, TrustClient::Changes changes, UnixMillis& verifi
   if (timestamp != changes.end() && !timestamp->second) verified_time = 0;
   values[kVerifiedTime] = std::to_string(verified_time);
   fail_point("agent.trust.saving");
-  RETORT_TRY(spool.put(values));
+  RETORT_TRY(hooks_.put(values));
   fail_point("agent.trust.saved");
   return {};
 }
 
-}  // namespace
-
 Result<void> TrustPull::load() {
   const auto text = [&](const std::string& key) -> Result<std::string> {
-    return RETORT_TRY(spool_.get(key)).value_or("");
+    return RETORT_TRY(hooks_.get(key)).value_or("");
   };
   old_key_ = RETORT_TRY(text("signing_key"));
   verified_time_ = std::strtoll(RETORT_TRY(text(kVerifiedTime)).c_str(), nullptr, 10);
@@ -81,7 +81,7 @@ void TrustPull::start_next() {
         *opened = [&]() -> Result<TrustClient> {
           TrustClient::Stored stored;
           for (const char* role : kRoles) {
-            std::string text = RETORT_TRY(spool_.get(key_of(role))).value_or("");
+            std::string text = RETORT_TRY(hooks_.get(key_of(role))).value_or("");
             if (!text.empty()) stored[role] = std::move(text);
           }
           TrustClient client = RETORT_TRY(TrustClient::open(std::move(stored)));
@@ -113,7 +113,7 @@ void TrustPull::adopt_first_root() {
     if (const Result<void> good = take(); !good) return finish(fail(good.error()));
     if (!values) return finish(fail(values.error()));
     auto stored = std::make_shared<Result<void>>();
-    hooks_.on_disk([this, stored, values = *values] { *stored = spool_.put(values); },
+    hooks_.on_disk([this, stored, values = *values] { *stored = hooks_.put(values); },
                    [this, stored, text = **file] {
                      if (!*stored) return finish(fail(stored->error()));
                      log_info("trust: first root taken from the key of this device's enrolment");
@@ -136,8 +136,7 @@ void TrustPull::step() {
           *done = bytes ? client->provide(*bytes) : client->absent();
           if (*done && client->has_timestamp()) *time = std::max(*time, client->timestamp().issued);
           // What was verified before an error is kept too: a new root must last though the rest fails.
-          if (const Result<void> kept = keep(spool_, client->take_changes(), *time); !kept && *done)
-            *done = kept;
+          if (const Result<void> kept = keep(client->take_changes(), *time); !kept && *done) *done = kept;
         },
         [this, done, time] {
           verified_time_ = *time;
@@ -170,10 +169,7 @@ void TrustPull::bring_manifest(const ManifestReference& reference) {
   const std::string artifact = jobs_.front().artifact;
   auto known = std::make_shared<std::string>();
   hooks_.on_disk(
-      [this, known, artifact] {
-        if (auto pull = spool_.pull(); pull && *pull && (*pull)->artifact == artifact)
-          *known = std::move((*pull)->manifest);
-      },
+      [this, known, artifact] { *known = hooks_.known_manifest(artifact); },
       [this, known, artifact, reference] {
         if (known->size() == reference.length && sha256_hex(*known) == reference.sha256)
           return finish(std::move(*known));

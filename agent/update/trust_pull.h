@@ -2,11 +2,11 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 
-#include "agent/spool/spool.h"
 #include "common/trust/artifact_target.h"
 #include "common/trust/client.h"
 #include "common/wire/messages.h"
@@ -29,8 +29,13 @@ class TrustPull {
     /// Runs `work` on the disk pool, then `then` on the reactor.
     std::function<void(std::function<void()> work, std::function<void()> then)> on_disk;
     std::function<UnixMillis()> local_time;
+    // What outlives the process, on the disk pool: named values, all of a put or none, and the manifest of
+    // the pull under way ("" where it is not of this artifact).
+    std::function<Result<std::optional<std::string>>(const std::string& key)> get;
+    std::function<Result<void>(const std::map<std::string, std::string>& values)> put;
+    std::function<std::string(const std::string& artifact)> known_manifest;
   };
-  TrustPull(Spool& spool, Hooks hooks) : spool_(spool), hooks_(std::move(hooks)) {}
+  explicit TrustPull(Hooks hooks) : hooks_(std::move(hooks)) {}
 
   /// What is on disk; before the first job.
   Result<void> load();
@@ -67,6 +72,7 @@ class TrustPull {
     std::chrono::seconds up{0}, silent{0};
     std::function<void(Result<std::optional<std::string>>)> then;  ///< nothing: there is no such file
   };
+  Result<void> keep(TrustClient::Changes changes, UnixMillis& verified_time);
   void add(Job job);
   void start_next();
   void adopt_first_root();
@@ -79,7 +85,6 @@ class TrustPull {
   void end_fetch(Result<std::optional<std::string>> result);
   void ask();
 
-  Spool& spool_;
   Hooks hooks_;
   std::optional<RootMetadata> root_;
   std::string old_key_;  ///< hexadecimal

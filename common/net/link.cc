@@ -1,5 +1,6 @@
 #include "common/net/link.h"
 
+#include <algorithm>
 #include <set>
 
 #include "common/core/log.h"
@@ -15,15 +16,12 @@ std::string_view view(const zmq::message_t& frame) {
   return {static_cast<const char*>(frame.data()), frame.size()};
 }
 
-/// Limits and heartbeats that both ends share.
+/// Limits that both ends share.
 void configure(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMaxMessageBytes));
   socket.set(zmq::sockopt::sndhwm, kQueueMessages);
   socket.set(zmq::sockopt::rcvhwm, kQueueMessages);
   socket.set(zmq::sockopt::handshake_ivl, 10000);
-  socket.set(zmq::sockopt::heartbeat_ivl, 15000);
-  socket.set(zmq::sockopt::heartbeat_timeout, 30000);
-  socket.set(zmq::sockopt::heartbeat_ttl, 40000);
 }
 
 /// The caller's error for a zmq exception: exceptions stop here.
@@ -56,6 +54,13 @@ class Server final : public FleetServer {
     zmq::socket_t& socket = router_->socket;
     configure(socket);
     socket.set(zmq::sockopt::router_mandatory, true);
+    // A dead peer's connection ends by the kernel's doing: libzmq's heartbeats cost a walk over the timers of
+    // all connections each. Whether a device is there its own heartbeats tell (coordinator/fleet).
+    socket.set(zmq::sockopt::tcp_keepalive, 1);
+    socket.set(zmq::sockopt::tcp_keepalive_idle, 60);
+    socket.set(zmq::sockopt::tcp_keepalive_intvl, 15);
+    socket.set(zmq::sockopt::tcp_keepalive_cnt, 4);
+    socket.set(zmq::sockopt::backlog, 4096);  // a whole fleet comes back at once
     socket.set(zmq::sockopt::curve_server, true);
     socket.set(zmq::sockopt::curve_secretkey, keys.secret_key);
     socket.set(zmq::sockopt::zap_domain, "retort");
@@ -115,14 +120,19 @@ class Server final : public FleetServer {
   std::string endpoint_;
 };
 
+class Context final : public LinkContext {
+ public:
+  zmq::context_t zmq{1};
+};
+
 class Client final : public FleetClient {
  public:
-  Client(boost::asio::io_context& reactor, OnLink on_link, OnFrame on_frame)
-      : context_(1),
+  Client(boost::asio::io_context& reactor, std::shared_ptr<Context> context, OnLink on_link, OnFrame on_frame)
+      : context_(std::move(context)),
         on_link_(std::move(on_link)),
         on_frame_(std::move(on_frame)),
-        dealer_(std::make_shared<ReactorSocket>(reactor, context_, zmq::socket_type::dealer)),
-        monitor_(std::make_shared<ReactorSocket>(reactor, context_, zmq::socket_type::pair)) {}
+        dealer_(std::make_shared<ReactorSocket>(reactor, context_->zmq, zmq::socket_type::dealer)),
+        monitor_(std::make_shared<ReactorSocket>(reactor, context_->zmq, zmq::socket_type::pair)) {}
   ~Client() override {
     zmq_socket_monitor(dealer_->socket.handle(), nullptr, 0);
     monitor_->stop();
@@ -137,12 +147,14 @@ class Client final : public FleetClient {
     socket.set(zmq::sockopt::curve_serverkey, std::string(server_key));
     socket.set(zmq::sockopt::curve_publickey, keys.public_key);
     socket.set(zmq::sockopt::curve_secretkey, keys.secret_key);
+    socket.set(zmq::sockopt::heartbeat_ivl, 15000);
+    socket.set(zmq::sockopt::heartbeat_timeout, 30000);
     socket.set(zmq::sockopt::reconnect_ivl, 200);  // libzmq adds a random part
     socket.set(zmq::sockopt::reconnect_ivl_max, 30000);
     socket.set(zmq::sockopt::immediate, true);  // no queue for a link that is down
-    constexpr const char* kMonitor = "inproc://monitor";
-    if (zmq_socket_monitor(socket.handle(), kMonitor, ZMQ_EVENT_ALL) != 0) throw zmq::error_t();
-    monitor_->socket.connect(kMonitor);
+    const std::string monitor = fmt::format("inproc://monitor-{}", static_cast<void*>(this));
+    if (zmq_socket_monitor(socket.handle(), monitor.c_str(), ZMQ_EVENT_ALL) != 0) throw zmq::error_t();
+    monitor_->socket.connect(monitor);
     monitor_->start([this](std::vector<zmq::message_t>& frames) { observe(frames); });
     socket.connect(endpoint);
     dealer_->start([this](std::vector<zmq::message_t>& frames) {
@@ -193,7 +205,7 @@ class Client final : public FleetClient {
     }
   }
 
-  zmq::context_t context_;
+  std::shared_ptr<Context> context_;
   OnLink on_link_;
   OnFrame on_frame_;
   std::shared_ptr<ReactorSocket> dealer_, monitor_;
@@ -202,6 +214,13 @@ class Client final : public FleetClient {
 };
 
 }  // namespace
+
+std::shared_ptr<LinkContext> make_link_context(int links) {
+  auto context = std::make_shared<Context>();
+  // A link has its socket and two of its monitor's.
+  context->zmq.set(zmq::ctxopt::max_sockets, std::min(3 * links + 16, 65535));
+  return context;
+}
 
 Result<std::unique_ptr<FleetServer>> FleetServer::bind(boost::asio::io_context& reactor,
                                                        const CurveKeys& keys, const std::string& endpoint,
@@ -218,12 +237,14 @@ Result<std::unique_ptr<FleetServer>> FleetServer::bind(boost::asio::io_context& 
 Result<std::unique_ptr<FleetClient>> FleetClient::connect(boost::asio::io_context& reactor,
                                                           const CurveKeys& keys, std::string_view server_key,
                                                           const std::string& endpoint, OnLink on_link,
-                                                          OnFrame on_frame) {
+                                                          OnFrame on_frame,
+                                                          std::shared_ptr<LinkContext> context) {
   if (server_key.size() != 40)
     return fail(ErrorCode::kInvalid, endpoint, "the server key must be 40 characters, not {}",
                 server_key.size());
   try {
-    auto client = std::make_unique<Client>(reactor, std::move(on_link), std::move(on_frame));
+    auto own = context ? std::static_pointer_cast<Context>(context) : std::make_shared<Context>();
+    auto client = std::make_unique<Client>(reactor, std::move(own), std::move(on_link), std::move(on_frame));
     client->open(keys, server_key, endpoint);
     return client;
   } catch (const zmq::error_t& error) {

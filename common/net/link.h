@@ -43,6 +43,14 @@ class FleetServer {
   virtual void refuse(std::string_view public_key) = 0;
 };
 
+/// What the device ends of many links in one process share (ZeroMQ's threads); for simulators.
+class LinkContext {
+ public:
+  virtual ~LinkContext() = default;
+};
+/// `links`: how many there will be at most at a time.
+std::shared_ptr<LinkContext> make_link_context(int links);
+
 /// Device's end: a ZeroMQ DEALER with CURVE. It connects and reconnects by itself, with backoff and full
 /// jitter. Thread: reactor.
 class FleetClient {
@@ -52,10 +60,12 @@ class FleetClient {
   /// key is told as lost with a reason.
   using OnLink = std::function<void(bool up, std::string_view reason)>;
 
+  /// Without a `context` it has one of its own.
   static Result<std::unique_ptr<FleetClient>> connect(boost::asio::io_context& reactor, const CurveKeys& keys,
                                                       std::string_view server_key,
                                                       const std::string& endpoint, OnLink on_link,
-                                                      OnFrame on_frame);
+                                                      OnFrame on_frame,
+                                                      std::shared_ptr<LinkContext> context = nullptr);
   virtual ~FleetClient() = default;
   /// False when the queue is full (the link is down or slow): keep it and try again.
   virtual bool send(std::string frame) = 0;

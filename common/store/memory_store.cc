@@ -27,6 +27,8 @@ class MemoryStore final : public Store {
     return {};
   }
 
+  Result<void> sync() override { return {}; }
+
   /// Over a copy, as RocksDB does over a snapshot: `visit` may write.
   Result<void> scan(std::string_view table, std::string_view prefix, std::string_view start_after,
                     const std::function<bool(std::string_view, std::string_view)>& visit) const override {

@@ -67,6 +67,8 @@ class RocksdbStore final : public Store {
     return check(database_->Write(options, &changes), folder_, "cannot write");
   }
 
+  Result<void> sync() override { return check(database_->SyncWAL(), folder_, "cannot write to the disk"); }
+
   Result<void> scan(std::string_view table, std::string_view prefix, std::string_view start_after,
                     const std::function<bool(std::string_view, std::string_view)>& visit) const override {
     db::ColumnFamilyHandle* const handle = RETORT_TRY(find(table));

@@ -40,6 +40,9 @@ class Store {
   virtual Result<std::optional<std::string>> get(std::string_view table, std::string_view key) const = 0;
   /// On disk when it returns, if `durable`.
   virtual Result<void> write(const StoreBatch& batch, bool durable = true) = 0;
+  /// All that was written before, durably or not, is on disk when it returns: one wait for many writes. They
+  /// go to disk in the order in which they were made, so that a crash takes the last ones first.
+  virtual Result<void> sync() = 0;
   /// Keys with this prefix, in order, from `start_after` (exclusive; empty: from the first); `visit` returns
   /// false to stop.
   virtual Result<void> scan(

@@ -69,7 +69,7 @@ json::object device_schema() {
                                   {"error", nullable(text())},
                                   {"bytes_done", count()},
                                   {"bytes_total", count()}})},
-       {"telemetry_dropped", count("points that did not fit its spool")},
+       {"telemetry_dropped", count("batches that did not fit its spool")},
        {"profile", schema::object({{"hostname", text()},
                                    {"architecture", text()},
                                    {"cpu_model", text()},

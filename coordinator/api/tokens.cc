@@ -68,16 +68,9 @@ Result<TokenRecord> Tokens::check(const std::string& secret, std::string_view ki
   return record;
 }
 
-Result<void> Tokens::consume(const std::string& secret, std::string_view kind) {
-  TokenRecord record = RETORT_TRY(check(secret, kind));
-  if (record.uses_left < 0) return {};
-  --record.uses_left;
-  return table_.put(record.id, record);
-}
-
 Result<TokenRecord> Tokens::enrol(const std::string& secret, const std::string& public_key,
                                   const std::string& hardware_id) {
-  const TokenRecord record = RETORT_TRY(check(secret, "enrolment"));
+  TokenRecord record = RETORT_TRY(check(secret, "enrolment"));
   const auto allows = [&](const std::string& who) {
     return !who.empty() &&
            std::find(record.allowed.begin(), record.allowed.end(), who) != record.allowed.end();
@@ -85,7 +78,11 @@ Result<TokenRecord> Tokens::enrol(const std::string& secret, const std::string& 
   if (!record.allowed.empty() && !allows(public_key) && !allows(hardware_id))
     return fail(ErrorCode::kDenied, "", "the token is for other devices than this one (key {}{})", public_key,
                 hardware_id.empty() ? "" : ", hardware id " + hardware_id);
-  RETORT_TRY(consume(secret, "enrolment"));
+  if (record.uses_left < 0) return record;
+  --record.uses_left;
+  StoreBatch batch;
+  table_.put(batch, record.id, record);
+  RETORT_TRY(store_.write(batch, false));
   return record;
 }
 

@@ -42,10 +42,8 @@ class Tokens {
   Result<TokenRecord> identify(const std::string& secret);
   /// To the minute; 0: never.
   UnixMillis last_used(const std::string& id) const;
-  /// check(), and one use less, durably.
-  Result<void> consume(const std::string& secret, std::string_view kind);
-  /// One use of an enrolment token by this device, durably; the token's record. kDenied also where the token
-  /// is for other devices: no use is spent.
+  /// One use of an enrolment token by this device; the token's record. On disk with the store's next sync.
+  /// kDenied also where the token is for other devices: no use is spent.
   Result<TokenRecord> enrol(const std::string& secret, const std::string& public_key,
                             const std::string& hardware_id);
   Result<std::vector<TokenRecord>> all() const { return table_.all(); }

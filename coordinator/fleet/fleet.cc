@@ -1,6 +1,7 @@
 #include "coordinator/fleet/fleet.h"
 
 #include <algorithm>
+#include <boost/asio/post.hpp>
 
 #include "common/core/fail_point.h"
 #include "common/core/file.h"
@@ -11,8 +12,13 @@
 namespace retort {
 namespace {
 
-constexpr std::size_t kMaxOpenFiles = 32, kMaxTextBytes = 4096, kMaxPoints = 10000;
+constexpr std::size_t kMaxOpenFiles = 32, kMaxTextBytes = 4096, kMaxPoints = 10000,
+                      kMaxUnsavedChanges = 20000, kTellAtATime = 64;
+constexpr std::chrono::seconds kTellAgain{60};
 constexpr std::uint64_t kMaxGeneration = 1ull << 62;
+/// By device: the last telemetry batch, and how many it dropped; beside its record, which is larger and
+/// rarely changes.
+constexpr std::string_view kSeenTable = "telemetry_seen";
 constexpr std::string_view kPending = "this device waits for an operator to accept it";
 
 std::string device_id_of(std::string_view public_key) {
@@ -50,7 +56,8 @@ Fleet::Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& arti
       consume_token_(std::move(consume_token)),
       device_table_(store, "devices"),
       class_table_(store, "classes"),
-      silence_timer_(reactor) {}
+      silence_timer_(reactor),
+      sync_(reactor, store) {}
 
 Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
   keys_ = keys;
@@ -60,6 +67,17 @@ Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
     const std::string id = device.id;
     devices_.emplace(id, std::move(device));
   }
+  RETORT_TRY(store_.scan(kSeenTable, "", "", [&](std::string_view id, std::string_view value) {
+    const auto device = devices_.find(std::string(id));
+    if (device == devices_.end()) return true;
+    char* end = nullptr;
+    const std::string text(value);
+    const std::uint64_t batch = std::strtoull(text.c_str(), &end, 10);
+    device->second.telemetry_batch = std::max(device->second.telemetry_batch, batch);
+    device->second.telemetry_dropped =
+        std::max<std::uint64_t>(device->second.telemetry_dropped, std::strtoull(end, nullptr, 10));
+    return true;
+  }));
   for (DeviceClass& value : RETORT_TRY(class_table_.all())) {
     const std::string name = value.name;
     classes_.emplace(name, std::move(value));
@@ -93,20 +111,88 @@ Result<DeviceRecord> Fleet::find(const std::string& id) const {
   return *found;
 }
 
-Result<void> Fleet::save(const DeviceRecord& device) {
-  RETORT_TRY(device_table_.put(device.id, device));
+// The reactor never waits for the disk. What changes in one turn of it is written in one go, without a sync,
+// and what promises something (an acknowledgement, an identity, a desired state) is sent after the next sync,
+// which all share that were written by then. A crash takes the last writes first, so that nothing promised is
+// lost.
+
+void Fleet::save_soon(const DeviceRecord& device) {
+  unsaved_.insert(device.id);
+  on_change_(device);
+  flush_soon();
+}
+
+Result<void> Fleet::save_step(const DeviceRecord& device, std::string_view step) {
+  RETORT_TRY(flush());  // the record says which telemetry there is
+  const std::string point = fmt::format("coordinator.device.{}", step);
+  fail_point(point + ".saving");
+  StoreBatch batch;
+  device_table_.put(batch, device.id, device);
+  RETORT_TRY(store_.write(batch, false));
+  fail_point(point + ".saved");
   on_change_(device);
   return {};
 }
 
-/// For what nobody would say again: with places where a test may end the process (common/core/fail_point.h).
-Result<void> Fleet::save_step(const DeviceRecord& device, std::string_view step) {
-  const std::string point = fmt::format("coordinator.device.{}", step);
-  fail_point(point + ".saving");
-  RETORT_TRY(device_table_.put(device.id, device));
-  fail_point(point + ".saved");
-  on_change_(device);
+void Fleet::flush_soon() {
+  if (std::exchange(flush_posted_, true)) return;
+  boost::asio::post(reactor_, [this, alive = std::weak_ptr<int>(alive_)] {
+    if (alive.expired()) return;
+    flush_posted_ = false;
+    if (const Result<void> done = flush(); !done) log_error("fleet: {}", done.error().describe());
+  });
+}
+
+Result<void> Fleet::flush() {
+  if (unsaved_.empty() && unsaved_telemetry_.empty()) return {};
+  for (const std::string& id : unsaved_) device_table_.put(unsaved_points_, id, devices_.at(id));
+  const Result<void> written = store_.write(std::exchange(unsaved_points_, {}), false);
+  const std::uint64_t points = std::exchange(unsaved_point_count_, 0);
+  const auto telemetry = std::exchange(unsaved_telemetry_, {});
+  if (!written) {
+    for (const auto& [id, before] : telemetry)
+      devices_.at(id).telemetry_batch = before;  // they send it again
+    return written;
+  }
+  counters_.telemetry_points += points;
+  unsaved_.clear();
+  if (telemetry.empty()) return {};
+  std::vector<std::pair<std::string, std::uint64_t>> batches;
+  for (const auto& [id, before] : telemetry) {
+    acknowledged_.emplace(id, before);
+    batches.emplace_back(id, devices_.at(id).telemetry_batch);
+  }
+  sync_.then([this, batches = std::move(batches)] {
+    for (const auto& [id, batch] : batches) acknowledge(id, batch);
+  });
   return {};
+}
+
+void Fleet::acknowledge(const std::string& id, std::uint64_t batch) {
+  if (const auto on_disk = acknowledged_.find(id); on_disk != acknowledged_.end()) {
+    on_disk->second = std::max(on_disk->second, batch);
+    if (on_disk->second >= devices_.at(id).telemetry_batch) acknowledged_.erase(on_disk);
+  }
+  if (const auto routing = routing_of_.find(id); routing != routing_of_.end())
+    send(sessions_.at(routing->second), wire::TelemetryAck{batch});
+}
+
+void Fleet::store_telemetry(DeviceRecord& device, wire::TelemetryBatch& batch) {
+  unsaved_telemetry_.emplace(device.id, device.telemetry_batch);
+  if (batch.batch > device.telemetry_batch) {
+    if (batch.points.size() > kMaxPoints) batch.points.resize(kMaxPoints);
+    for (TelemetryPoint& point : batch.points) bound(point.metric, 128);
+    device.telemetry_batch = batch.batch;
+    device.telemetry_dropped = std::max(device.telemetry_dropped, batch.dropped_before);
+    unsaved_point_count_ += batch.points.size();
+    TelemetryStore::put(unsaved_points_, device.id, batch.points);
+    unsaved_points_.put(kSeenTable, device.id,
+                        fmt::format("{} {}", device.telemetry_batch, device.telemetry_dropped));
+  } else {
+    ++counters_.duplicates;
+  }
+  if (unsaved_points_.changes().size() < kMaxUnsavedChanges) return flush_soon();
+  if (const Result<void> done = flush(); !done) log_error("telemetry: {}", done.error().describe());
 }
 
 bool Fleet::send(Session& session, wire::Payload payload) {
@@ -214,11 +300,15 @@ void Fleet::enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope,
   DeviceRecord& device = devices_.at(device_of_key_.at(peer.public_key));
   if (device.revoked)
     return answer(peer, envelope, wire::Refused{"enrol", "revoked", "an operator revoked this device"});
-  if (device.pending) {
-    waiting_[device.id] = {peer.routing_id, envelope.epoch};
-    return answer(peer, envelope, wire::Refused{"enrol", "pending", std::string(kPending)});
-  }
-  answer(peer, envelope, wire::Enrolled{device.id, artifacts_.trust().root_text()});
+  if (device.pending) waiting_[device.id] = {peer.routing_id, envelope.epoch};
+  sync_.then([this, peer, id = device.id, epoch = envelope.epoch, sequence = envelope.sequence] {
+    wire::Envelope asked;
+    asked.epoch = epoch, asked.sequence = sequence;
+    if (devices_.at(id).pending)
+      answer(peer, asked, wire::Refused{"enrol", "pending", std::string(kPending)});
+    else
+      answer(peer, asked, wire::Enrolled{id, artifacts_.trust().root_text()});
+  });
 }
 
 void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& envelope,
@@ -232,9 +322,10 @@ void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& en
   routing_of_[device.id] = peer.routing_id;
   device.epoch = std::max(device.epoch, envelope.epoch);
   device.last_seen = clock_.unix_millis();
-  if (const Result<void> saved = save(device); !saved) log_error("fleet: {}", saved.error().describe());
+  save_soon(device);
+  const auto on_disk = acknowledged_.find(device.id);
   send(session, wire::Welcome{options_.heartbeat_millis, options_.chunk_credit, clock_.unix_millis(),
-                              device.telemetry_batch});
+                              on_disk == acknowledged_.end() ? device.telemetry_batch : on_disk->second});
   const std::uint64_t generation = device.desired.generation;
   reconsider(device);
   if (device.desired.generation == generation && generation != 0) send_desired(session, device);
@@ -245,6 +336,7 @@ void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& en
 void Fleet::send_desired(Session& session, const DeviceRecord& device) {
   Result<std::string> assignment = artifacts_.trust().sign_assignment(device.id, device.desired);
   if (!assignment) return log_error("fleet: {}: {}", device.id, assignment.error().describe());
+  session.told = clock_.steady_now();
   send(session, wire::Desired{device.desired, std::move(*assignment)});
 }
 
@@ -279,21 +371,20 @@ void Fleet::change_key(Session& session, DeviceRecord& device, const wire::KeyRo
     device = std::move(next);
     device_of_key_[device.public_key] = device.id;
   }
-  send(session, wire::KeyRotated{device.public_key});
+  sync_.then([this, id = device.id, key = device.public_key] {
+    if (const auto routing = routing_of_.find(id); routing != routing_of_.end())
+      send(sessions_.at(routing->second), wire::KeyRotated{key});
+  });
 }
 
 void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session) {
   DeviceRecord& device = devices_.at(session.device_id);
   device.last_seen = clock_.unix_millis();
-  const auto saved = [&] {
-    const Result<void> done = save(device);
-    if (!done) log_error("fleet: {}", done.error().describe());
-    return done.has_value();
-  };
   if (auto* update = std::get_if<wire::ProfileUpdate>(&envelope.payload)) {
     bound(update->profile);
     device.profile = std::move(update->profile);
-    if (saved()) reconsider(device);
+    save_soon(device);
+    reconsider(device);
   } else if (auto* report = std::get_if<wire::StatusReport>(&envelope.payload)) {
     bound(report->status);
     const bool settled = device.status.state != report->status.state ||
@@ -303,10 +394,13 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
     if (settled) {
       log_info("fleet: {} ({}) {}{}{}", device.id, device.name, device.status.state,
                device.status.error.empty() ? "" : ": ", device.status.error);
-      saved();
+      save_soon(device);
     }
     if (rollouts_.changed) rollouts_.changed();
-  } else if (std::holds_alternative<wire::Heartbeat>(envelope.payload)) {
+  } else if (const auto* beat = std::get_if<wire::Heartbeat>(&envelope.payload)) {
+    // What it was told may have been lost: its queue was full.
+    if (beat->generation < device.desired.generation && session.heard - session.told >= kTellAgain)
+      send_desired(session, device);
   } else if (const auto* request = std::get_if<wire::MetadataRequest>(&envelope.payload)) {
     send_metadata(session, *request);
   } else if (const auto* rotation = std::get_if<wire::KeyRotation>(&envelope.payload)) {
@@ -316,23 +410,7 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
   } else if (const auto* answers = std::get_if<wire::CanaryResult>(&envelope.payload)) {
     if (rollouts_.canary_answered) rollouts_.canary_answered(device.id, *answers);
   } else if (auto* batch = std::get_if<wire::TelemetryBatch>(&envelope.payload)) {
-    if (batch->points.size() > kMaxPoints) batch->points.resize(kMaxPoints);
-    if (batch->batch > device.telemetry_batch) {
-      device.telemetry_batch = batch->batch;
-      device.telemetry_dropped += batch->dropped_before;
-      counters_.telemetry_points += batch->points.size();
-      for (TelemetryPoint& point : batch->points) bound(point.metric, 128);
-      StoreBatch changes;
-      TelemetryStore::put(changes, device.id, batch->points);
-      device_table_.put(changes, device.id, device);
-      if (const Result<void> written = store_.write(changes); !written) {
-        log_error("telemetry: {}", written.error().describe());
-        return;  // no acknowledgement: the device keeps it
-      }
-    } else {
-      ++counters_.duplicates;
-    }
-    send(session, wire::TelemetryAck{device.telemetry_batch});
+    store_telemetry(device, *batch);
   } else {
     answer(peer, envelope, wire::Unsupported{static_cast<std::uint16_t>(envelope.payload.index())});
   }
@@ -362,10 +440,15 @@ void Fleet::send_chunk(Session& session, const wire::ChunkRequest& request) {
   send(session, std::move(chunk));  // a full queue drops it; the device asks again
 }
 
-void Fleet::reconsider(DeviceRecord& device) {
-  if (device.pending || device.revoked) return;
-  std::vector<DeviceClass> classes;
-  for (const auto& [name, value] : classes_) classes.push_back(value);
+std::vector<DeviceClass> Fleet::class_list() const {
+  std::vector<DeviceClass> out;
+  for (const auto& [name, value] : classes_) out.push_back(value);
+  return out;
+}
+
+std::optional<DesiredState> Fleet::changed_state(const DeviceRecord& device,
+                                                 const std::vector<DeviceClass>& classes) const {
+  if (device.pending || device.revoked) return std::nullopt;
   const DeviceClass* found = classify(classes, device.profile);
   const std::string name = found == nullptr ? "" : found->name;
   std::string artifact = found == nullptr ? "" : found->artifact;
@@ -373,8 +456,61 @@ void Fleet::reconsider(DeviceRecord& device) {
     if (auto assigned = rollouts_.assigned(device.id, name)) artifact = std::move(*assigned);
   if (device.desired.generation != 0 && device.desired.device_class == name &&
       device.desired.artifact == artifact)
-    return;
-  desire(device, {device.desired.generation + 1, name, std::move(artifact)});
+    return std::nullopt;
+  return DesiredState{device.desired.generation + 1, name, std::move(artifact)};
+}
+
+void Fleet::reconsider(DeviceRecord& device) {
+  if (auto desired = changed_state(device, class_list())) desire(device, std::move(*desired));
+}
+
+// One write for all, and then they are told a few at a turn of the reactor, so that others are heard
+// meanwhile.
+void Fleet::reconsider_all() {
+  const std::vector<DeviceClass> classes = class_list();
+  std::map<std::string, DesiredState> changes;
+  for (const auto& [id, device] : devices_)
+    if (auto desired = changed_state(device, classes)) changes.emplace(id, std::move(*desired));
+  if (changes.empty()) return;
+  StoreBatch batch;
+  for (const auto& [id, desired] : changes) {
+    DeviceRecord next = devices_.at(id);
+    next.desired = desired;
+    device_table_.put(batch, id, next);
+  }
+  Result<void> done = flush();
+  if (done) done = store_.write(batch, false);
+  if (!done) return log_error("fleet: {}", done.error().describe());
+  std::vector<std::string> ids;
+  for (auto& [id, desired] : changes) {
+    DeviceRecord& device = devices_.at(id);
+    device.desired = std::move(desired);
+    on_change_(device);
+    ids.push_back(id);
+  }
+  tell(std::move(ids));
+  if (rollouts_.changed) rollouts_.changed();
+}
+
+void Fleet::tell(std::vector<std::string> ids) {
+  sync_.then([this, ids = std::move(ids)] {
+    const bool idle = to_tell_.empty();
+    to_tell_.insert(to_tell_.end(), ids.begin(), ids.end());
+    if (idle) tell_next();
+  });
+}
+
+void Fleet::tell_next() {
+  for (std::size_t i = 0; i < kTellAtATime && !to_tell_.empty(); ++i) {
+    const std::string id = std::move(to_tell_.front());
+    to_tell_.pop_front();
+    if (const auto routing = routing_of_.find(id); routing != routing_of_.end())
+      send_desired(sessions_.at(routing->second), devices_.at(id));
+  }
+  if (to_tell_.empty()) return;
+  boost::asio::post(reactor_, [this, alive = std::weak_ptr<int>(alive_)] {
+    if (!alive.expired()) tell_next();
+  });
 }
 
 void Fleet::reconsider(const std::string& id) {
@@ -391,12 +527,9 @@ void Fleet::renew(const std::string& id) {
 
 void Fleet::desire(DeviceRecord& device, DesiredState desired) {
   device.desired = std::move(desired);
-  if (const Result<void> done = save(device); !done) {
-    log_error("fleet: {}", done.error().describe());
-    return;
-  }
-  if (const auto routing = routing_of_.find(device.id); routing != routing_of_.end())
-    send_desired(sessions_.at(routing->second), device);
+  save_soon(device);
+  if (const Result<void> done = flush(); !done) return log_error("fleet: {}", done.error().describe());
+  tell({device.id});
   if (rollouts_.changed) rollouts_.changed();
 }
 
@@ -412,7 +545,7 @@ Result<DeviceClass> Fleet::set_class(DeviceClass value) {
   }
   RETORT_TRY(class_table_.put(value.name, value));
   classes_[value.name] = value;
-  for (auto& [id, device] : devices_) reconsider(device);
+  reconsider_all();
   return value;
 }
 
@@ -430,7 +563,7 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
   RETORT_TRY(store_.write(batch));
   found->second = value;
   if (written) written();
-  for (auto& [id, device] : devices_) reconsider(device);
+  reconsider_all();
   return value;
 }
 
@@ -441,6 +574,7 @@ Result<void> Fleet::revoke(const std::string& id) {
   next.revoked = true;
   next.pending = false;
   RETORT_TRY(save_step(next, "revoked"));
+  RETORT_TRY(store_.sync());
   device = std::move(next);
   waiting_.erase(exact);
   if (const auto routing = routing_of_.find(exact); routing != routing_of_.end()) {
@@ -461,6 +595,7 @@ Result<void> Fleet::accept(const std::string& id) {
   if (!next.pending) return fail(ErrorCode::kConflict, "", "{} does not wait to be accepted", next.id);
   next.pending = false;
   RETORT_TRY(save_step(next, "accepted"));
+  RETORT_TRY(store_.sync());
   devices_.at(next.id) = next;
   log_info("fleet: {} accepted", next.id);
   if (const auto waits = waiting_.find(next.id); waits != waiting_.end()) {
@@ -478,6 +613,7 @@ Result<void> Fleet::rotate_key(const std::string& id) {
   if (next.revoked) return fail(ErrorCode::kConflict, "", "{} is revoked", next.id);
   next.rotate_key = true;
   RETORT_TRY(save_step(next, "rotate"));
+  RETORT_TRY(store_.sync());
   devices_.at(next.id) = next;
   if (const auto routing = routing_of_.find(next.id); routing != routing_of_.end())
     send(sessions_.at(routing->second), wire::RotateKey{});

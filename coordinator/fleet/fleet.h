@@ -2,9 +2,11 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,6 +18,7 @@
 #include "common/wire/record_table.h"
 #include "coordinator/artifacts/artifact_store.h"
 #include "coordinator/fleet/device_fleet.h"
+#include "coordinator/fleet/store_sync.h"
 #include "coordinator/telemetry/telemetry_store.h"
 
 namespace retort {
@@ -94,6 +97,7 @@ class Fleet final : public DeviceFleet {
     std::string device_id, routing_id;
     std::uint64_t epoch = 0, received = 0, sent = 0;
     std::chrono::steady_clock::time_point heard;
+    std::chrono::steady_clock::time_point told;  ///< its desired state
   };
   void on_frame(const FleetServer::Peer& peer, std::string_view frame);
   void on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session);
@@ -106,11 +110,26 @@ class Fleet final : public DeviceFleet {
   bool send(Session& session, wire::Payload payload);
   void answer(const FleetServer::Peer& peer, const wire::Envelope& envelope, wire::Payload payload);
   void send_chunk(Session& session, const wire::ChunkRequest& request);
-  Result<void> save(const DeviceRecord& device);
+  /// Written at the end of this turn of the reactor, with what else came in it.
+  void save_soon(const DeviceRecord& device);
+  /// Written when it returns, on disk with the next sync; with places where a test may end the process
+  /// (common/core/fail_point.h).
   Result<void> save_step(const DeviceRecord& device, std::string_view step);
+  void store_telemetry(DeviceRecord& device, wire::TelemetryBatch& batch);
+  void flush_soon();
+  /// Writes what waits, in one go; its telemetry is acknowledged when it is on disk.
+  Result<void> flush();
+  void acknowledge(const std::string& device_id, std::uint64_t batch);
+  std::vector<DeviceClass> class_list() const;
+  /// What the device is to serve by now; nothing: as it was told.
+  std::optional<DesiredState> changed_state(const DeviceRecord& device,
+                                            const std::vector<DeviceClass>& classes) const;
   /// Works out class and desired state; saves and tells the device when they changed.
   void reconsider(DeviceRecord& device);
+  void reconsider_all();
   void desire(DeviceRecord& device, DesiredState desired);
+  void tell(std::vector<std::string> device_ids);  ///< their desired states, once those are on disk
+  void tell_next();
   void watch_silence();
 
   boost::asio::io_context& reactor_;
@@ -136,9 +155,20 @@ class Fleet final : public DeviceFleet {
   std::map<std::string, Session> sessions_;        // by routing id
   std::map<std::string, std::string> routing_of_;  // by device
   std::map<std::string, File> open_files_;         // artifacts being pulled
+  // What is not written yet: records that changed, points, and by device whose telemetry is among it the
+  // batch number to go back to when it cannot be written.
+  std::set<std::string> unsaved_;
+  StoreBatch unsaved_points_;
+  std::uint64_t unsaved_point_count_ = 0;
+  std::map<std::string, std::uint64_t> unsaved_telemetry_;
+  bool flush_posted_ = false;
+  std::map<std::string, std::uint64_t> acknowledged_;  ///< by device: less than its record says, on disk
+  std::deque<std::string> to_tell_;                    ///< devices with a new desired state
   FleetCounters counters_;
   boost::asio::steady_timer silence_timer_;
   std::unique_ptr<FleetServer> server_;
+  std::shared_ptr<int> alive_ = std::make_shared<int>();
+  StoreSync sync_;
 };
 
 }  // namespace retort

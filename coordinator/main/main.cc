@@ -125,8 +125,8 @@ Result<void> serve(const Options& options) {
   RETORT_TRY(first_token(data, tokens));
   Audit audit(*store, clock, random);
   RETORT_TRY(audit.start());
-  const auto record = [&](const Audit::Change& change, const std::string& result) {
-    if (const Result<void> logged = audit.record(change, "", result); !logged)
+  const auto record = [&](const Audit::Change& change, const std::string& result, bool durable = true) {
+    if (const Result<void> logged = audit.record(change, "", result, durable); !logged)
       log_error("audit: {}", logged.error().describe());
   };
   Events events(reactor, random);
@@ -137,7 +137,7 @@ Result<void> serve(const Options& options) {
               [&](const Fleet::Claim& claim) -> Result<Fleet::Grant> {
                 const TokenRecord token =
                     RETORT_TRY(tokens.enrol(claim.token_secret, claim.public_key, claim.hardware_id));
-                record({"token:" + token.id, "enrolDevice", "/v1/devices", ""}, "ok");
+                record({"token:" + token.id, "enrolDevice", "/v1/devices", ""}, "ok", false);
                 return Fleet::Grant{token.id, token.manual};
               });
   fleet.on_change([&](const DeviceRecord& device) {

@@ -102,14 +102,15 @@ Result<void> Audit::finish(const std::string& ticket, const std::string& after, 
   return append(std::move(entry), std::move(with));
 }
 
-Result<void> Audit::record(const Change& change, const std::string& after, const std::string& result) {
+Result<void> Audit::record(const Change& change, const std::string& after, const std::string& result,
+                           bool durable) {
   AuditEntry entry = entry_of(change);
   entry.after = after;
   entry.result = result;
-  return append(std::move(entry), {});
+  return append(std::move(entry), {}, durable);
 }
 
-Result<void> Audit::append(AuditEntry entry, StoreBatch batch) {
+Result<void> Audit::append(AuditEntry entry, StoreBatch batch, bool durable) {
   entry.sequence = head_.sequence + 1;
   entry.previous = head_.hash;
   entry.hash = audit_hash(entry);
@@ -127,7 +128,7 @@ Result<void> Audit::append(AuditEntry entry, StoreBatch batch) {
     kept.hash = anchor.hash;
     batch.put(kTable, "anchor", wire::encode(kept));
   }
-  RETORT_TRY(store_.write(batch));
+  RETORT_TRY(store_.write(batch, durable));
   head_ = {entry.sequence, entry.hash};
   anchor_ = anchor;
   return {};

@@ -36,8 +36,9 @@ class Audit {
   /// Writes the entry; `with` becomes durable together with it.
   Result<void> finish(const std::string& ticket, const std::string& after, const std::string& result,
                       StoreBatch with = {});
-  /// An entry for what is done already.
-  Result<void> record(const Change& change, const std::string& after, const std::string& result);
+  /// An entry for what is done already; if it is not `durable`, on disk with the store's next sync.
+  Result<void> record(const Change& change, const std::string& after, const std::string& result,
+                      bool durable = true);
 
   /// Entries after `sequence`, oldest first, at most `limit`.
   Result<std::vector<AuditEntry>> page(std::uint64_t sequence, std::size_t limit) const;
@@ -47,7 +48,7 @@ class Audit {
 
  private:
   AuditEntry entry_of(const Change& change) const;
-  Result<void> append(AuditEntry entry, StoreBatch batch);
+  Result<void> append(AuditEntry entry, StoreBatch batch, bool durable = true);
 
   Store& store_;
   const Clock& clock_;

@@ -119,7 +119,8 @@ const std::vector<std::string>& store_tables() {
                                                "telemetry",
                                                "telemetry_minutes",
                                                "telemetry_hours",
-                                               "trust"};
+                                               "trust",
+                                               "telemetry_seen"};
   return tables;
 }
 

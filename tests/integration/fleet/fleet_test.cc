@@ -77,6 +77,41 @@ struct Device {
   std::deque<wire::Envelope> got;
 };
 
+/// A store whose disk can be made to fail.
+class FailingStore final : public Store {
+ public:
+  bool fails = false;
+  Result<std::optional<std::string>> get(std::string_view table, std::string_view key) const override {
+    return inner_->get(table, key);
+  }
+  Result<void> write(const StoreBatch& batch, bool durable) override {
+    if (fails) return fail(ErrorCode::kOutOfBudget, "store", "the disk is full");
+    return inner_->write(batch, durable);
+  }
+  Result<void> sync() override { return fails ? write({}, true) : Result<void>(); }
+  Result<void> scan(std::string_view table, std::string_view prefix, std::string_view start_after,
+                    const std::function<bool(std::string_view, std::string_view)>& visit) const override {
+    return inner_->scan(table, prefix, start_after, visit);
+  }
+  Result<void> checkpoint(const std::filesystem::path& folder) const override {
+    return inner_->checkpoint(folder);
+  }
+
+ private:
+  std::unique_ptr<Store> inner_ = make_memory_store();
+};
+
+/// The system's clock, ahead by what a test says.
+class MovedClock final : public Clock {
+ public:
+  std::chrono::seconds ahead{0};
+  std::chrono::system_clock::time_point now() const override { return system_.now() + ahead; }
+  std::chrono::steady_clock::time_point steady_now() const override { return system_.steady_now() + ahead; }
+
+ private:
+  SystemClock system_;
+};
+
 class FleetTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -96,9 +131,9 @@ class FleetTest : public ::testing::Test {
 
   TemporaryFolder folder_;
   boost::asio::io_context reactor_;
-  SystemClock clock_;
+  MovedClock clock_;
   SeededRandom random_{1};
-  std::unique_ptr<Store> store_ = make_memory_store();
+  std::unique_ptr<FailingStore> store_ = std::make_unique<FailingStore>();
   std::unique_ptr<TrustRepository> trust_ =
       std::move(*TrustRepository::open(*store_, folder_ / "keys", clock_));
   ArtifactStore artifacts_{folder_ / "blobs", *store_, *trust_, clock_};
@@ -189,6 +224,61 @@ TEST_F(FleetTest, EnrolHelloDesiredPullAndTelemetry) {
   EXPECT_EQ((*rows)[0].point.value, 1);
   d->hello();
   EXPECT_EQ(d->next<wire::Welcome>()->telemetry_acknowledged, 1u);
+}
+
+TEST_F(FleetTest, TelemetryIsAcknowledgedWhenItIsOnDisk) {
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  ASSERT_TRUE(d->next<wire::Welcome>());
+  const auto rows = [&] { return TelemetryStore(*store_).query(d->id, "", 0, 10)->size(); };
+  store_->fails = true;
+  d->send(wire::TelemetryBatch{1, 3, {{1000, "x", 1}}});
+  EXPECT_FALSE(d->next<wire::TelemetryAck>(300));
+  EXPECT_EQ(rows(), 0u);
+  EXPECT_EQ(fleet_.counters().telemetry_points, 0u);
+  store_->fails = false;
+  d->send(wire::TelemetryBatch{1, 3, {{1000, "x", 1}}});
+  EXPECT_EQ(d->next<wire::TelemetryAck>()->batch, 1u);
+  EXPECT_EQ(rows(), 1u);
+  EXPECT_EQ(fleet_.counters().telemetry_points, 1u);
+  // Several at a time: one acknowledgement of the last is enough.
+  for (std::uint64_t batch = 2; batch <= 5; ++batch)
+    d->send(wire::TelemetryBatch{batch, 4, {{static_cast<UnixMillis>(1000 * batch), "x", 1}}});
+  std::uint64_t last = 0;
+  while (last < 5) {
+    const auto ack = d->next<wire::TelemetryAck>();
+    ASSERT_TRUE(ack);
+    last = ack->batch;
+  }
+  EXPECT_EQ(rows(), 5u);
+  EXPECT_EQ(fleet_.find(d->id)->telemetry_dropped, 4u) << "what it dropped ever, not the sum of what it said";
+  // Another coordinator on this store knows it.
+  Fleet next(
+      reactor_, *store_, artifacts_, clock_, random_, {},
+      [](const Fleet::Claim&) -> Result<Fleet::Grant> { return fail(ErrorCode::kDenied, "", "none"); });
+  ASSERT_OK(next.start(keys_, "tcp://127.0.0.1:*"));
+  EXPECT_EQ(next.find(d->id)->telemetry_batch, 5u);
+  EXPECT_EQ(next.find(d->id)->telemetry_dropped, 4u);
+}
+
+TEST_F(FleetTest, ADeviceThatMissedItsDesiredStateIsToldAgain) {
+  DeviceClass any;
+  any.name = "any";
+  ASSERT_OK(fleet_.set_class(any));
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  const auto told = d->next<wire::Desired>();
+  ASSERT_TRUE(told);
+  clock_.ahead += std::chrono::seconds(31);
+  d->send(wire::Heartbeat{told->desired.generation - 1});
+  EXPECT_FALSE(d->next<wire::Desired>(300)) << "it may be at it";
+  clock_.ahead += std::chrono::seconds(30);
+  d->send(wire::Heartbeat{told->desired.generation - 1});
+  EXPECT_EQ(d->next<wire::Desired>()->desired.generation, told->desired.generation);
+  d->send(wire::Heartbeat{told->desired.generation});
+  EXPECT_FALSE(d->next<wire::Desired>(300));
 }
 
 TEST_F(FleetTest, EnrolmentIsGuardedAndRepeatable) {

@@ -27,12 +27,12 @@ TEST(Tokens, KindUsesExpiryAndRevocation) {
   EXPECT_EQ(tokens.check(op->secret + "0", "operator").error().code, ErrorCode::kDenied);
   for (const char* bad : {"", ".", "x.y", "nodot"})
     EXPECT_EQ(tokens.check(bad, "operator").error().code, ErrorCode::kDenied) << bad;
-  EXPECT_OK(tokens.consume(twice->secret, "enrolment"));
-  EXPECT_OK(tokens.consume(twice->secret, "enrolment"));
-  EXPECT_EQ(tokens.consume(twice->secret, "enrolment").error().code, ErrorCode::kDenied);
-  EXPECT_OK(tokens.consume(brief->secret, "enrolment"));
+  EXPECT_OK(tokens.enrol(twice->secret, "key", ""));
+  EXPECT_OK(tokens.enrol(twice->secret, "key", ""));
+  EXPECT_EQ(tokens.enrol(twice->secret, "key", "").error().code, ErrorCode::kDenied);
+  EXPECT_OK(tokens.enrol(brief->secret, "key", ""));
   clock.advance(std::chrono::seconds(2));
-  EXPECT_EQ(tokens.consume(brief->secret, "enrolment").error().code, ErrorCode::kDenied);
+  EXPECT_EQ(tokens.enrol(brief->secret, "key", "").error().code, ErrorCode::kDenied);
   EXPECT_OK(tokens.revoke(op->record.id));
   EXPECT_EQ(tokens.check(op->secret, "operator").error().code, ErrorCode::kDenied);
   EXPECT_EQ(tokens.revoke("none").error().code, ErrorCode::kNotFound);
