@@ -61,6 +61,12 @@ void note_heads(Trace* trace, std::size_t layer, const Tensor& output) {
   trace->statistics->layers[layer].heads += output.detach().norm(2, -1).sum(at::IntArrayRef({0, 1}));
 }
 
+const Tensor& note_channels(Trace* trace, const Tensor& normed) {
+  if (trace != nullptr && trace->statistics != nullptr)
+    trace->statistics->channels += normed.detach().abs().sum(at::IntArrayRef({0, 1}));
+  return normed;
+}
+
 void note_ffn(Trace* trace, std::size_t layer, const Tensor& activation) {
   if (trace == nullptr || trace->statistics == nullptr) return;
   trace->statistics->layers[layer].ffn += activation.detach().abs().sum(at::IntArrayRef({0, 1}));
@@ -100,7 +106,7 @@ Tensor llama_layer(const Network& n, std::size_t layer, const Tensor& in, const 
     return bias == n.weights.end() ? at::linear(x, n.weight(p + name))
                                    : at::linear(x, n.weight(p + name), bias->second);
   };
-  Tensor h = rms_norm(in, n.weight(p + "input_layernorm.weight"), c.norm_eps);
+  Tensor h = note_channels(trace, rms_norm(in, n.weight(p + "input_layernorm.weight"), c.norm_eps));
   const Tensor q = product(h, "self_attn.q_proj.weight").view({b, s, shape.n_head, d});
   const Tensor k = product(h, "self_attn.k_proj.weight").view({b, s, shape.n_head_kv, d});
   Tensor v = product(h, "self_attn.v_proj.weight").view({b, s, shape.n_head_kv, d});
@@ -110,7 +116,7 @@ Tensor llama_layer(const Network& n, std::size_t layer, const Tensor& in, const 
   const Tensor attention = attend(rotate(q, positions), keys, v, positions.mask, maps_of(trace));
   note_heads(trace, layer, attention);
   Tensor x = in + product(attention.reshape({b, s, shape.n_head * d}), "self_attn.o_proj.weight");
-  h = rms_norm(x, n.weight(p + "post_attention_layernorm.weight"), c.norm_eps);
+  h = note_channels(trace, rms_norm(x, n.weight(p + "post_attention_layernorm.weight"), c.norm_eps));
   const Tensor active = at::silu(product(h, "mlp.gate_proj.weight")) * product(h, "mlp.up_proj.weight");
   note_ffn(trace, layer, active);
   x = x + product(active, "mlp.down_proj.weight");
@@ -127,14 +133,16 @@ Tensor gpt2_layer(const Network& n, std::size_t layer, const Tensor& in, const P
     tell(trace, p + name + ".weight", x);
     return at::matmul(x, n.weight(p + name + ".weight")) + n.weight(p + name + ".bias");
   };
-  const Tensor qkv = conv(layer_norm(n, in, p + "ln_1"), "attn.c_attn").view({b, s, 3, heads, d});
+  const Tensor qkv =
+      conv(note_channels(trace, layer_norm(n, in, p + "ln_1")), "attn.c_attn").view({b, s, 3, heads, d});
   Tensor k = qkv.select(2, 1), v = qkv.select(2, 2);
   note_projections(trace, qkv.select(2, 0), k, v);
   take_past(trace, layer, k, v);
   const Tensor attention = attend(qkv.select(2, 0), k, v, positions.mask, maps_of(trace));
   note_heads(trace, layer, attention);
   Tensor x = in + conv(attention.reshape({b, s, heads * d}), "attn.c_proj");
-  const Tensor active = at::gelu(conv(layer_norm(n, x, p + "ln_2"), "mlp.c_fc"), "tanh");
+  const Tensor active =
+      at::gelu(conv(note_channels(trace, layer_norm(n, x, p + "ln_2")), "mlp.c_fc"), "tanh");
   note_ffn(trace, layer, active);
   x = x + conv(active, "mlp.c_proj");
   note_layer(trace, layer, in, x);
@@ -200,6 +208,7 @@ Tensor logits_of(const Network& n, const Tensor& x, Trace* trace) {
                           ? rms_norm(x, n.weight("model.norm.weight"), n.config.norm_eps)
                           : layer_norm(n, x, "transformer.ln_f");
   const std::string head = head_weight(n.config);
+  note_channels(trace, last);
   tell(trace, head, last);
   return at::linear(last, n.weight(head));
 }
@@ -207,6 +216,7 @@ Tensor logits_of(const Network& n, const Tensor& x, Trace* trace) {
 Tensor forward(const Network& network, const Tensor& ids, Trace* trace) {
   if (trace != nullptr && trace->statistics != nullptr) {
     ActivationStatistics& statistics = *trace->statistics;
+    if (statistics.layers.empty()) statistics.channels = at::zeros({network.config.n_embd});
     if (statistics.layers.empty())
       for (const LayerShape& layer : network.config.layers)
         statistics.layers.push_back({at::zeros({layer.n_ff}), at::zeros({layer.n_head}), 0});

@@ -40,6 +40,7 @@ struct ActivationStatistics {
     double similarity = 0;  ///< Σ cos(x_in, x_out) over the whole layer
   };
   std::vector<Layer> layers;
+  at::Tensor channels;  ///< [n_embd] Σ|norm(x)|, over all norms
   std::int64_t tokens = 0;
 };
 

@@ -50,6 +50,10 @@ Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pa
             "prune.structured: layers of different widths cannot be cut out, since which ones go is known "
             "only while it runs; cut layers first, widths later");
   }
+  if (pass.hidden) {
+    if (*pass.hidden > config.n_embd) return larger("hidden channels", *pass.hidden, config.n_embd);
+    out.n_embd = *pass.hidden;
+  }
   for (LayerShape& layer : out.layers) {
     if (pass.ffn) {
       if (*pass.ffn > layer.n_ff) return larger("FFN neurons", *pass.ffn, layer.n_ff);

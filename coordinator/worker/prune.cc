@@ -36,6 +36,19 @@ Tensor features(const std::vector<std::int64_t>& heads, std::int64_t dim, std::i
   return index_tensor(out);
 }
 
+/// The dimension along which a weight's values belong to hidden channels; −1: none.
+std::int64_t channel_dimension(const std::string& name) {
+  const auto ends = [&](std::string_view suffix) { return name.ends_with(suffix); };
+  if (ends("q_proj.weight") || ends("k_proj.weight") || ends("v_proj.weight") || ends("gate_proj.weight") ||
+      ends("up_proj.weight") || ends("embed_tokens.weight") || ends("lm_head.weight") || ends("wte.weight") ||
+      ends("wpe.weight") || ends("c_proj.weight"))
+    return 1;
+  for (const char* part : {"q_proj.bias", "k_proj.bias", "v_proj.bias", "gate_proj.bias", "up_proj.bias",
+                           "c_attn.bias", "c_fc.bias"})
+    if (ends(part)) return -1;
+  return 0;  // norms, o_proj, down_proj, c_attn, c_fc, and biases of what writes to the channels
+}
+
 /// Scores by weight norms, in the statistics' shape, where no activations were taken.
 ActivationStatistics magnitudes(const Network& n) {
   ActivationStatistics out;
@@ -62,6 +75,10 @@ ActivationStatistics magnitudes(const Network& n) {
     layer.similarity = -norm;  // small weights look like a layer that changes little
     out.layers.push_back(std::move(layer));
   }
+  out.channels = at::zeros({c.n_embd});
+  for (const auto& [name, tensor] : n.weights)
+    if (const std::int64_t channel = channel_dimension(name); tensor.dim() == 2 && channel >= 0)
+      out.channels += tensor.detach().square().sum(1 - channel);
   return out;
 }
 
@@ -134,6 +151,12 @@ Network prune(const Network& network, const ModelConfig& target, const Activatio
         cut = cut.index_select(0, neurons);
       out.weights.emplace(q + part, cut.clone());
     }
+  }
+  if (target.n_embd != c.n_embd) {
+    const Tensor channels = index_tensor(largest(to_vector(scores.channels), target.n_embd));
+    for (auto& [name, tensor] : out.weights)
+      if (const std::int64_t channel = channel_dimension(name); channel >= 0)
+        tensor = tensor.index_select(channel, channels).contiguous();
   }
   return out;
 }

@@ -212,7 +212,7 @@ struct Reader {
   Result<Pass> prune(const YAML::Node& node) {
     PrunePass out;
     Fields fields(node, where, "prune.structured",
-                  {"layers", "ffn", "heads", "kv_heads", "importance", "calibration_tokens"});
+                  {"layers", "hidden", "ffn", "heads", "kv_heads", "importance", "calibration_tokens"});
     const auto optional = [&](const char* key, std::optional<std::uint32_t>& value, std::uint32_t high) {
       if (!fields.has(key)) return;
       std::uint32_t number = 0;
@@ -220,6 +220,7 @@ struct Reader {
       value = number;
     };
     optional("layers", out.layers, 1u << 10);
+    optional("hidden", out.hidden, 1u << 16);
     optional("ffn", out.ffn, 1u << 20);
     optional("heads", out.heads, 1u << 12);
     optional("kv_heads", out.kv_heads, 1u << 12);
@@ -228,9 +229,9 @@ struct Reader {
     out.activation = importance == "activation";
     fields.whole("calibration_tokens", out.calibration_tokens, 16, 1ull << 40);
     RETORT_TRY(fields.result());
-    if (!out.layers && !out.ffn && !out.heads && !out.kv_heads)
+    if (!out.layers && !out.hidden && !out.ffn && !out.heads && !out.kv_heads)
       return fail(ErrorCode::kInvalid, at_line(where, node),
-                  "prune.structured needs a target: layers, ffn, heads or kv_heads");
+                  "prune.structured needs a target: layers, hidden, ffn, heads or kv_heads");
     return out;
   }
 

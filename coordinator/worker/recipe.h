@@ -82,7 +82,7 @@ struct OptimisePass {
 };
 
 struct PrunePass {
-  std::optional<std::uint32_t> layers, ffn, heads, kv_heads;
+  std::optional<std::uint32_t> layers, hidden, ffn, heads, kv_heads;
   bool activation = true;  ///< else by magnitude
   std::uint64_t calibration_tokens = 8192;
 };

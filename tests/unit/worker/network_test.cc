@@ -189,7 +189,7 @@ TEST_P(Prune, NothingCutIsIdentity) {
 TEST_P(Prune, TensorsGetSmallerAndStillFit) {
   const Network n = random_network(small(GetParam()), 4);
   PrunePass pass;
-  pass.layers = 2, pass.ffn = 24, pass.heads = 2;
+  pass.layers = 2, pass.ffn = 24, pass.heads = 2, pass.hidden = 20;
   if (GetParam() == ModelFamily::kLlama) pass.kv_heads = 1;
   const auto target = pruned_config(n.config, pass, "test");
   ASSERT_OK(target);
@@ -236,6 +236,44 @@ TEST_P(Prune, DeadPartsGoFirst) {
   const at::Tensor ids = at::arange(16, at::kLong).unsqueeze(0);
   const at::Tensor before = forward(n, ids), after = forward(prune(n, target, &s), ids);
   EXPECT_LT((before - after).abs().max().item<float>(), 1e-5);
+}
+
+/// Channels that no token's embedding has, that nothing writes to and that norms let nothing through of can
+/// go: what is left computes the same, but for the norms' means over fewer channels.
+TEST_P(Prune, SilentChannelsGoFirst) {
+  Network n = random_network(small(GetParam()), 8);
+  const std::vector<std::int64_t> silent{1, 4, 9, 16, 25, 30};
+  for (auto& [name, tensor] : n.weights) {
+    const auto ends = [&, &name = name](std::string_view suffix) { return name.ends_with(suffix); };
+    for (const std::int64_t channel : silent) {
+      if (tensor.dim() == 1 && !ends("c_attn.bias") && !ends("c_fc.bias")) tensor[channel] = 0;
+      if (ends("o_proj.weight") || ends("down_proj.weight")) tensor[channel].zero_();
+      if (ends("c_proj.weight") || ends("embed_tokens.weight") || ends("wte.weight") || ends("wpe.weight"))
+        tensor.select(1, channel).zero_();
+    }
+  }
+  PrunePass pass;
+  pass.hidden = 26;
+  const ModelConfig target = *pruned_config(n.config, pass, "test");
+  const ActivationStatistics s = observe(n);
+  torch::NoGradGuard no_grad;
+  for (const ActivationStatistics* given : {static_cast<const ActivationStatistics*>(nullptr), &s}) {
+    const Network cut = prune(n, target, given);
+    std::vector<std::int64_t> kept;
+    for (std::int64_t i = 0; i < 32; ++i)
+      if (std::find(silent.begin(), silent.end(), i) == silent.end()) kept.push_back(i);
+    const std::string embedding = head_weight(n.config);
+    EXPECT_TRUE(
+        cut.weight(embedding).equal(n.weight(embedding).index_select(1, at::tensor(kept, at::kLong))));
+    if (GetParam() == ModelFamily::kGpt2) continue;  // its norms take means away as well
+    // A root mean square over 26 of 32 channels is √(32/26) larger.
+    Network mended = cut;
+    for (auto& [name, tensor] : mended.weights)
+      if (name.ends_with("norm.weight")) tensor = tensor * std::sqrt(32.0 / 26.0);
+    mended.config.norm_eps *= 32.0f / 26.0f;
+    const at::Tensor ids = at::arange(16, at::kLong).unsqueeze(0);
+    EXPECT_LT((forward(n, ids) - forward(mended, ids)).abs().max().item<float>(), 1e-4);
+  }
 }
 
 TEST_P(Prune, TheLayerThatDoesNothingGoes) {
