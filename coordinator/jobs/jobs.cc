@@ -32,6 +32,11 @@ class LocalLauncher final : public Launcher {
     if (options_.memory_limit_bytes != 0)
       spec.arguments.insert(spec.arguments.end(),
                             {"--memory-limit", std::to_string(options_.memory_limit_bytes)});
+    if (!options_.teacher_cache.empty())
+      spec.arguments.insert(spec.arguments.end(), {"--cache", options_.teacher_cache.string()});
+    if (!options_.teacher_cache.empty() && options_.teacher_cache_bytes != 0)
+      spec.arguments.insert(spec.arguments.end(),
+                            {"--cache-limit", std::to_string(options_.teacher_cache_bytes)});
     spec.stdout_file = folder / "stdout";
     spec.stderr_file = folder / "stderr";
     spec.own_session = true;

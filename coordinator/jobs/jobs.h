@@ -31,6 +31,10 @@ struct LocalLauncherOptions {
   std::string worker_binary, serve_binary;
   unsigned threads = 0;  ///< 0: the worker's own choice
   std::uint64_t memory_limit_bytes = 0;
+  /// Where workers share teachers' outputs, so that the second class of one corpus pays for none; empty: each
+  /// computes its own. What it may hold; 0: the worker's own limit.
+  std::filesystem::path teacher_cache;
+  std::uint64_t teacher_cache_bytes = 0;
 };
 std::unique_ptr<Launcher> make_local_launcher(LocalLauncherOptions options);
 

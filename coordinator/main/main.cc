@@ -21,8 +21,8 @@ namespace {
 
 struct Options {
   std::string data, rest_listen = "127.0.0.1:8440", fleet_listen = "tcp://127.0.0.1:8441", job_memory,
-                    worker_binary, serve_binary, ready_file, tls = "auto", tls_certificate, tls_key,
-                    backup_from, backup_to;
+                    teacher_cache, worker_binary, serve_binary, ready_file, tls = "auto", tls_certificate,
+                    tls_key, backup_from, backup_to;
   double rate_limit = 200;
   unsigned max_jobs = 1, job_threads = 0;
   std::uint32_t heartbeat_millis = 10000;
@@ -205,8 +205,14 @@ Result<void> serve(const Options& options) {
   RETORT_TRY(fleet.start(keys, options.fleet_listen));
   rollouts.start();
 
-  LocalLauncherOptions launcher_options{program(options.worker_binary, "retort-worker"), serve_binary,
-                                        options.job_threads, 0};
+  LocalLauncherOptions launcher_options{program(options.worker_binary, "retort-worker"),
+                                        serve_binary,
+                                        options.job_threads,
+                                        0,
+                                        data / "teacher-outputs",
+                                        0};
+  if (!options.teacher_cache.empty())
+    launcher_options.teacher_cache_bytes = RETORT_TRY(parse_bytes(options.teacher_cache));
   if (!options.job_memory.empty())
     launcher_options.memory_limit_bytes = RETORT_TRY(parse_bytes(options.job_memory));
   const std::unique_ptr<Launcher> launcher = make_local_launcher(launcher_options);
@@ -400,6 +406,9 @@ int run(int argc, char** argv) {
   serve_command->add_option("--job-threads", options.job_threads,
                             "threads of a job (default: its CPU allowance)");
   serve_command->add_option("--job-memory", options.job_memory, "memory limit of a job (4G)");
+  serve_command->add_option("--teacher-cache", options.teacher_cache,
+                            "what teachers' outputs, kept for all jobs over one dataset, may take on disk "
+                            "(default: 8GiB)");
   serve_command->add_option("--worker-binary", options.worker_binary,
                             "retort-worker (default: beside this program, then PATH)");
   serve_command->add_option("--serve-binary", options.serve_binary, "retort-serve (likewise)");

@@ -114,10 +114,12 @@ std::string write_recipe(const ModelConfig& teacher, const StudentPlan& plan, co
   // to heal. Between 1e-4 and 1e-3 by the share that is gone (docs/recipes.md has the measurement).
   const double gone =
       1 - static_cast<double>(plan.parameters) / static_cast<double>(parameter_count(teacher));
+  // The same text, windows and temperature for every class, so that the first one's teacher outputs are all
+  // that the others need (docs/recipes.md, "A cache").
   out += fmt::format(
       "  - distil.soft: {{tokens: {}, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: "
-      "{:.1e}}}\n",
-      in.tokens, 1e-4 + 9e-4 * gone);
+      "{:.1e}, teacher_outputs: top_k, k: {}}}\n",
+      in.tokens, 1e-4 + 9e-4 * gone, std::min(64u, teacher.n_vocab - 1));
   out += fmt::format("  - quantize.weights: {{format: {}}}\n", format);
   out += fmt::format("  - export: {{file: {}, label: distilled}}\n",
                      quoted(in.base_name + "-" + format + ".gguf"));

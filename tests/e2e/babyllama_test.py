@@ -61,6 +61,12 @@ class BabyLlama(harness.FleetTest):
             self.assertLess(distilled['evaluation']['kl_divergence'], cut['evaluation']['kl_divergence'])
             print(f"  {name}: {distilled['bytes']} bytes, perplexity {distilled['evaluation']['perplexity']:.3f}, "
                   f"cut only {cut['evaluation']['perplexity']:.3f}")
+        computed = []
+        for job in sorted(fleet.retort('job', 'ls'), key=lambda job: job['id']):
+            with open(fleet.path('data', 'jobs', job['id'], 'progress.jsonl'), encoding='utf-8') as file:
+                computed += [e['windows_computed'] for e in map(json.loads, file) if e['event'] == 'teacher_outputs']
+        self.assertEqual(sorted(computed)[0], 0, 'the second class of one corpus runs no teacher')
+        self.assertGreater(sorted(computed)[1], 0)
         self.assertNotEqual(students['roomy']['distilled']['sha256'], students['tight']['distilled']['sha256'])
         for agent, name in (('a', 'roomy'), ('b', 'tight')):
             status = fleet.serving(agent, students[name]['distilled']['sha256'])

@@ -11,6 +11,7 @@
 #include "common/core/sha256.h"
 #include "common/gguf/gguf.h"
 #include "common/hf/hf_model.h"
+#include "coordinator/tailor/tailor.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
 
@@ -242,6 +243,40 @@ TEST_F(WorkerRun, JudgesWithTheRuntimeThatServes) {
                there = told[1].at("perplexity").to_number<double>();
   EXPECT_NEAR(there / here, 1, 1e-3);
   EXPECT_NEAR(told[1].at("kl_divergence").to_number<double>(), 0, 1e-3);
+}
+
+/// As the coordinator tailors: one corpus, two classes, one a cut and the other none, one cache.
+TEST_F(WorkerRun, TheSecondClassOfACorpusPaysNoTeacherPass) {
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(3, 2)));
+  const ModelConfig teacher = open_hf_model(folder_ / "teacher")->config;
+  RecipeInputs inputs{.teacher_folder = folder_ / "teacher",
+                      .train_file = folder_ / "train.jsonl",
+                      .held_out_file = folder_ / "judge.jsonl",
+                      .tokens = 6000,
+                      .held_out_tokens = 50};
+  const auto tailor = [&](const std::string& name, std::uint32_t ffn) {
+    StudentPlan plan;
+    plan.config = teacher;
+    for (LayerShape& layer : plan.config.layers) layer.n_ff = ffn;
+    plan.parameters = parameter_count(plan.config);
+    inputs.base_name = name;
+    EXPECT_OK(write_file_atomic(folder_ / "r.yaml", write_recipe(teacher, plan, inputs)));
+    const Ended ended = run(name, {"--cache", (folder_ / "cache").string()});
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    const auto told = events(name, "teacher_outputs");
+    EXPECT_EQ(told.size(), 1u);
+    return told.empty() ? json::object{{"windows_computed", -1}, {"windows_used", -1}} : told[0];
+  };
+  const json::object whole = tailor("whole", teacher.layers[0].n_ff), cut = tailor("cut", 32);
+  EXPECT_GT(whole.at("windows_computed").to_number<int>(), 0);
+  EXPECT_EQ(cut.at("windows_used"), whole.at("windows_used"));
+  EXPECT_EQ(cut.at("windows_computed").to_number<int>(), 0);
+  // Another teacher's outputs lie beside it and are not taken for its own.
+  testing::TinyModelOptions other;
+  other.n_layer = 3;
+  fs::remove_all(folder_ / "teacher");
+  ASSERT_OK(testing::write_tiny_model(folder_ / "teacher", ModelFamily::kLlama, 2, other));
+  EXPECT_EQ(tailor("other", 32).at("windows_computed"), whole.at("windows_computed"));
 }
 
 TEST_F(WorkerRun, OneWorkerAFolder) {

@@ -95,6 +95,7 @@ TEST(Tailor, RecipeHoldsTheCutAndQuotesPaths) {
   EXPECT_NE(recipe.find("prune.structured"), std::string::npos);
   EXPECT_NE(recipe.find(R"(model: "/data/a \"b\": c")"), std::string::npos) << recipe;
   EXPECT_NE(recipe.find("label: distilled"), std::string::npos);
+  EXPECT_NE(recipe.find("teacher_outputs: top_k, k: 64"), std::string::npos) << recipe;
   StudentPlan same;
   same.config = teacher;
   same.parameters = parameter_count(teacher);
