@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/core/random.h"
+#include "coordinator/worker/plan.h"
 
 namespace retort {
 namespace {
@@ -168,6 +169,22 @@ Result<Network> gather(const ModelConfig& config,
 }  // namespace
 
 const at::Tensor& Network::weight(const std::string& name) const { return weights.at(name); }
+
+namespace {
+bool transposed(const Network& network, const std::string& name) {
+  return stored_as(network.config.family, name, static_cast<std::size_t>(network.weight(name).dim()))
+      .transposed;
+}
+}  // namespace
+
+Tensor matrix_of(const Network& network, const std::string& name) {
+  const Tensor tensor = network.weight(name).detach();
+  return transposed(network, name) ? tensor.t().contiguous() : tensor.contiguous();
+}
+
+void set_matrix(Network& network, const std::string& name, const Tensor& values) {
+  network.weights.at(name) = transposed(network, name) ? values.t().contiguous() : values;
+}
 
 std::string head_weight(const ModelConfig& config) {
   if (!config.tied_embeddings) return "lm_head.weight";

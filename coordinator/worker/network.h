@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -23,9 +24,15 @@ struct Network {
   /// What quantize.weights made of matrices, as the file will hold them; their `weights` are the same values
   /// decoded. A pass that changes weights leaves it empty.
   EncodedWeights encoded;
+  /// Matrices whose zeros stay zero in training (prune.unstructured).
+  std::set<std::string> sparse{};
 
   const at::Tensor& weight(const std::string& name) const;
 };
+
+/// A matrix as rows of outputs by columns of inputs, whatever the family's layout; and back.
+at::Tensor matrix_of(const Network& network, const std::string& name);
+void set_matrix(Network& network, const std::string& name, const at::Tensor& values);
 
 /// The matrix that turns the last hidden state into logits: with tied embeddings the embedding.
 std::string head_weight(const ModelConfig& config);

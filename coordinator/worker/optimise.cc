@@ -225,6 +225,10 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
     report.loss += loss.item<double>();
   }
   torch::NoGradGuard no_grad;
+  // Pruned weights are zero and get no gradient: their moments stay zero, and so do they.
+  for (const std::string& name : network.sparse)
+    if (Tensor& weight = network.weights.at(name); weight.grad().defined())
+      weight.mutable_grad() = weight.grad() * weight.detach().ne(0);
   double squares = 0;
   for (auto& [name, tensor] : network.weights)
     if (tensor.grad().defined()) squares += tensor.grad().square().sum().item<double>();

@@ -1,5 +1,7 @@
 #include "coordinator/worker/plan.h"
 
+#include <fnmatch.h>
+
 #include <algorithm>
 
 #include "common/blocks/matrix.h"
@@ -35,6 +37,10 @@ std::uint64_t activation_bytes(const ModelConfig& config, std::uint32_t window, 
 Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pass,
                                   const std::string& where) {
   ModelConfig out = config;
+  // What is to go now, of what is to go in all steps; the last step takes the rest.
+  const auto shrunk = [&](std::uint32_t have, std::uint32_t want) {
+    return have - (have - want) / pass.steps_left;
+  };
   const auto larger = [&](std::string_view what, std::uint32_t wanted, std::uint32_t have) {
     return fail(ErrorCode::kInvalid, where,
                 "prune.structured: {} {} asked for, but the model has {}; it can only cut", wanted, what,
@@ -42,7 +48,7 @@ Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pa
   };
   if (pass.layers) {
     if (*pass.layers > config.n_layer()) return larger("layers", *pass.layers, config.n_layer());
-    out.layers.resize(*pass.layers);
+    out.layers.resize(shrunk(config.n_layer(), *pass.layers));
     for (const LayerShape& layer : config.layers)
       if (layer != config.layers[0] && *pass.layers != config.n_layer())
         return fail(
@@ -52,12 +58,18 @@ Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pa
   }
   if (pass.hidden) {
     if (*pass.hidden > config.n_embd) return larger("hidden channels", *pass.hidden, config.n_embd);
-    out.n_embd = *pass.hidden;
+    out.n_embd = shrunk(config.n_embd, *pass.hidden);
   }
-  for (LayerShape& layer : out.layers) {
-    if (pass.ffn) {
-      if (*pass.ffn > layer.n_ff) return larger("FFN neurons", *pass.ffn, layer.n_ff);
-      layer.n_ff = *pass.ffn;
+  if (pass.ffn.size() > 1 && pass.ffn.size() != out.layers.size())
+    return fail(ErrorCode::kInvalid, where,
+                "prune.structured: 'ffn' lists {} widths for {} layers; give one for all, or one a layer",
+                pass.ffn.size(), out.layers.size());
+  for (std::size_t i = 0; i < out.layers.size(); ++i) {
+    LayerShape& layer = out.layers[i];
+    if (!pass.ffn.empty()) {
+      const std::uint32_t width = pass.ffn.size() == 1 ? pass.ffn[0] : pass.ffn[i];
+      if (width > layer.n_ff) return larger("FFN neurons", width, layer.n_ff);
+      layer.n_ff = shrunk(layer.n_ff, width);
     }
     if (!pass.heads && !pass.kv_heads) continue;
     const std::uint32_t group = layer.n_head / layer.n_head_kv;
@@ -74,9 +86,32 @@ Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pa
                   heads, kv, group, group);
     if (config.family == ModelFamily::kGpt2 && heads != kv)
       return fail(ErrorCode::kInvalid, where, "prune.structured: GPT-2 has one key/value head for each head");
-    layer.n_head = heads;
-    layer.n_head_kv = kv;
+    layer.n_head_kv = shrunk(layer.n_head_kv, kv);
+    layer.n_head = layer.n_head_kv * shrunk(group, heads / kv);
   }
+  return out;
+}
+
+Result<std::vector<std::string>> sparse_matrices(const ModelConfig& config, const SparsePass& pass,
+                                                 const std::string& where) {
+  std::vector<std::string> out;
+  for (const WeightShape& weight : hf_weights(config)) {
+    const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
+    const bool in_layer =
+        weight.name.starts_with("model.layers.") || weight.name.starts_with("transformer.h.");
+    if (!stored.matrix || !in_layer || ::fnmatch(pass.match.c_str(), weight.name.c_str(), 0) != 0) continue;
+    const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
+    if (pass.m != 0 && columns % pass.m != 0)
+      return fail(ErrorCode::kInvalid, where,
+                  "prune.unstructured: a row of '{}' has {} weights, which are not whole groups of {}",
+                  weight.name, columns, pass.m);
+    out.push_back(weight.name);
+  }
+  if (out.empty())
+    return fail(ErrorCode::kInvalid, where,
+                "prune.unstructured: '{}' matches no matrix of a layer; names are as "
+                "model.layers.0.mlp.down_proj.weight",
+                pass.match);
   return out;
 }
 
@@ -247,6 +282,15 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
                  (activation_bytes(planned.before, planned.before.n_ctx, false) + 4ull * config.n_vocab);
       }
       extra += 4 * parameter_count(config);
+    } else if (const auto* zeros = std::get_if<SparsePass>(&pass)) {
+      RETORT_TRY(sparse_matrices(config, *zeros, recipe.where));
+      if (zeros->wanda) {
+        planned.tokens = zeros->calibration_tokens;
+        planned.flops = 2 * forward_flops(config, config.n_ctx) * static_cast<double>(planned.tokens);
+        extra += zeros->calibration_tokens * config.n_embd * 8 +
+                 calibration_batch(config, config.n_ctx) * std::uint64_t{config.n_ctx} *
+                     activation_bytes(config, config.n_ctx, false);
+      }
     } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
       RETORT_TRY(check_rules(*rounding, config, recipe.where));
       quantized = *rounding;

@@ -34,6 +34,10 @@ struct Plan {
 
 /// The model's shape after a cut. kInvalid when a target is larger than what is there or heads do not divide.
 Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pass, const std::string& where);
+/// The matrices whose weights a prune.unstructured takes: the layers' (Wanda, section 4: not the embedding,
+/// not the head) that its pattern matches. kInvalid when that is none, or rows are not whole groups.
+Result<std::vector<std::string>> sparse_matrices(const ModelConfig& config, const SparsePass& pass,
+                                                 const std::string& where);
 /// A Llama of the recipe's shape over a vocabulary.
 ModelConfig init_config(const InitShape& shape, std::uint32_t vocabulary, std::int32_t bos, std::int32_t eos);
 

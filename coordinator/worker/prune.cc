@@ -161,4 +161,54 @@ Network prune(const Network& network, const ModelConfig& target, const Activatio
   return out;
 }
 
+Tensor keep_in_rows(const Tensor& scores, const SparsePass& pass) {
+  const Tensor groups =
+      pass.m != 0 ? scores.reshape({-1, static_cast<std::int64_t>(pass.m)}) : scores.contiguous();
+  const std::int64_t keep =
+      pass.m != 0 ? pass.n
+                  : groups.size(1) - std::llround(pass.sparsity * static_cast<double>(groups.size(1)));
+  const Tensor order = std::get<1>(groups.sort(/*stable=*/true, -1, /*descending=*/true));
+  return at::zeros(groups.sizes(), at::kBool)
+      .scatter_(1, order.slice(1, 0, keep), true)
+      .reshape(scores.sizes());
+}
+
+Result<void> sparsify(Network& network, const SparsePass& pass, const std::vector<std::string>& matrices,
+                      const std::vector<Tensor>& calibration,
+                      const std::function<Result<void>()>& check_stop) {
+  torch::NoGradGuard no_grad;
+  const auto cut = [&](const std::string& name, const Tensor& norms) {
+    const Tensor weight = matrix_of(network, name);
+    Tensor scores = weight.abs();
+    if (norms.defined()) scores = scores * norms.unsqueeze(0);
+    // Without a pattern a magnitude is compared over the whole matrix: one long row.
+    const bool whole = !norms.defined() && pass.m == 0;
+    const Tensor kept = keep_in_rows(whole ? scores.reshape({1, -1}) : scores, pass).reshape(weight.sizes());
+    set_matrix(network, name, at::where(kept, weight, at::zeros({})));
+    network.sparse.insert(name);
+  };
+  if (!pass.wanda) {
+    for (const std::string& name : matrices) cut(name, {});
+    return {};
+  }
+  std::vector<Tensor> hidden;
+  for (const Tensor& ids : calibration) hidden.push_back(embed(network, ids));
+  const Positions positions(network.config, calibration[0].size(1));
+  for (std::size_t layer = 0; layer < network.config.layers.size(); ++layer) {
+    RETORT_TRY(check_stop());
+    std::map<std::string, Tensor> squares;
+    Trace trace;
+    trace.inputs = [&](const std::string& name, const Tensor& input) {
+      const Tensor more = input.reshape({-1, input.size(-1)}).square().sum(0);
+      Tensor& sum = squares[name];
+      sum = sum.defined() ? sum + more : more;
+    };
+    for (const Tensor& x : hidden) run_layer(network, layer, x, positions, &trace);
+    for (const std::string& name : matrices)
+      if (const auto found = squares.find(name); found != squares.end()) cut(name, found->second.sqrt());
+    for (Tensor& x : hidden) x = run_layer(network, layer, x, positions);
+  }
+  return {};
+}
+
 }  // namespace retort

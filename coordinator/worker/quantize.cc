@@ -52,13 +52,8 @@ class Matrices {
     const Tensor& tensor = network_.weight(name);
     return stored(name).transposed ? tensor.size(0) : tensor.size(1);
   }
-  Tensor get(const std::string& name) const {
-    const Tensor tensor = network_.weight(name).detach();
-    return stored(name).transposed ? tensor.t().contiguous() : tensor.contiguous();
-  }
-  void set(const std::string& name, const Tensor& values) {
-    network_.weights.at(name) = stored(name).transposed ? values.t().contiguous() : values;
-  }
+  Tensor get(const std::string& name) const { return matrix_of(network_, name); }
+  void set(const std::string& name, const Tensor& values) { set_matrix(network_, name, values); }
   /// Multiplies each column by its factor.
   void scale_columns(const std::string& name, const Tensor& factor) {
     set(name, get(name) * factor.unsqueeze(0));

@@ -73,6 +73,23 @@ class Fields {
     }
     out = static_cast<T>(value);
   }
+  /// A whole number, or a list of them.
+  void wholes(const char* key, std::vector<std::uint32_t>& out, std::uint32_t low, std::uint32_t high) {
+    if (!has(key)) return;
+    const YAML::Node list = node_[key];
+    for (std::size_t i = 0; i < (list.IsSequence() ? list.size() : 1); ++i) {
+      const YAML::Node item = list.IsSequence() ? list[i] : list;
+      const std::string text = item.IsScalar() ? item.Scalar() : "";
+      std::uint32_t value = 0;
+      if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos ||
+          !YAML::convert<std::uint32_t>::decode(item, value) || value < low || value > high)
+        return refuse(item, fmt::format("'{}' must be a whole number from {} to {}, or a list of such, not "
+                                        "'{}'",
+                                        key, low, high, text));
+      out.push_back(value);
+    }
+    if (out.empty()) refuse(list, fmt::format("'{}' is an empty list", key));
+  }
   void number(const char* key, double& out, double low, double high) {
     if (!has(key)) return;
     double value = NAN;
@@ -209,10 +226,73 @@ struct Reader {
     return out;
   }
 
-  Result<Pass> prune(const YAML::Node& node) {
+  /// `steps` and what is distilled after each of them; both or none.
+  struct Steps {
+    std::uint32_t count = 1;
+    std::optional<Pass> distil;
+  };
+  Result<Steps> steps(Fields& fields) {
+    Steps out;
+    fields.whole("steps", out.count, 2, 100);
+    RETORT_TRY(fields.result());
+    if (fields.has("steps") != fields.has("distil"))
+      return fail(ErrorCode::kInvalid, fields.at(fields.has("steps") ? "steps" : "distil"),
+                  "'steps' and 'distil', what is learnt after each of them, come together");
+    if (fields.has("distil")) out.distil = RETORT_TRY(optimise(fields.node("distil"), "distil.soft"));
+    return out;
+  }
+
+  Result<std::vector<Pass>> sparse(const YAML::Node& node) {
+    SparsePass pass;
+    Fields fields(node, where, "prune.unstructured",
+                  {"sparsity", "pattern", "method", "match", "calibration_tokens", "steps", "distil"});
+    fields.number("sparsity", pass.sparsity, 0.01, 0.99);
+    std::string method = "wanda", pattern;
+    fields.choice("method", method, {"wanda", "magnitude"});
+    pass.wanda = method == "wanda";
+    fields.text("match", pass.match);
+    fields.text("pattern", pattern);
+    fields.whole("calibration_tokens", pass.calibration_tokens, 16, 1ull << 40);
+    RETORT_TRY(fields.result());
+    if (fields.has("pattern") == fields.has("sparsity"))
+      return fail(ErrorCode::kInvalid, at_line(where, node),
+                  "prune.unstructured needs one of 'sparsity', a share of zeros, and 'pattern', as 2:4");
+    if (!pattern.empty()) {
+      const std::size_t colon = pattern.find(':');
+      const auto digits = [](const std::string& s) {
+        return !s.empty() && s.size() <= 3 && s.find_first_not_of("0123456789") == std::string::npos;
+      };
+      if (colon != std::string::npos && digits(pattern.substr(0, colon)) &&
+          digits(pattern.substr(colon + 1))) {
+        pass.n = static_cast<std::uint32_t>(std::stoul(pattern.substr(0, colon)));
+        pass.m = static_cast<std::uint32_t>(std::stoul(pattern.substr(colon + 1)));
+      }
+      if (pass.n == 0 || pass.n >= pass.m || pass.m > 256)
+        return fail(ErrorCode::kInvalid, fields.at("pattern"),
+                    "'pattern' is '{}', but must be N:M, N of each M neighbours stay, as 2:4 (M up to 256; "
+                    "YAML needs it in quotes)",
+                    pattern);
+      if (fields.has("steps"))
+        return fail(ErrorCode::kInvalid, fields.at("steps"),
+                    "a pattern is cut at once: 'steps' needs 'sparsity'");
+    }
+    const Steps in = RETORT_TRY(steps(fields));
+    std::vector<Pass> out;
+    const double whole = pass.sparsity;
+    for (std::uint32_t i = 1; i <= in.count; ++i) {
+      // Much while there is much to spare, little at the end (Zhu & Gupta, 1710.01878, equation 1).
+      pass.sparsity = whole * (1 - std::pow(1 - static_cast<double>(i) / in.count, 3));
+      out.push_back(pass);
+      if (in.distil) out.push_back(*in.distil);
+    }
+    return out;
+  }
+
+  Result<std::vector<Pass>> prune(const YAML::Node& node) {
     PrunePass out;
     Fields fields(node, where, "prune.structured",
-                  {"layers", "hidden", "ffn", "heads", "kv_heads", "importance", "calibration_tokens"});
+                  {"layers", "hidden", "ffn", "heads", "kv_heads", "importance", "calibration_tokens",
+                   "steps", "distil"});
     const auto optional = [&](const char* key, std::optional<std::uint32_t>& value, std::uint32_t high) {
       if (!fields.has(key)) return;
       std::uint32_t number = 0;
@@ -221,7 +301,7 @@ struct Reader {
     };
     optional("layers", out.layers, 1u << 10);
     optional("hidden", out.hidden, 1u << 16);
-    optional("ffn", out.ffn, 1u << 20);
+    fields.wholes("ffn", out.ffn, 1, 1u << 20);
     optional("heads", out.heads, 1u << 12);
     optional("kv_heads", out.kv_heads, 1u << 12);
     std::string importance = "activation";
@@ -229,10 +309,20 @@ struct Reader {
     out.activation = importance == "activation";
     fields.whole("calibration_tokens", out.calibration_tokens, 16, 1ull << 40);
     RETORT_TRY(fields.result());
-    if (!out.layers && !out.hidden && !out.ffn && !out.heads && !out.kv_heads)
+    if (!out.layers && !out.hidden && out.ffn.empty() && !out.heads && !out.kv_heads)
       return fail(ErrorCode::kInvalid, at_line(where, node),
                   "prune.structured needs a target: layers, hidden, ffn, heads or kv_heads");
-    return out;
+    const Steps in = RETORT_TRY(steps(fields));
+    if (in.count > 1 && out.layers && out.ffn.size() > 1)
+      return fail(ErrorCode::kInvalid, fields.at("steps"),
+                  "a width for each layer and fewer layers cannot be reached in steps; cut layers in a pass "
+                  "before");
+    std::vector<Pass> passes;
+    for (out.steps_left = in.count; out.steps_left > 0; --out.steps_left) {
+      passes.push_back(out);
+      if (in.distil) passes.push_back(*in.distil);
+    }
+    return passes;
   }
 
   Result<TensorType> format_named(const std::string& name, const std::string& key, const std::string& place) {
@@ -388,9 +478,11 @@ struct Reader {
     return out;
   }
 
-  Result<Pass> pass(const YAML::Node& node) {
-    const std::vector<std::string> names{"train",          "prune.structured", "distil.soft", "distil",
-                                         "quantize.aware", "quantize.weights", "evaluate",    "export"};
+  /// One, or what a pass in steps comes to.
+  Result<std::vector<Pass>> pass(const YAML::Node& node) {
+    const std::vector<std::string> names{"train",  "prune.structured", "prune.unstructured", "distil.soft",
+                                         "distil", "quantize.aware",   "quantize.weights",   "evaluate",
+                                         "export"};
     if (!node.IsMap() || node.size() != 1)
       return fail(ErrorCode::kInvalid, at_line(where, node), "each pass is one line 'name: {{…}}' of {}",
                   fmt::join(names, ", "));
@@ -398,16 +490,17 @@ struct Reader {
     YAML::Node body = node.begin()->second;
     if (body.IsNull()) body = YAML::Load("{}");
     if (name == "train" || name == "distil.soft" || name == "distil" || name == "quantize.aware")
-      return optimise(body, name);
+      return std::vector{RETORT_TRY(optimise(body, name))};
     if (name == "prune.structured") return prune(body);
-    if (name == "export") return exported(body);
-    if (name == "quantize.weights") return quantize(body);
+    if (name == "prune.unstructured") return sparse(body);
+    if (name == "export") return std::vector{RETORT_TRY(exported(body))};
+    if (name == "quantize.weights") return std::vector{RETORT_TRY(quantize(body))};
     if (name == "evaluate") {
       Fields fields(body, where, name, {"label"});
       EvaluatePass out;
       fields.text("label", out.label);
       RETORT_TRY(fields.result());
-      return out;
+      return std::vector<Pass>{out};
     }
     const auto near = nearest(name, names);
     return fail(ErrorCode::kInvalid, at_line(where, node), "unknown pass '{}'; {}", name,
@@ -416,12 +509,13 @@ struct Reader {
   }
 
   /// What can be said of the passes' order without opening a model.
-  Result<void> check_order(const Recipe& recipe, const YAML::Node& list) {
-    bool quantized = false, exported = false;
+  /// `places`: of each pass.
+  Result<void> check_order(const Recipe& recipe, const std::vector<std::string>& places) {
+    bool quantized = false, sparse = false, exported = false;
     std::set<std::string> files;
     for (std::size_t i = 0; i < recipe.passes.size(); ++i) {
       const Pass& pass = recipe.passes[i];
-      const std::string place = at_line(where, list[i]);
+      const std::string& place = places[i];
       const auto* optimise = std::get_if<OptimisePass>(&pass);
       const auto* prune = std::get_if<PrunePass>(&pass);
       const auto* quantize = std::get_if<QuantizePass>(&pass);
@@ -433,7 +527,14 @@ struct Reader {
                     "train with init makes a new model, so it can only come first");
       if (optimise != nullptr && optimise->distil && recipe.teacher.empty())
         return fail(ErrorCode::kInvalid, place, "{} needs a teacher", pass_name(pass));
-      if (quantized && (optimise != nullptr || prune != nullptr))
+      const auto* zeros = std::get_if<SparsePass>(&pass);
+      if (sparse && prune != nullptr)
+        return fail(
+            ErrorCode::kInvalid, place,
+            "prune.structured cannot follow prune.unstructured; cut whole parts first, single weights "
+            "afterwards");
+      sparse |= zeros != nullptr;
+      if (quantized && (optimise != nullptr || prune != nullptr || zeros != nullptr))
         return fail(
             ErrorCode::kInvalid, place,
             "{} cannot follow quantize.weights: its steps would undo the rounding; quantize afterwards",
@@ -442,7 +543,7 @@ struct Reader {
         return fail(ErrorCode::kInvalid, place,
                     "the weights are rounded already by an earlier quantize.weights");
       if ((optimise != nullptr || (prune != nullptr && prune->activation) ||
-           (quantize != nullptr && quantize->needs_calibration())) &&
+           (zeros != nullptr && zeros->wanda) || (quantize != nullptr && quantize->needs_calibration())) &&
           !recipe.train)
         return fail(ErrorCode::kInvalid, place, "{} needs data.train", pass_name(pass));
       if (std::holds_alternative<EvaluatePass>(pass) && !recipe.held_out)
@@ -455,8 +556,7 @@ struct Reader {
       }
     }
     if (!exported)
-      return fail(ErrorCode::kInvalid, at_line(where, list),
-                  "no pass exports anything: add 'export: {{file: …}}'");
+      return fail(ErrorCode::kInvalid, places[0], "no pass exports anything: add 'export: {{file: …}}'");
     return {};
   }
 };
@@ -477,6 +577,7 @@ std::string_view pass_name(const Pass& pass) {
   struct Name {
     std::string_view operator()(const OptimisePass& p) const { return p.name; }
     std::string_view operator()(const PrunePass&) const { return "prune.structured"; }
+    std::string_view operator()(const SparsePass&) const { return "prune.unstructured"; }
     std::string_view operator()(const QuantizePass&) const { return "quantize.weights"; }
     std::string_view operator()(const EvaluatePass&) const { return "evaluate"; }
     std::string_view operator()(const ExportPass&) const { return "export"; }
@@ -513,8 +614,13 @@ Result<Recipe> parse_recipe(const std::string& text, const std::filesystem::path
     const YAML::Node list = fields.node("passes");
     if (!list.IsSequence() || list.size() == 0)
       return fail(ErrorCode::kInvalid, fields.at("passes"), "'passes' must be a list of passes");
-    for (const YAML::Node& item : list) recipe.passes.push_back(RETORT_TRY(reader.pass(item)));
-    RETORT_TRY(reader.check_order(recipe, list));
+    std::vector<std::string> places;
+    for (const YAML::Node& item : list)
+      for (Pass& pass : RETORT_TRY(reader.pass(item))) {
+        recipe.passes.push_back(std::move(pass));
+        places.push_back(at_line(where, item));
+      }
+    RETORT_TRY(reader.check_order(recipe, places));
     return recipe;
   } catch (const YAML::Exception& error) {
     return fail(ErrorCode::kInvalid,

@@ -82,8 +82,19 @@ struct OptimisePass {
 };
 
 struct PrunePass {
-  std::optional<std::uint32_t> layers, hidden, ffn, heads, kv_heads;
-  bool activation = true;  ///< else by magnitude
+  std::optional<std::uint32_t> layers, hidden, heads, kv_heads;
+  std::vector<std::uint32_t> ffn;  ///< none, one for all layers, or one for each that is kept
+  bool activation = true;          ///< else by magnitude
+  std::uint64_t calibration_tokens = 8192;
+  std::uint32_t steps_left = 1;  ///< this one included: it takes 1/steps_left of what is still to go
+};
+
+/// prune.unstructured: single weights of the layers' matrices become zero, and stay so (prune.h).
+struct SparsePass {
+  double sparsity = 0.5;       ///< share of zeros, without a pattern
+  std::uint32_t n = 0, m = 0;  ///< n of each m neighbours in a row stay; 0: no pattern
+  bool wanda = true;           ///< else by magnitude
+  std::string match = "*";     ///< shell pattern of Hugging Face's names
   std::uint64_t calibration_tokens = 8192;
 };
 
@@ -104,7 +115,7 @@ struct ExportPass {
   bool also_huggingface = false;  ///< a GGUF's weights besides as a Hugging Face folder of the same stem
 };
 
-using Pass = std::variant<OptimisePass, PrunePass, QuantizePass, EvaluatePass, ExportPass>;
+using Pass = std::variant<OptimisePass, PrunePass, SparsePass, QuantizePass, EvaluatePass, ExportPass>;
 std::string_view pass_name(const Pass& pass);
 
 struct DataFile {

@@ -260,6 +260,11 @@ class Run {
         network_.weights.emplace(name.substr(2), std::move(values));
       }
     RETORT_TRY(load_encoded(state_.checkpoint));
+    for (std::size_t i = 0; i < state_.pass; ++i)
+      if (const auto* zeros = std::get_if<SparsePass>(&recipe_.passes[i])) {
+        const auto names = RETORT_TRY(sparse_matrices(config, *zeros, recipe_.where));
+        network_.sparse.insert(names.begin(), names.end());
+      }
     moments_ = {};
     for (const auto& [name, tensor] : network_.weights)
       for (const auto& [prefix, where] :
@@ -385,7 +390,12 @@ class Run {
     const std::uint64_t per_step = std::uint64_t{windows} * window;
     std::uint64_t steps =
         state_.steps != 0 ? state_.steps : std::max<std::uint64_t>(1, pass.tokens / per_step);
-    const std::uint64_t seed = recipe_.seed * 1000003 + index;
+    // Counted among the training passes, so that recipes that differ in the cuts before read the same windows
+    // in the same order, and share a cache of the teacher's outputs.
+    const auto trainings = static_cast<std::uint64_t>(
+        std::count_if(recipe_.passes.begin(), recipe_.passes.begin() + static_cast<std::ptrdiff_t>(index),
+                      [](const Pass& p) { return std::holds_alternative<OptimisePass>(p); }));
+    const std::uint64_t seed = recipe_.seed * 1000003 + trainings;
     using Time = std::chrono::steady_clock;
     const auto since = [](Time::time_point then) {
       return std::chrono::duration<double>(Time::now() - then).count();
@@ -479,6 +489,27 @@ class Run {
       }
     }
     network_ = prune(network_, plan_.passes[index].after, statistics ? &*statistics : nullptr);
+    return pass_done(true);
+  }
+
+  Result<void> run(std::size_t index, const SparsePass& pass) {
+    std::vector<at::Tensor> text;
+    if (pass.wanda) text = RETORT_TRY(calibration(index, pass.calibration_tokens));
+    const auto names = RETORT_TRY(sparse_matrices(network_.config, pass, recipe_.where));
+    RETORT_TRY(sparsify(network_, pass, names, text, [&] { return check_stop(); }));
+    json::array tensors;
+    double zeros = 0, values = 0;
+    for (const std::string& name : names) {
+      const at::Tensor& weight = network_.weight(name);
+      const double gone = weight.eq(0).sum().item<double>(), all = static_cast<double>(weight.numel());
+      tensors.push_back(json::object{{"tensor", name}, {"sparsity", gone / all}});
+      zeros += gone, values += all;
+    }
+    progress_.emit("sparsified",
+                   {{"pass_index", index},
+                    {"sparsity", zeros / values},
+                    {"share_of_model", zeros / static_cast<double>(parameter_count(network_.config))},
+                    {"tensors", std::move(tensors)}});
     return pass_done(true);
   }
 

@@ -189,7 +189,7 @@ TEST_P(Prune, NothingCutIsIdentity) {
 TEST_P(Prune, TensorsGetSmallerAndStillFit) {
   const Network n = random_network(small(GetParam()), 4);
   PrunePass pass;
-  pass.layers = 2, pass.ffn = 24, pass.heads = 2, pass.hidden = 20;
+  pass.layers = 2, pass.ffn = {24}, pass.heads = 2, pass.hidden = 20;
   if (GetParam() == ModelFamily::kLlama) pass.kv_heads = 1;
   const auto target = pruned_config(n.config, pass, "test");
   ASSERT_OK(target);
@@ -228,7 +228,7 @@ TEST_P(Prune, DeadPartsGoFirst) {
     }
   }
   PrunePass pass;
-  pass.ffn = 24, pass.heads = 2;
+  pass.ffn = {24}, pass.heads = 2;
   if (llama) pass.kv_heads = 1;
   const ModelConfig target = *pruned_config(n.config, pass, "test");
   const ActivationStatistics s = observe(n);
@@ -290,6 +290,100 @@ TEST_P(Prune, TheLayerThatDoesNothingGoes) {
   const at::Tensor ids = at::arange(16, at::kLong).unsqueeze(0);
   const Network cut = prune(n, *pruned_config(n.config, pass, "test"), &s);
   EXPECT_TRUE(at::allclose(forward(n, ids), forward(cut, ids), 1e-5, 1e-6));
+}
+
+TEST(Sparse, KeepsTheBestOfEachRowOrGroup) {
+  const at::Tensor scores = at::tensor({1.f, 8.f, 3.f, 2.f, 5.f, 5.f, 7.f, 6.f}).view({2, 4});
+  SparsePass half;
+  EXPECT_TRUE(keep_in_rows(scores, half)
+                  .equal(at::tensor({0, 1, 1, 0, 0, 0, 1, 1}, at::kInt).view({2, 4}).to(at::kBool)));
+  SparsePass pairs;
+  pairs.n = 1, pairs.m = 2;
+  EXPECT_TRUE(keep_in_rows(scores, pairs)
+                  .equal(  // 5 and 5: the earlier one
+                      at::tensor({0, 1, 1, 0, 1, 0, 1, 0}, at::kInt).view({2, 4}).to(at::kBool)));
+}
+
+class Sparsify : public ::testing::TestWithParam<ModelFamily> {};
+INSTANTIATE_TEST_SUITE_P(Families, Sparsify, ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2));
+
+/// [Sun 2023] equation 1, written out with a second forward pass: the first layer's matrices lose, in each
+/// row, the half with the least |W_ij| ‖X_j‖; later layers see what the first then puts out.
+TEST_P(Sparsify, WandaIsThePapersFormula) {
+  torch::NoGradGuard no_grad;
+  const Network dense = random_network(small(GetParam()), 11);
+  const std::vector<at::Tensor> text{at::arange(32, at::kLong).view({2, 16}),
+                                     at::arange(18, 50, at::kLong).view({2, 16})};
+  SparsePass pass;
+  const auto names = sparse_matrices(dense.config, pass, "test");
+  ASSERT_OK(names);
+  Network n = dense;
+  ASSERT_OK(sparsify(n, pass, *names, text, [] { return Result<void>(); }));
+  EXPECT_EQ(n.sparse.size(), names->size());
+  // Inputs through what was pruned before the layer in question: the pruned network up to it, dense from it
+  // on.
+  for (std::size_t layer = 0; layer < 3; ++layer) {
+    Network until = n;
+    const std::string prefix = layer_prefix(n.config, layer);
+    for (auto& [name, tensor] : until.weights)
+      if (name.starts_with(prefix)) tensor = dense.weight(name);
+    std::map<std::string, at::Tensor> squares;
+    Trace trace;
+    trace.inputs = [&](const std::string& name, const at::Tensor& x) {
+      const at::Tensor more = x.to(at::kDouble).reshape({-1, x.size(-1)}).square().sum(0);
+      squares[name] = squares[name].defined() ? squares[name] + more : more;
+    };
+    for (const at::Tensor& ids : text) forward(until, ids, &trace);
+    for (const std::string& name : *names) {
+      if (!name.starts_with(prefix)) continue;
+      const at::Tensor weight = matrix_of(dense, name), cut = matrix_of(n, name);
+      const at::Tensor score = weight.abs().to(at::kDouble) * squares.at(name).sqrt();
+      for (std::int64_t row = 0; row < weight.size(0); ++row) {
+        const at::Tensor gone = cut[row].eq(0);
+        ASSERT_EQ(gone.sum().item<std::int64_t>(), weight.size(1) / 2) << name;
+        ASSERT_LE(score[row].masked_select(gone).max().item<double>(),
+                  score[row].masked_select(gone.logical_not()).min().item<double>() * (1 + 1e-5))
+            << name << " row " << row;
+        ASSERT_TRUE(
+            cut[row].masked_select(gone.logical_not()).equal(weight[row].masked_select(gone.logical_not())));
+      }
+    }
+  }
+}
+
+TEST_P(Sparsify, MagnitudeAndPatternsAndWhatIsLeftAlone) {
+  const Network dense = random_network(small(GetParam()), 12);
+  SparsePass pass;
+  pass.wanda = false;
+  pass.sparsity = 0.75;
+  Network n = dense;
+  const auto names = *sparse_matrices(dense.config, pass, "test");
+  ASSERT_OK(sparsify(n, pass, names, {}, [] { return Result<void>(); }));
+  for (const auto& [name, tensor] : dense.weights) {
+    if (!n.sparse.contains(name)) {
+      EXPECT_TRUE(n.weight(name).equal(tensor)) << name;
+      continue;
+    }
+    const at::Tensor gone = n.weight(name).eq(0);
+    EXPECT_EQ(gone.sum().item<std::int64_t>(), tensor.numel() * 3 / 4) << name;
+    EXPECT_LE(tensor.abs().masked_select(gone).max().item<float>(),
+              tensor.abs().masked_select(gone.logical_not()).min().item<float>());
+  }
+  EXPECT_FALSE(n.sparse.contains(head_weight(n.config)));
+  pass.n = 2, pass.m = 4, pass.match = "*c_proj*";
+  if (GetParam() == ModelFamily::kLlama) pass.match = "*down_proj*";
+  const auto some = sparse_matrices(dense.config, pass, "test");
+  ASSERT_OK(some);
+  Network patterned = dense;
+  ASSERT_OK(sparsify(patterned, pass, *some, {}, [] { return Result<void>(); }));
+  for (const std::string& name : *some) {
+    const at::Tensor groups = matrix_of(patterned, name).reshape({-1, 4}).ne(0).sum(1);
+    EXPECT_TRUE(groups.eq(2).all().item<bool>()) << name;
+  }
+  pass.m = 3, pass.n = 1;
+  EXPECT_FALSE(sparse_matrices(dense.config, pass, "test")) << "40 and 32 are no multiples of 3";
+  pass.match = "*embed*";
+  EXPECT_FALSE(sparse_matrices(dense.config, pass, "test"));
 }
 
 }  // namespace

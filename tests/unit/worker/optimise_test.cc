@@ -5,6 +5,8 @@
 
 #include "common/core/documents.h"
 #include "coordinator/worker/distil.h"
+#include "coordinator/worker/plan.h"
+#include "coordinator/worker/prune.h"
 #include "tests/support/support.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/worker/small_network.h"
@@ -209,6 +211,22 @@ TEST_F(Optimise, LearnsAndRepeatsExactly) {
   const std::vector<double> a = train(), b = train();
   EXPECT_EQ(a, b);
   EXPECT_LT(a.back(), a.front() - 0.5);
+}
+
+TEST_F(Optimise, PrunedWeightsStayZero) {
+  Network n = random_network(model->config, 9);
+  SparsePass cut;
+  cut.wanda = false;
+  ASSERT_OK(sparsify(n, cut, *sparse_matrices(n.config, cut, "test"), {}, [] { return Result<void>(); }));
+  std::map<std::string, at::Tensor> before;
+  for (const std::string& name : n.sparse) before[name] = n.weight(name).clone();
+  Moments moments;
+  OptimisePass pass;
+  for (int i = 0; i < 5; ++i) optimise_step(n, moments, nullptr, *stream, pass, 1, i, 5, 32, 4);
+  for (const auto& [name, was] : before) {
+    EXPECT_TRUE(n.weight(name).eq(0).equal(was.eq(0))) << name;
+    EXPECT_FALSE(n.weight(name).equal(was)) << name << " has not learnt";
+  }
 }
 
 TEST(Schedule, WarmsUpAndFalls) {

@@ -141,6 +141,39 @@ TEST_F(RecipeTest, Quantization) {
                       4, {"data.train"}));
 }
 
+TEST_F(RecipeTest, PruningInStepsAndSingleWeights) {
+  const auto good =
+      parse(R"(  - prune.structured: {ffn: [64, 32], steps: 3, distil: {tokens: 100, temperature: 3}}
+  - prune.unstructured: {sparsity: 0.5, steps: 2, distil: {tokens: 200}}
+  - export: {file: s.gguf}
+)");
+  ASSERT_OK(good);
+  ASSERT_EQ(good->passes.size(), 3 * 2 + 2 * 2 + 1u);
+  for (std::uint32_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(std::get<PrunePass>(good->passes[2 * i]).steps_left, 3 - i);
+    EXPECT_EQ(std::get<OptimisePass>(good->passes[2 * i + 1]).distil->temperature, 3);
+  }
+  EXPECT_NEAR(std::get<SparsePass>(good->passes[6]).sparsity, 0.5 * (1 - 0.125), 1e-12);
+  EXPECT_NEAR(std::get<SparsePass>(good->passes[8]).sparsity, 0.5, 1e-12);
+  const auto pattern =
+      parse(std::string("  - prune.unstructured: {pattern: \"2:4\", method: magnitude}\n") + kExport);
+  ASSERT_OK(pattern);
+  EXPECT_EQ(std::get<SparsePass>(pattern->passes[0]).m, 4u);
+  const auto with = [&](const std::string& pass) { return parse("  - " + pass + "\n" + kExport); };
+  EXPECT_TRUE(refused(with("prune.structured: {ffn: 32, steps: 3}"), 5, {"'steps'", "'distil'"}));
+  EXPECT_TRUE(refused(with("prune.structured: {ffn: [32, x]}"), 5, {"'ffn'", "'x'"}));
+  EXPECT_TRUE(refused(with("prune.structured: {ffn: []}"), 5, {"empty"}));
+  EXPECT_TRUE(refused(with("prune.structured: {ffn: 9, steps: 2, distil: {tokns: 3}}"), 5, {"'tokens'"}));
+  EXPECT_TRUE(refused(with("prune.unstructured: {}"), 5, {"'sparsity'", "2:4"}));
+  EXPECT_TRUE(refused(with("prune.unstructured: {pattern: \"4:2\"}"), 5, {"'pattern'", "4:2"}));
+  EXPECT_TRUE(refused(with("prune.unstructured: {pattern: \"x\"}"), 5, {"'pattern'"}));
+  EXPECT_TRUE(refused(with("prune.unstructured: {sparsity: 1}"), 5, {"'sparsity'"}));
+  EXPECT_TRUE(refused(
+      parse(std::string("  - prune.unstructured: {sparsity: 0.5}\n  - prune.structured: {ffn: 32}\n") +
+            kExport),
+      6, {"whole parts first"}));
+}
+
 TEST_F(RecipeTest, MissingFiles) {
   const auto recipe =
       parse(kExport, "version: 1\nteacher: {model: teacher}\ndata: {train: {file: nothing.jsonl}}\n");
@@ -178,8 +211,30 @@ TEST(Plan, ShapesOfCuts) {
   pass.heads = 6;  // three in a group, where two were
   EXPECT_FALSE(pruned_config(c, pass, "r"));
   pass = {};
-  pass.ffn = 97;
+  pass.ffn = {97};
   EXPECT_NE(pruned_config(c, pass, "r").error().message.find("97"), std::string::npos);
+  pass.ffn = {64, 64, 64};
+  EXPECT_NE(pruned_config(c, pass, "r").error().message.find("3 widths for 4 layers"), std::string::npos);
+  pass.ffn = {96, 64, 32, 32};
+  EXPECT_EQ(pruned_config(c, pass, "r")->layers[2].n_ff, 32u);
+}
+
+TEST(Plan, StepsEndWhereOneCutDoes) {
+  ModelConfig c;
+  c.n_vocab = 100, c.n_ctx = 32, c.n_embd = 64, c.head_dim = 8;
+  c.layers.assign(4, {8, 4, 96});
+  PrunePass pass;
+  pass.hidden = 40, pass.ffn = {33}, pass.heads = 2, pass.kv_heads = 2, pass.layers = 2;
+  const ModelConfig wanted = *pruned_config(c, pass, "r");
+  ModelConfig at = c;
+  for (pass.steps_left = 3; pass.steps_left > 0; --pass.steps_left) {
+    const auto next = pruned_config(at, pass, "r");
+    ASSERT_OK(next);
+    EXPECT_LE(at.n_embd - next->n_embd, 9u) << "a third of what goes in all, about";
+    EXPECT_LE(at.layers[0].n_ff - next->layers[0].n_ff, 21u);
+    at = *next;
+  }
+  EXPECT_EQ(at, wanted);
 }
 
 }  // namespace
