@@ -5,9 +5,11 @@
 #include <cstdlib>
 #include <iostream>
 
+#include "common/core/file.h"
 #include "common/core/units.h"
 #include "common/process/process.h"
 #include "coordinator/worker/blas.h"
+#include "coordinator/worker/report.h"
 #include "coordinator/worker/run.h"
 
 namespace {
@@ -17,6 +19,8 @@ constexpr const char* kExamples = R"(Examples:
   retort-worker run recipe.yaml --out work/cut     do it; run it again to go on after an interruption
   touch work/cut/cancel                            stop it at the next step, as cancelled
   retort-worker inspect teachers/babyllama         is this Hugging Face folder one we can work on?
+  retort-worker report work/cut                    work/cut/report.html and report.json of a run
+  retort-worker compare work/cut work/other        the files that runs made, side by side
   retort-worker check-blas                         is the matrix library a fast one?
 Recipes: docs/recipes.md)";
 
@@ -38,6 +42,21 @@ void settle_threads(int threads, char** argv) {
     ::execv("/proc/self/exe", argv);  // going on without is slower, not wrong
   }
   retort::set_loop_threads(std::max(1, threads / 2));
+}
+
+retort::Result<void> write_reports(const std::vector<std::filesystem::path>& folders, bool one,
+                                   const std::filesystem::path& html, const std::filesystem::path& json) {
+  std::vector<retort::json::object> reports;
+  for (const auto& folder : folders) reports.push_back(RETORT_TRY(retort::run_report(folder)));
+  const retort::json::array rows = retort::comparison(reports);
+  std::cout << retort::comparison_table(rows);
+  if (!json.empty())
+    RETORT_TRY(retort::write_file_atomic(
+        json, one ? retort::pretty_json(reports[0]) : retort::pretty_json(rows), 0644));
+  if (!html.empty())
+    RETORT_TRY(retort::write_file_atomic(
+        html, one ? retort::report_html(reports[0]) : retort::comparison_html(rows, reports), 0644));
+  return {};
 }
 
 }  // namespace
@@ -69,6 +88,17 @@ int main(int argc, char** argv) {
   std::filesystem::path folder;
   auto* inspect = app.add_subcommand("inspect", "check a Hugging Face folder and describe it as JSON");
   inspect->add_option("DIR", folder)->required();
+  std::filesystem::path html, report_json;
+  auto* report =
+      app.add_subcommand("report", "write a run's report: loss curves, sensitivities, samples, results");
+  report->add_option("DIR", folder, "output folder of a run")->required();
+  report->add_option("--html", html, "the page (default: DIR/report.html)");
+  report->add_option("--json", report_json, "the same as JSON (default: DIR/report.json)");
+  std::vector<std::filesystem::path> folders;
+  auto* compare = app.add_subcommand("compare", "the files that runs made, side by side");
+  compare->add_option("DIR", folders, "output folders of runs")->required();
+  compare->add_option("--html", html, "write a page as well");
+  compare->add_option("--json", report_json, "write JSON as well");
   auto* blas = app.add_subcommand("check-blas", "measure matrix products");
   blas->add_option("--threads", threads)->check(CLI::Range(1, 1024));
 
@@ -90,6 +120,17 @@ int main(int argc, char** argv) {
       options.memory_limit = *bytes;
     else
       options.cache_limit = *bytes;
+  }
+  if (report->parsed() || compare->parsed()) {
+    if (report->parsed()) {
+      folders = {folder};
+      if (html.empty()) html = folder / "report.html";
+      if (report_json.empty()) report_json = folder / "report.json";
+    }
+    const auto written = write_reports(folders, report->parsed(), html, report_json);
+    if (written) return 0;
+    std::cerr << "retort-worker: " << written.error().describe() << "\n";
+    return retort::exit_code(written.error().code);
   }
   if (threads == 0) threads = std::max(1, static_cast<int>(retort::cpu_allowance()));
   options.threads = threads;

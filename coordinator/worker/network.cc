@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/core/random.h"
+#include "common/hf/classifier_model.h"
 #include "coordinator/worker/plan.h"
 
 namespace retort {
@@ -23,8 +24,9 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& m
     if (x.size(2) != h) y = y.unsqueeze(2).expand({b, g, h / g, seen, d}).reshape({b, h, seen, d});
     return y.reshape({b * h, x.size(1), d});
   };
-  const Tensor scores = at::baddbmm(mask.unsqueeze(0), heads(q), heads(k).transpose(1, 2), 1,
-                                    1 / std::sqrt(static_cast<double>(d)));
+  // One mask for all, or [batch · heads, 1, seen] where each text has its own.
+  const Tensor scores = at::baddbmm(mask.dim() == 2 ? mask.unsqueeze(0) : mask, heads(q),
+                                    heads(k).transpose(1, 2), 1, 1 / std::sqrt(static_cast<double>(d)));
   const Tensor attention = at::softmax(scores, -1);
   if (maps != nullptr) maps->push_back(attention.view({b, h, s, seen}));
   return at::bmm(attention, heads(v)).view({b, h, s, d}).transpose(1, 2);
@@ -150,10 +152,13 @@ Tensor gpt2_layer(const Network& n, std::size_t layer, const Tensor& in, const P
   return x;
 }
 
-Result<Network> gather(const ModelConfig& config,
-                       const std::function<const SafeTensor*(const std::string&)>& find) {
-  Network network{config, {}, {}};
-  for (const WeightShape& wanted : hf_weights(config)) {
+std::vector<WeightShape> weight_shapes(const Network& network) {
+  return network.classifier ? classifier_weights(*network.classifier) : hf_weights(network.config);
+}
+
+Result<void> gather(Network& network, const std::function<const SafeTensor*(const std::string&)>& find) {
+  network.weights.clear();
+  for (const WeightShape& wanted : weight_shapes(network)) {
     const SafeTensor* tensor = find(wanted.name);
     if (tensor == nullptr || tensor->shape != wanted.shape)
       return fail(ErrorCode::kCorrupt, wanted.name,
@@ -163,7 +168,47 @@ Result<Network> gather(const ModelConfig& config,
     tensor->read_f32(0, {values.data_ptr<float>(), static_cast<std::size_t>(values.numel())});
     network.weights.emplace(wanted.name, std::move(values));
   }
-  return network;
+  return {};
+}
+
+/// Its bias where a layer has one: BERT's all have.
+Tensor dense(const Network& n, const Tensor& x, const std::string& name, Trace* trace) {
+  tell(trace, name + ".weight", x);
+  return at::linear(x, n.weight(name + ".weight"), n.weight(name + ".bias"));
+}
+
+Tensor bert_layer(const Network& n, std::size_t layer, const Tensor& in, const Tensor& mask, Trace* trace) {
+  const ModelConfig& c = n.config;
+  const std::int64_t b = in.size(0), s = in.size(1), d = c.head_dim, heads = c.layers[layer].n_head;
+  const std::string p = layer_prefix(c, layer);
+  const auto projected = [&](const char* name) {
+    return dense(n, in, p + "attention.self." + name, trace).view({b, s, heads, d});
+  };
+  const Tensor q = projected("query"), k = projected("key"), v = projected("value");
+  note_projections(trace, q, k, v);
+  const Tensor attention = attend(q, k, v, mask, maps_of(trace));
+  note_heads(trace, layer, attention);
+  const Tensor x =
+      layer_norm(n, in + dense(n, attention.reshape({b, s, heads * d}), p + "attention.output.dense", trace),
+                 p + "attention.output.LayerNorm");
+  const Tensor active =
+      at::gelu(dense(n, x, p + "intermediate.dense", trace), c.encoder.gelu == Gelu::kTanh ? "tanh" : "none");
+  note_ffn(trace, layer, active);
+  const Tensor out = layer_norm(n, x + dense(n, active, p + "output.dense", trace), p + "output.LayerNorm");
+  note_layer(trace, layer, in, out);
+  return out;
+}
+
+/// Statistics in the network's shape, where none have been taken yet.
+void begin_statistics(const ModelConfig& config, Trace* trace, std::int64_t tokens) {
+  if (trace == nullptr || trace->statistics == nullptr) return;
+  ActivationStatistics& statistics = *trace->statistics;
+  if (statistics.layers.empty()) {
+    statistics.channels = at::zeros({config.n_embd});
+    for (const LayerShape& layer : config.layers)
+      statistics.layers.push_back({at::zeros({layer.n_ff}), at::zeros({layer.n_head}), 0});
+  }
+  statistics.tokens += tokens;
 }
 
 }  // namespace
@@ -191,9 +236,14 @@ std::string head_weight(const ModelConfig& config) {
   return config.family == ModelFamily::kLlama ? "model.embed_tokens.weight" : "transformer.wte.weight";
 }
 
+std::string layers_prefix(const ModelConfig& config) {
+  return config.family == ModelFamily::kLlama  ? "model.layers."
+         : config.family == ModelFamily::kGpt2 ? "transformer.h."
+                                               : "bert.encoder.layer.";
+}
+
 std::string layer_prefix(const ModelConfig& config, std::size_t layer) {
-  return (config.family == ModelFamily::kLlama ? "model.layers." : "transformer.h.") + std::to_string(layer) +
-         ".";
+  return layers_prefix(config) + std::to_string(layer) + ".";
 }
 
 Positions::Positions(const ModelConfig& config, std::int64_t length, std::int64_t first)
@@ -231,20 +281,32 @@ Tensor logits_of(const Network& n, const Tensor& x, Trace* trace) {
 }
 
 Tensor forward(const Network& network, const Tensor& ids, Trace* trace) {
-  if (trace != nullptr && trace->statistics != nullptr) {
-    ActivationStatistics& statistics = *trace->statistics;
-    if (statistics.layers.empty()) statistics.channels = at::zeros({network.config.n_embd});
-    if (statistics.layers.empty())
-      for (const LayerShape& layer : network.config.layers)
-        statistics.layers.push_back({at::zeros({layer.n_ff}), at::zeros({layer.n_head}), 0});
-    statistics.tokens += ids.numel();
-  }
+  begin_statistics(network.config, trace, ids.numel());
   const Positions positions(network.config, ids.size(1));
   Tensor x = embed(network, ids);
   if (trace != nullptr && trace->keep) trace->hidden.push_back(x);
   for (std::size_t i = 0; i < network.config.layers.size(); ++i)
     x = run_layer(network, i, x, positions, trace);
   return logits_of(network, x, trace);
+}
+
+Tensor encode_text(const Network& n, const Tensor& ids, const Tensor& tokens, Trace* trace) {
+  begin_statistics(n.config, trace, tokens.sum().item<std::int64_t>());
+  const std::int64_t b = ids.size(0), s = ids.size(1);
+  Tensor x = at::embedding(n.weight("bert.embeddings.word_embeddings.weight"), ids) +
+             n.weight("bert.embeddings.position_embeddings.weight").slice(0, 0, s).unsqueeze(0);
+  if (n.config.encoder.n_token_types > 0)
+    x = x + n.weight("bert.embeddings.token_type_embeddings.weight").slice(0, 0, 1).unsqueeze(0);
+  x = layer_norm(n, x, "bert.embeddings.LayerNorm");
+  if (trace != nullptr && trace->keep) trace->hidden.push_back(x);
+  const Tensor filled = at::arange(s, at::kLong).unsqueeze(0).ge(tokens.unsqueeze(1));  // [batch, seq]
+  for (std::size_t i = 0; i < n.config.layers.size(); ++i) {
+    const std::int64_t heads = n.config.layers[i].n_head;
+    const Tensor mask =
+        (filled.to(at::kFloat) * -1e30f).unsqueeze(1).expand({b, heads, s}).reshape({b * heads, 1, s});
+    x = bert_layer(n, i, x, mask, trace);
+  }
+  return x;
 }
 
 Tensor write_on(const Network& network, const Tensor& prompts, std::int64_t count, std::uint64_t seed) {
@@ -267,29 +329,40 @@ Tensor write_on(const Network& network, const Tensor& prompts, std::int64_t coun
 }
 
 Result<Network> load_network(const HfModel& model) {
-  return gather(model.config, [&](const std::string& name) { return model.weights.find(name); });
+  Network network{model.config, {}, {}};
+  RETORT_TRY(gather(network, [&](const std::string& name) { return model.weights.find(name); }));
+  return network;
 }
 
-Result<Network> load_network(const ModelConfig& config, const Safetensors& file, const std::string& prefix) {
-  return gather(config, [&](const std::string& name) { return file.find(prefix + name); });
+Result<void> load_weights(Network& network, const Safetensors& file, const std::string& prefix) {
+  return gather(network, [&](const std::string& name) { return file.find(prefix + name); });
 }
 
-Network random_network(const ModelConfig& config, std::uint64_t seed) {
+void randomize(Network& network, std::uint64_t seed) {
   at::Generator generator = at::detail::createCPUGenerator(seed);
-  Network network{config, {}, {}};
-  const double narrow = 0.02 / std::sqrt(2.0 * config.n_layer());
-  for (const WeightShape& wanted : hf_weights(config)) {
+  const bool decoder = !network.classifier && !network.config.is_encoder();
+  const double narrow = 0.02 / std::sqrt(2.0 * std::max(1u, network.config.n_layer()));
+  for (const WeightShape& wanted : weight_shapes(network)) {
     const std::vector<std::int64_t> shape(wanted.shape.begin(), wanted.shape.end());
     const std::string& name = wanted.name;
     const auto ends = [&](std::string_view suffix) { return name.ends_with(suffix); };
-    const bool residual = ends("o_proj.weight") || ends("down_proj.weight") || ends("c_proj.weight");
+    const bool residual =
+        decoder && (ends("o_proj.weight") || ends("down_proj.weight") || ends("c_proj.weight"));
     Tensor values = at::zeros(shape, at::kFloat);
-    if (shape.size() > 1)
+    if (shape.size() > 1 && network.classifier)
+      values.normal_(0, std::sqrt(2.0 * static_cast<double>(shape[0]) / static_cast<double>(values.numel())),
+                     generator);
+    else if (shape.size() > 1)
       values.normal_(0, residual ? narrow : 0.02, generator);
     else if (!ends("bias"))
       values.fill_(1);
-    network.weights.emplace(name, std::move(values));
+    network.weights.insert_or_assign(name, std::move(values));
   }
+}
+
+Network random_network(const ModelConfig& config, std::uint64_t seed) {
+  Network network{config, {}, {}};
+  randomize(network, seed);
   return network;
 }
 

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -13,11 +14,15 @@
 #include "common/core/result.h"
 #include "common/gguf/safetensors.h"
 #include "common/hf/encoded_weights.h"
+#include "common/hf/hf_model.h"
+#include "common/model/classifier_config.h"
 #include "common/model/model_config.h"
 
 namespace retort {
 
-/// A decoder's weights in Hugging Face's names and layout, F32. Thread: the worker's own.
+/// A model's weights in Hugging Face's names and layout, F32: a decoder's or an encoder's, or, where
+/// `classifier` is set, those of a classifier of tensors, of which `config` says nothing. Thread: the
+/// worker's own.
 struct Network {
   ModelConfig config;
   std::map<std::string, at::Tensor> weights;
@@ -26,6 +31,7 @@ struct Network {
   EncodedWeights encoded;
   /// Matrices whose zeros stay zero in training (prune.unstructured).
   std::set<std::string> sparse{};
+  std::optional<ClassifierConfig> classifier{};
 
   const at::Tensor& weight(const std::string& name) const;
 };
@@ -36,8 +42,9 @@ void set_matrix(Network& network, const std::string& name, const at::Tensor& val
 
 /// The matrix that turns the last hidden state into logits: with tied embeddings the embedding.
 std::string head_weight(const ModelConfig& config);
-/// "model.layers.3." or "transformer.h.3."
+/// "model.layers.3.", "transformer.h.3." or "bert.encoder.layer.3."
 std::string layer_prefix(const ModelConfig& config, std::size_t layer);
+std::string layers_prefix(const ModelConfig& config);  ///< what all layers' names begin with
 
 /// What structured pruning needs to know (Minitron, 2407.14679, section 2.2), summed over tokens seen.
 struct ActivationStatistics {
@@ -92,12 +99,19 @@ at::Tensor write_on(const Network& network, const at::Tensor& prompts, std::int6
 /// follows unless a NoGradGuard is in force.
 at::Tensor forward(const Network& network, const at::Tensor& ids, Trace* trace = nullptr);
 
+/// An encoder's hidden states [batch, seq, n_embd] of token ids [batch, seq], of which the first `tokens`
+/// [batch] of each row are text and the rest fills it up. [Devlin 2019], token type 0.
+at::Tensor encode_text(const Network& network, const at::Tensor& ids, const at::Tensor& tokens,
+                       Trace* trace = nullptr);
+
 /// Every weight of the opened folder, copied to F32.
 Result<Network> load_network(const HfModel& model);
-/// From tensors of a checkpoint named `prefix` + the weight's name.
-Result<Network> load_network(const ModelConfig& config, const Safetensors& file, const std::string& prefix);
-/// Normal(0, 0.02), residual outputs divided by √(2·layers), norms one, biases zero (GPT-2's recipe); the
-/// same for the same seed.
+/// The weights of a network's shape, from tensors named `prefix` + a weight's name, copied to F32.
+Result<void> load_weights(Network& network, const Safetensors& file, const std::string& prefix);
+/// Normal(0, 0.02), residual outputs of decoders divided by √(2·layers), norms one, biases zero (GPT-2's
+/// recipe, and BERT's); a classifier's weights Normal(0, √(2 / inputs)) (He et al., 1502.01852, equation 10).
+/// The same for the same seed.
+void randomize(Network& network, std::uint64_t seed);
 Network random_network(const ModelConfig& config, std::uint64_t seed);
 
 /// Read from the tensors when asked, so these must outlive the sources.

@@ -1,5 +1,7 @@
 #include "coordinator/worker/optimise.h"
 
+#include <ATen/autocast_mode.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -12,6 +14,39 @@ namespace retort {
 namespace {
 
 using at::Tensor;
+
+/// LibTorch's rules for which operations take bfloat16, while it lives.
+class LowPrecision {
+ public:
+  explicit LowPrecision(bool on) : on_(on) {
+    if (!on_) return;
+    at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
+    at::autocast::set_cpu_enabled(true);
+  }
+  ~LowPrecision() {
+    if (!on_) return;
+    at::autocast::set_cpu_enabled(false);
+    at::autocast::clear_cache();  // of weights that the step will change
+  }
+  LowPrecision(const LowPrecision&) = delete;
+  LowPrecision& operator=(const LowPrecision&) = delete;
+
+ private:
+  bool on_;
+};
+
+/// forward() in either precision; what comes back is F32.
+Tensor run(const Network& network, const Tensor& ids, bool bf16, Trace* trace = nullptr) {
+  Tensor logits;
+  {
+    const LowPrecision low(bf16);
+    logits = forward(network, ids, trace).to(at::kFloat);
+  }
+  if (bf16 && trace != nullptr)
+    for (auto* kept : {&trace->hidden, &trace->attention, &trace->query, &trace->key, &trace->value})
+      for (Tensor& tensor : *kept) tensor = tensor.to(at::kFloat);
+  return logits;
+}
 
 /// Windows that go through the model together, and which of them the student wrote on itself.
 struct Batch {
@@ -54,6 +89,7 @@ TeacherTargets targets_of(Teacher& teacher, const Batch& batch, const Tensor& in
   }
   if (!missing.empty()) {
     torch::NoGradGuard no_grad;
+    // In F32 whatever the student's precision is: what a cache holds must not depend on who filled it.
     const Tensor logits = forward(teacher.network, inputs.index_select(0, at::tensor(missing, at::kLong)));
     for (std::size_t i = 0; i < missing.size(); ++i) {
       const auto at = static_cast<std::size_t>(missing[i]);
@@ -75,18 +111,19 @@ TeacherTargets targets_of(Teacher& teacher, const Batch& batch, const Tensor& in
   return out;
 }
 
-Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch, const Mixture& mixture) {
+Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch, const Mixture& mixture,
+                    bool bf16) {
   const Tensor inputs = batch.ids.slice(1, 0, -1).contiguous();
   const std::int64_t vocabulary = student.config.n_vocab;
   Trace ours, theirs;
   ours.keep = theirs.keep = mixture.needs_trace();
-  const Tensor logits = forward(student, inputs, &ours);
+  const Tensor logits = run(student, inputs, bf16, &ours);
   Tensor loss = at::zeros({});
   if (mixture.outputs == TeacherOutputs::kFull) {
     Tensor teacher_logits;
     if (mixture.soft > 0 || mixture.needs_trace()) {
       torch::NoGradGuard no_grad;
-      teacher_logits = forward(teacher.network, inputs, &theirs).view({-1, vocabulary});
+      teacher_logits = run(teacher.network, inputs, bf16, &theirs).view({-1, vocabulary});
       teacher.forwards += batch.at.size();
     }
     if (mixture.soft > 0)
@@ -166,6 +203,14 @@ void drop_projections(Network& network) {
   std::erase_if(network.weights, [](const auto& entry) { return entry.first.starts_with("distil."); });
 }
 
+bool has_bf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return false;
+#endif
+}
+
 void RunawayLoss::add(double loss) {
   ++steps_;
   const double share = std::max(1.0 / static_cast<double>(steps_), 0.1);
@@ -191,12 +236,10 @@ double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64
 StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
                          const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
                          std::uint64_t steps, std::uint32_t window, std::uint32_t windows) {
-  constexpr double kBeta1 = 0.9, kBeta2 = 0.95, kEpsilon = 1e-8;
-  for (auto& [name, tensor] : network.weights) {
-    tensor.set_requires_grad(true);
-    tensor.mutable_grad() = Tensor();
-  }
-  StepReport report;
+  begin_step(network);
+  double sum = 0;
+  const bool bf16 = pass.precision == OptimisePass::Precision::kBf16 ||
+                    (pass.precision == OptimisePass::Precision::kAuto && has_bf16());
   const std::uint32_t micro = micro_batch(windows, window, network.config.n_vocab);
   const double on_policy = pass.distil ? pass.distil->on_policy : 0;
   for (std::uint32_t first = 0; first < windows; first += micro) {
@@ -214,16 +257,31 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
     }
     Tensor loss;
     if (pass.distil) {
-      loss = distillation(student, *teacher, batch, *pass.distil);
+      loss = distillation(student, *teacher, batch, *pass.distil, bf16);
     } else {
-      const Tensor logits = forward(student, batch.ids.slice(1, 0, window).contiguous());
+      const Tensor logits = run(student, batch.ids.slice(1, 0, window).contiguous(), bf16);
       loss = at::cross_entropy_loss(logits.view({-1, network.config.n_vocab}),
                                     batch.ids.slice(1, 1).reshape({-1}));
     }
     loss = loss * (static_cast<double>(count) / windows);
     loss.backward();
-    report.loss += loss.item<double>();
+    sum += loss.item<double>();
   }
+  return finish_step(network, moments, pass, sum, step, steps);
+}
+
+void begin_step(Network& network) {
+  for (auto& [name, tensor] : network.weights) {
+    tensor.set_requires_grad(true);
+    tensor.mutable_grad() = Tensor();
+  }
+}
+
+StepReport finish_step(Network& network, Moments& moments, const OptimisePass& pass, double loss,
+                       std::uint64_t step, std::uint64_t steps) {
+  constexpr double kBeta1 = 0.9, kBeta2 = 0.95, kEpsilon = 1e-8;
+  StepReport report;
+  report.loss = loss;
   torch::NoGradGuard no_grad;
   // Pruned weights are zero and get no gradient: their moments stay zero, and so do they.
   for (const std::string& name : network.sparse)

@@ -33,9 +33,22 @@ struct Teacher {
 void add_projections(Network& network, const ModelConfig& teacher, std::uint64_t seed);
 void drop_projections(Network& network);
 
+/// True where the CPU multiplies bfloat16 itself (AVX512-BF16).
+bool has_bf16();
+
+/// A step of AdamW begins: weights ask for gradients, which are zero. Then the caller's loss goes backward.
+void begin_step(Network& network);
+/// And it ends: gradients clipped, weights moved. `loss` for the report; not finite, or a gradient that is
+/// not: nothing is changed and the report's loss is NaN.
+StepReport finish_step(Network& network, Moments& moments, const OptimisePass& pass, double loss,
+                       std::uint64_t step, std::uint64_t steps);
+
 /// One step of AdamW (1711.05101, algorithm 2; β 0.9 and 0.95) on `windows` windows of the stream. Matrices
 /// decay, vectors do not. The result depends only on the arguments and on the number of threads. `teacher`
-/// for distilling. When loss or gradient is not finite, nothing is changed and the loss is NaN.
+/// for distilling. With bfloat16 (1710.03740, section 3.1, whose loss scaling bfloat16's range makes
+/// needless) the products of both models' forward passes, and so the gradients', have operands of 8 bits of
+/// mantissa; weights, moments, norms and losses stay F32. When loss or gradient is not finite, nothing is
+/// changed and the loss is NaN.
 StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
                          const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
                          std::uint64_t steps, std::uint32_t window, std::uint32_t windows);

@@ -84,8 +84,9 @@ Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pa
                   "must divide "
                   "heads and leave at most {} in a group",
                   heads, kv, group, group);
-    if (config.family == ModelFamily::kGpt2 && heads != kv)
-      return fail(ErrorCode::kInvalid, where, "prune.structured: GPT-2 has one key/value head for each head");
+    if (config.family != ModelFamily::kLlama && heads != kv)
+      return fail(ErrorCode::kInvalid, where,
+                  "prune.structured: GPT-2 and BERT have one key/value head for each head");
     layer.n_head_kv = shrunk(layer.n_head_kv, kv);
     layer.n_head = layer.n_head_kv * shrunk(group, heads / kv);
   }
@@ -250,7 +251,8 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
   for (const Pass& pass : recipe.passes) {
     PlannedPass planned;
     planned.name = pass_name(pass);
-    planned.before = config;
+    const ModelConfig before = config;
+    planned.shape_before = describe(config);
     std::uint64_t extra = 4 * parameter_count(config);
     if (const auto* p = std::get_if<OptimisePass>(&pass)) {
       const std::uint32_t window = window_of(*p, config), windows = windows_per_step(*p, window);
@@ -271,15 +273,13 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
         RETORT_TRY(check_rules(*p->aware, config, recipe.where));
         extra += 4 * parameter_count(config);
       }
-      extra += data_bytes * 2;  // the text, then its tokens
+      extra += data_bytes / window * 4;  // the windows' order; the tokens are on disk
     } else if (const auto* cut = std::get_if<PrunePass>(&pass)) {
       config = RETORT_TRY(pruned_config(config, *cut, recipe.where));
       if (cut->activation) {
         planned.tokens = cut->calibration_tokens;
-        planned.flops =
-            forward_flops(planned.before, planned.before.n_ctx) * static_cast<double>(planned.tokens);
-        extra += planned.before.n_ctx *
-                 (activation_bytes(planned.before, planned.before.n_ctx, false) + 4ull * config.n_vocab);
+        planned.flops = forward_flops(before, before.n_ctx) * static_cast<double>(planned.tokens);
+        extra += before.n_ctx * (activation_bytes(before, before.n_ctx, false) + 4ull * config.n_vocab);
       }
       extra += 4 * parameter_count(config);
     } else if (const auto* zeros = std::get_if<SparsePass>(&pass)) {
@@ -325,6 +325,8 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
       planned.name += " " + out->file;
     }
     planned.after = config;
+    planned.shape_after = describe(config);
+    planned.parameters = parameter_count(config);
     planned.peak_bytes = kBase + kept + extra;
     plan.peak_bytes = std::max(plan.peak_bytes, planned.peak_bytes);
     plan.flops += planned.flops;
@@ -347,9 +349,9 @@ json::object to_json(const Plan& plan, double flops_per_second) {
   json::array passes;
   for (const PlannedPass& pass : plan.passes) {
     json::object out{{"pass", pass.name},
-                     {"before", describe(pass.before)},
-                     {"after", describe(pass.after)},
-                     {"parameters", parameter_count(pass.after)},
+                     {"before", pass.shape_before},
+                     {"after", pass.shape_after},
+                     {"parameters", pass.parameters},
                      {"tokens", pass.tokens},
                      {"steps", pass.steps},
                      {"peak_memory_bytes", pass.peak_bytes},
@@ -369,11 +371,10 @@ std::string to_table(const Plan& plan, double flops_per_second) {
   std::string out = fmt::format("{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", "pass",
                                 "model afterwards", "parameters", "tokens", "file", "memory", "time");
   for (const PlannedPass& pass : plan.passes)
-    out +=
-        fmt::format("{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", pass.name, describe(pass.after),
-                    format_count(parameter_count(pass.after)), pass.tokens ? format_count(pass.tokens) : "",
-                    pass.file_bytes ? format_bytes(pass.file_bytes) : "", format_bytes(pass.peak_bytes),
-                    pass.flops > 0 ? format_seconds(pass.flops / flops_per_second) : "");
+    out += fmt::format("{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", pass.name, pass.shape_after,
+                       format_count(pass.parameters), pass.tokens ? format_count(pass.tokens) : "",
+                       pass.file_bytes ? format_bytes(pass.file_bytes) : "", format_bytes(pass.peak_bytes),
+                       pass.flops > 0 ? format_seconds(pass.flops / flops_per_second) : "");
   out += fmt::format(
       "peak memory about {}, time about {} (from floating-point operations at the {:.0f} GFLOP/s of\n"
       "matrix products that training reaches here, half of what a 512×512 product measured)\n",

@@ -15,8 +15,10 @@ namespace retort {
 /// What a pass will do to the model, known before anything runs.
 struct PlannedPass {
   std::string name;
-  ModelConfig before, after;
-  std::string format;  ///< export: its matrices' type, or "mixed"
+  std::string shape_before, shape_after;  ///< in words
+  std::uint64_t parameters = 0;           ///< afterwards
+  ModelConfig after;                      ///< of a language model
+  std::string format;                     ///< export: its matrices' type, or "mixed"
   std::optional<TensorType>
       rewritten;  ///< export: the type that matrices are encoded in, unless they already are
   std::uint64_t tokens = 0, steps = 0, file_bytes = 0, peak_bytes = 0;

@@ -49,6 +49,41 @@ std::int64_t channel_dimension(const std::string& name) {
   return 0;  // norms, o_proj, down_proj, c_attn, c_fc, and biases of what writes to the channels
 }
 
+/// How a part of a layer's name is cut: along which dimension, by what.
+enum class Part { kWhole, kQueries, kKeys, kNeurons, kQkv };
+struct PartCut {
+  Part part = Part::kWhole;
+  std::int64_t dimension = 0;
+};
+PartCut part_cut(const std::string& part) {
+  static const std::map<std::string_view, PartCut> kCuts{
+      {"self_attn.q_proj.weight", {Part::kQueries, 0}},
+      {"self_attn.q_proj.bias", {Part::kQueries, 0}},
+      {"self_attn.k_proj.weight", {Part::kKeys, 0}},
+      {"self_attn.k_proj.bias", {Part::kKeys, 0}},
+      {"self_attn.v_proj.weight", {Part::kKeys, 0}},
+      {"self_attn.v_proj.bias", {Part::kKeys, 0}},
+      {"self_attn.o_proj.weight", {Part::kQueries, 1}},
+      {"mlp.gate_proj.weight", {Part::kNeurons, 0}},
+      {"mlp.gate_proj.bias", {Part::kNeurons, 0}},
+      {"mlp.up_proj.weight", {Part::kNeurons, 0}},
+      {"mlp.up_proj.bias", {Part::kNeurons, 0}},
+      {"mlp.down_proj.weight", {Part::kNeurons, 1}},
+      {"attn.c_attn.weight", {Part::kQkv, 1}},
+      {"attn.c_attn.bias", {Part::kQkv, 0}},
+      {"attn.c_proj.weight", {Part::kQueries, 0}},
+      {"mlp.c_fc.weight", {Part::kNeurons, 1}},
+      {"mlp.c_fc.bias", {Part::kNeurons, 0}},
+      {"mlp.c_proj.weight", {Part::kNeurons, 0}},
+      {"attention.output.dense.weight", {Part::kQueries, 1}},
+      {"intermediate.dense.weight", {Part::kNeurons, 0}},
+      {"intermediate.dense.bias", {Part::kNeurons, 0}},
+      {"output.dense.weight", {Part::kNeurons, 1}}};
+  if (part.starts_with("attention.self.")) return {Part::kQueries, 0};
+  const auto found = kCuts.find(part);
+  return found == kCuts.end() ? PartCut{} : found->second;
+}
+
 /// Scores by weight norms, in the statistics' shape, where no activations were taken.
 ActivationStatistics magnitudes(const Network& n) {
   ActivationStatistics out;
@@ -64,6 +99,11 @@ ActivationStatistics magnitudes(const Network& n) {
                   n.weight(p + "mlp.down_proj.weight").square().sum(0);
       layer.heads = n.weight(p + "self_attn.q_proj.weight").view({heads, -1}).square().sum(1) +
                     n.weight(p + "self_attn.o_proj.weight").t().reshape({heads, -1}).square().sum(1);
+    } else if (c.family == ModelFamily::kBert) {
+      layer.ffn = n.weight(p + "intermediate.dense.weight").square().sum(1) +
+                  n.weight(p + "output.dense.weight").square().sum(0);
+      layer.heads = n.weight(p + "attention.self.query.weight").view({heads, -1}).square().sum(1) +
+                    n.weight(p + "attention.output.dense.weight").t().reshape({heads, -1}).square().sum(1);
     } else {
       layer.ffn =
           n.weight(p + "mlp.c_fc.weight").square().sum(0) + n.weight(p + "mlp.c_proj.weight").square().sum(1);
@@ -84,6 +124,10 @@ ActivationStatistics magnitudes(const Network& n) {
 
 }  // namespace
 
+Tensor best_of(const Tensor& scores, std::size_t count) {
+  return index_tensor(largest(to_vector(scores), count));
+}
+
 Network prune(const Network& network, const ModelConfig& target, const ActivationStatistics* given) {
   torch::NoGradGuard no_grad;
   ActivationStatistics by_weight;
@@ -99,8 +143,7 @@ Network prune(const Network& network, const ModelConfig& target, const Activatio
 
   Network out{target, {}, {}};
   for (const auto& [name, tensor] : network.weights)
-    if (!name.starts_with(c.family == ModelFamily::kLlama ? "model.layers." : "transformer.h."))
-      out.weights.emplace(name, tensor.detach().clone());
+    if (!name.starts_with(layers_prefix(c))) out.weights.emplace(name, tensor.detach().clone());
 
   for (std::size_t i = 0; i < kept.size(); ++i) {
     const auto from = static_cast<std::size_t>(kept[i]);
@@ -127,28 +170,13 @@ Network prune(const Network& network, const ModelConfig& target, const Activatio
       if (!name.starts_with(p)) continue;
       const std::string part = name.substr(p.size());
       Tensor cut = tensor.detach();
-      if (part == "self_attn.q_proj.weight" || part == "self_attn.q_proj.bias")
-        cut = cut.index_select(0, query);
-      else if (part == "self_attn.k_proj.weight" || part == "self_attn.v_proj.weight" ||
-               part == "self_attn.k_proj.bias" || part == "self_attn.v_proj.bias")
-        cut = cut.index_select(0, key);
-      else if (part == "self_attn.o_proj.weight")
-        cut = cut.index_select(1, query);
-      else if (part == "mlp.gate_proj.weight" || part == "mlp.up_proj.weight" ||
-               part == "mlp.gate_proj.bias" || part == "mlp.up_proj.bias")
-        cut = cut.index_select(0, neurons);
-      else if (part == "mlp.down_proj.weight")
-        cut = cut.index_select(1, neurons);
-      else if (part == "attn.c_attn.weight" || part == "attn.c_attn.bias")
-        cut =
-            cut.index_select(cut.dim() - 1, at::cat({features(heads, d), features(heads, d, have.n_head * d),
-                                                     features(heads, d, 2 * have.n_head * d)}));
-      else if (part == "attn.c_proj.weight")
-        cut = cut.index_select(0, query);
-      else if (part == "mlp.c_fc.weight" || part == "mlp.c_fc.bias")
-        cut = cut.index_select(cut.dim() - 1, neurons);
-      else if (part == "mlp.c_proj.weight")
-        cut = cut.index_select(0, neurons);
+      const PartCut how = part_cut(part);
+      if (how.part == Part::kQueries) cut = cut.index_select(how.dimension, query);
+      if (how.part == Part::kKeys) cut = cut.index_select(how.dimension, key);
+      if (how.part == Part::kNeurons) cut = cut.index_select(how.dimension, neurons);
+      if (how.part == Part::kQkv)
+        cut = cut.index_select(how.dimension, at::cat({query, features(heads, d, have.n_head * d),
+                                                       features(heads, d, 2 * have.n_head * d)}));
       out.weights.emplace(q + part, cut.clone());
     }
   }
@@ -159,6 +187,15 @@ Network prune(const Network& network, const ModelConfig& target, const Activatio
         tensor = tensor.index_select(channel, channels).contiguous();
   }
   return out;
+}
+
+void keep_tokens(Network& network, const std::vector<std::int32_t>& kept, const ModelConfig& config) {
+  torch::NoGradGuard no_grad;
+  const Tensor rows = at::tensor(kept, at::kInt).to(at::kLong);
+  for (auto& [name, tensor] : network.weights)
+    for (const char* part : {"embed_tokens.weight", "lm_head.weight", "wte.weight"})
+      if (name.ends_with(part)) tensor = tensor.index_select(0, rows);
+  network.config = config;
 }
 
 Tensor keep_in_rows(const Tensor& scores, const SparsePass& pass) {

@@ -5,9 +5,15 @@
 
 namespace retort {
 
+/// Places of the `count` largest scores, ascending, int64; ties: the earlier one.
+at::Tensor best_of(const at::Tensor& scores, std::size_t count);
+
 /// Cuts the network down to `target`'s widths and depth by the statistics (activation) or by weight norms.
 /// With the present shape it changes nothing.
 Network prune(const Network& network, const ModelConfig& target, const ActivationStatistics* statistics);
+
+/// Takes the rows of tokens that are not in `kept` out of embedding and head; `config` is what is left.
+void keep_tokens(Network& network, const std::vector<std::int32_t>& kept, const ModelConfig& config);
 
 /// The weights [rows, columns] that stay (bool): per row all but the least `sparsity` of the scores, or in
 /// each `m` neighbours of a row the best `n`. Ties: the earlier one stays.

@@ -149,14 +149,21 @@ class Fields {
 struct Reader {
   std::filesystem::path folder;
   std::string where;
+  bool classification = false;
 
   Result<DataFile> data(const YAML::Node& node, const std::string& name, bool held_out) {
-    std::vector<std::string> keys{"file", "limit_documents"};
-    if (held_out) keys.push_back("max_tokens");
+    std::vector<std::string> keys{"file"};
+    if (classification)
+      keys.push_back("labels");
+    else
+      keys.push_back("limit_documents");
+    if (classification && !held_out) keys.push_back("limit_examples");
+    if (!classification && held_out) keys.push_back("max_tokens");
     Fields fields(node, where, name, keys);
     DataFile out;
     if (fields.need("file")) fields.path("file", out.file, folder, false);
-    fields.whole("limit_documents", out.limit_documents, 1, 1ull << 40);
+    if (classification) fields.path("labels", out.labels, folder, false);
+    fields.whole(classification ? "limit_examples" : "limit_documents", out.limit_documents, 1, 1ull << 40);
     fields.whole("max_tokens", out.max_tokens, 1, 1ull << 40);
     RETORT_TRY(fields.result());
     return out;
@@ -168,28 +175,49 @@ struct Reader {
     out.name = name;
     const bool train = name == "train", mixture = name == "distil", aware = name == "quantize.aware";
     if (!train) out.distil.emplace();
-    std::vector<std::string> keys{"tokens",       "batch_tokens",      "context", "learning_rate",
-                                  "warmup",       "schedule",          "decay",   "clip",
-                                  "weight_decay", "checkpoint_seconds"};
-    if (train) keys.push_back("init");
-    if (!train) keys.insert(keys.end(), {"temperature", "teacher_outputs", "k"});
+    std::vector<std::string> keys{"tokens",       "batch_tokens",       "context",        "learning_rate",
+                                  "warmup",       "schedule",           "decay",          "clip",
+                                  "weight_decay", "checkpoint_seconds", "evaluate_every", "patience",
+                                  "precision"};
+    const char *amount = "tokens", *batch = "batch_tokens";
+    if (classification) {
+      amount = "examples", batch = "batch_examples";
+      keys = {amount, batch,          "learning_rate",      "warmup",         "schedule", "decay",
+              "clip", "weight_decay", "checkpoint_seconds", "evaluate_every", "patience"};
+      out.batch_tokens = 64;
+    }
+    keys.push_back("init");
+    if (!train) keys.push_back("temperature");
+    if (!train && !classification) keys.insert(keys.end(), {"teacher_outputs", "k"});
     if (!train && !mixture) keys.push_back("alpha");
+    if (!train && !classification) keys.erase(std::find(keys.begin(), keys.end(), "init"));
     if (mixture)
       keys.insert(keys.end(), {"labels", "soft", "divergence", "beta", "attention", "hidden", "relation",
                                "relation_heads", "on_policy"});
     if (aware) keys.insert(keys.end(), {"format", "formats"});
     Fields fields(node, where, name, keys);
-    if (fields.need("tokens")) fields.whole("tokens", out.tokens, 1, 1ull << 50);
-    fields.whole("batch_tokens", out.batch_tokens, 1, 1u << 24);
+    if (fields.need(amount)) fields.whole(amount, out.tokens, 1, 1ull << 50);
+    fields.whole(batch, out.batch_tokens, 1, 1u << 24);
     fields.whole("context", out.context, 2, 1u << 20);
-    if (!fields.has("init")) out.learning_rate = 2e-4;  // 1e-3 undoes what a cut model still knows
-    if (aware) out.learning_rate = 5e-5;                // and rounding has undone much less
+    if (!fields.has("init") && !classification)
+      out.learning_rate = 2e-4;           // 1e-3 undoes what a cut model still knows
+    if (aware) out.learning_rate = 5e-5;  // and rounding has undone much less
     fields.number("learning_rate", out.learning_rate, 1e-9, 1);
     fields.number("warmup", out.warmup, 0, 1);
     fields.number("decay", out.decay, 0, 1);
     fields.number("clip", out.clip, 1e-6, 1e6);
     fields.number("weight_decay", out.weight_decay, 0, 10);
     fields.whole("checkpoint_seconds", out.checkpoint_seconds, 1, 86400);
+    fields.whole("evaluate_every", out.evaluate_every, 1, 1ull << 40);
+    fields.whole("patience", out.patience, 1, 1000000);
+    if (fields.has("patience") && !fields.has("evaluate_every"))
+      fields.refuse(fields.node("patience"),
+                    "'patience' counts looks at the held-out loss: it needs 'evaluate_every'");
+    std::string precision = "f32";
+    fields.choice("precision", precision, {"f32", "bf16", "auto"});
+    out.precision = precision == "bf16"   ? OptimisePass::Precision::kBf16
+                    : precision == "auto" ? OptimisePass::Precision::kAuto
+                                          : OptimisePass::Precision::kF32;
     std::string schedule = "cosine";
     fields.choice("schedule", schedule, {"cosine", "wsd", "constant"});
     out.schedule = schedule == "wsd"        ? OptimisePass::Schedule::kWsd
@@ -203,9 +231,19 @@ struct Reader {
       RETORT_TRY(read_rules(fields, rounding));
     }
     RETORT_TRY(fields.result());
-    if (train && fields.has("init")) {
-      Fields shape(fields.node("init"), where, "init",
-                   {"hidden", "layers", "heads", "kv_heads", "ffn", "context", "tokenizer"});
+    if (fields.has("init") && classification)
+      out.classifier = RETORT_TRY(classifier_init(fields.node("init")));
+    else if (fields.has("init"))
+      out.init = RETORT_TRY(transformer_init(fields.node("init"), {}));
+    return out;
+  }
+
+  /// `more`: keys beside the shape's.
+  Result<InitShape> transformer_init(const YAML::Node& node, const std::vector<std::string>& more) {
+    {
+      std::vector<std::string> keys{"hidden", "layers", "heads", "kv_heads", "ffn", "context", "tokenizer"};
+      keys.insert(keys.end(), more.begin(), more.end());
+      Fields shape(node, where, "init", keys);
       InitShape init;
       for (const char* key : {"hidden", "layers", "heads", "ffn", "context", "tokenizer"}) shape.need(key);
       shape.whole("hidden", init.hidden, 1, 1u << 16);
@@ -219,11 +257,106 @@ struct Reader {
       RETORT_TRY(shape.result());
       if (init.heads % init.kv_heads != 0 || init.hidden % init.heads != 0 ||
           init.hidden / init.heads % 2 != 0)
-        return fail(ErrorCode::kInvalid, fields.at("init"),
+        return fail(ErrorCode::kInvalid, at_line(where, node),
                     "kv_heads must divide heads, and hidden / heads must be an even whole number");
-      out.init = init;
+      return init;
+    }
+  }
+
+  Result<ClassifierInit> classifier_init(const YAML::Node& node) {
+    ClassifierInit out;
+    const std::vector<std::string> families{"mlp", "cnn", "bert"};
+    std::string family;
+    if (node.IsMap() && node["family"].IsDefined() && node["family"].IsScalar())
+      family = node["family"].Scalar();
+    if (std::find(families.begin(), families.end(), family) == families.end())
+      return fail(ErrorCode::kInvalid, at_line(where, node), "init needs a 'family': {}",
+                  fmt::join(families, ", "));
+    if (family == "bert") {
+      out.text = RETORT_TRY(transformer_init(node, {"family", "labels"}));
+      Fields fields(
+          node, where, "init",
+          {"family", "hidden", "layers", "heads", "kv_heads", "ffn", "context", "tokenizer", "labels"});
+      RETORT_TRY(texts(fields, "labels", out.labels));
+      return out;
+    }
+    const bool mlp = family == "mlp";
+    std::vector<std::string> keys{"family", "input", "hidden", "activation", "labels", "normalize"};
+    keys.push_back(mlp ? "features" : "convolutions");
+    Fields fields(node, where, "init", keys);
+    ClassifierConfig& c = out.tensors;
+    c.family = mlp ? ClassifierFamily::kMlp : ClassifierFamily::kCnn;
+    std::vector<std::uint32_t> input;
+    fields.wholes("input", input, 1, 1u << 20);
+    fields.wholes("hidden", c.hidden, 1, 1u << 16);
+    std::string normalize = "each";
+    fields.choice("normalize", normalize, {"each", "all", "none"});
+    using Normalize = ClassifierInit::Normalize;
+    out.normalize = normalize == "all"    ? Normalize::kAll
+                    : normalize == "none" ? Normalize::kNone
+                                          : Normalize::kEach;
+    RETORT_TRY(fields.result());
+    RETORT_TRY(texts(fields, "labels", out.labels));
+    RETORT_TRY(texts(fields, "features", c.feature_names));
+    if (mlp && input.empty()) {
+      c.input = {static_cast<std::uint32_t>(c.feature_names.size()), 1, 1};  // 0: as the data says
+    } else if (mlp && input.size() == 1) {
+      c.input = {input[0], 1, 1};
+    } else if (!mlp && input.size() == 3) {
+      c.input = {input[0], input[1], input[2]};
+    } else {
+      return fail(ErrorCode::kInvalid, fields.has("input") ? fields.at("input") : fields.place(),
+                  "'input' must be {}",
+                  mlp ? "the number of features" : "a list of three: channels, height and width");
+    }
+    c.activation = RETORT_TRY(activation(fields));
+    if (mlp) return out;
+    if (!fields.need("convolutions")) RETORT_TRY(fields.result());
+    const YAML::Node list = fields.node("convolutions");
+    if (!list.IsSequence() || list.size() == 0)
+      return fail(ErrorCode::kInvalid, fields.at("convolutions"),
+                  "'convolutions' must be a list of {{channels: …, kernel: …}}");
+    for (const YAML::Node& item : list) {
+      Fields each(
+          item, where, "convolutions",
+          {"channels", "kernel", "stride", "padding", "activation", "pooling", "pool_size", "pool_stride"});
+      Convolution conv;
+      if (each.need("channels")) each.whole("channels", conv.out_channels, 1, 1u << 14);
+      each.whole("kernel", conv.kernel, 1, 64);
+      each.whole("stride", conv.stride, 1, 64);
+      each.whole("padding", conv.padding, 0, 63);
+      std::string pooling = "none";
+      each.choice("pooling", pooling, {"none", "max", "average"});
+      each.whole("pool_size", conv.pool_size, 1, 64);
+      conv.pool_stride = conv.pool_size;
+      each.whole("pool_stride", conv.pool_stride, 1, 64);
+      RETORT_TRY(each.result());
+      conv.pooling = *pooling_from(pooling);
+      conv.activation = RETORT_TRY(activation(each));
+      c.convolutions.push_back(conv);
     }
     return out;
+  }
+
+  Result<Activation> activation(Fields& fields) {
+    std::string name = "relu";
+    fields.choice("activation", name, {"relu", "gelu_new", "tanh", "none"});
+    RETORT_TRY(fields.result());
+    return *activation_from(name);
+  }
+
+  /// A list of texts.
+  Result<void> texts(Fields& fields, const char* key, std::vector<std::string>& out) {
+    if (!fields.has(key)) return fields.result();
+    const YAML::Node list = fields.node(key);
+    if (!list.IsSequence() || list.size() == 0)
+      return fail(ErrorCode::kInvalid, fields.at(key), "'{}' must be a list of texts", key);
+    for (const YAML::Node& item : list) {
+      if (!item.IsScalar() || item.Scalar().empty())
+        return fail(ErrorCode::kInvalid, fields.at(item), "'{}' must be a list of texts", key);
+      out.push_back(item.Scalar());
+    }
+    return fields.result();
   }
 
   /// `steps` and what is distilled after each of them; both or none.
@@ -290,28 +423,46 @@ struct Reader {
 
   Result<std::vector<Pass>> prune(const YAML::Node& node) {
     PrunePass out;
+    if (classification) {
+      Fields fields(node, where, "prune.structured",
+                    {"channels", "hidden", "layers", "ffn", "heads", "importance", "calibration_examples",
+                     "steps", "distil"});
+      fields.wholes("channels", out.channels, 1, 1u << 14);
+      fields.wholes("hidden", out.dense, 1, 1u << 16);
+      return cut(fields, node, out, "calibration_examples");
+    }
     Fields fields(node, where, "prune.structured",
                   {"layers", "hidden", "ffn", "heads", "kv_heads", "importance", "calibration_tokens",
                    "steps", "distil"});
-    const auto optional = [&](const char* key, std::optional<std::uint32_t>& value, std::uint32_t high) {
-      if (!fields.has(key)) return;
-      std::uint32_t number = 0;
-      fields.whole(key, number, 1, high);
-      value = number;
-    };
-    optional("layers", out.layers, 1u << 10);
-    optional("hidden", out.hidden, 1u << 16);
+    optional(fields, "hidden", out.hidden, 1u << 16);
+    return cut(fields, node, out, "calibration_tokens");
+  }
+
+  static void optional(Fields& fields, const char* key, std::optional<std::uint32_t>& value,
+                       std::uint32_t high) {
+    if (!fields.has(key)) return;
+    std::uint32_t number = 0;
+    fields.whole(key, number, 1, high);
+    value = number;
+  }
+
+  /// What both tasks' cuts have.
+  Result<std::vector<Pass>> cut(Fields& fields, const YAML::Node& node, PrunePass out,
+                                const char* calibration) {
+    optional(fields, "layers", out.layers, 1u << 10);
     fields.wholes("ffn", out.ffn, 1, 1u << 20);
-    optional("heads", out.heads, 1u << 12);
-    optional("kv_heads", out.kv_heads, 1u << 12);
+    optional(fields, "heads", out.heads, 1u << 12);
+    optional(fields, "kv_heads", out.kv_heads, 1u << 12);
     std::string importance = "activation";
     fields.choice("importance", importance, {"activation", "magnitude"});
     out.activation = importance == "activation";
-    fields.whole("calibration_tokens", out.calibration_tokens, 16, 1ull << 40);
+    fields.whole(calibration, out.calibration_tokens, 16, 1ull << 40);
     RETORT_TRY(fields.result());
-    if (!out.layers && !out.hidden && out.ffn.empty() && !out.heads && !out.kv_heads)
-      return fail(ErrorCode::kInvalid, at_line(where, node),
-                  "prune.structured needs a target: layers, hidden, ffn, heads or kv_heads");
+    if (out.channels.empty() && out.dense.empty() && !out.layers && !out.hidden && out.ffn.empty() &&
+        !out.heads && !out.kv_heads)
+      return fail(ErrorCode::kInvalid, at_line(where, node), "prune.structured needs a target: {}",
+                  classification ? "channels or hidden; of a bert layers, ffn or heads"
+                                 : "layers, hidden, ffn, heads or kv_heads");
     const Steps in = RETORT_TRY(steps(fields));
     if (in.count > 1 && out.layers && out.ffn.size() > 1)
       return fail(ErrorCode::kInvalid, fields.at("steps"),
@@ -401,6 +552,12 @@ struct Reader {
 
   Result<Pass> quantize(const YAML::Node& node) {
     QuantizePass out;
+    if (classification) {
+      Fields fields(node, where, "quantize.weights", {"format"});
+      RETORT_TRY(fields.result());
+      out.format = RETORT_TRY(format(fields, "format"));
+      return out;
+    }
     Fields fields(node, where, "quantize.weights",
                   {"format", "formats", "method", "awq", "act_order", "damping", "calibration_tokens", "bits",
                    "candidates", "sensitivity_tokens"});
@@ -446,6 +603,26 @@ struct Reader {
     return out;
   }
 
+  Result<Pass> activations(const YAML::Node& node) {
+    ActivationPass out;
+    Fields fields(node, where, "quantize.activations",
+                  {"method", "percentile", "calibration_examples", "bytes"});
+    std::string method = "minmax";
+    fields.choice("method", method, {"minmax", "percentile", "mse", "kl"});
+    using Method = ActivationPass::Method;
+    out.method = method == "percentile" ? Method::kPercentile
+                 : method == "mse"      ? Method::kMse
+                 : method == "kl"       ? Method::kKl
+                                        : Method::kMinMax;
+    fields.number("percentile", out.percentile, 50, 100);
+    if (fields.has("percentile") && out.method != Method::kPercentile)
+      fields.refuse(fields.node("percentile"), "'percentile' belongs to method: percentile");
+    fields.whole("calibration_examples", out.calibration_examples, 16, 1ull << 40);
+    fields.flag("bytes", out.bytes);
+    RETORT_TRY(fields.result());
+    return out;
+  }
+
   Result<Pass> exported(const YAML::Node& node) {
     ExportPass out;
     Fields fields(node, where, "export", {"file", "kind", "format", "dtype", "label", "hf"});
@@ -467,8 +644,9 @@ struct Reader {
     if (!out.huggingface && !out.file.ends_with(".gguf"))
       return fail(ErrorCode::kInvalid, fields.at("file"), "'{}' must end in .gguf (or say kind: huggingface)",
                   out.file);
-    for (const char* reserved : {"teacher.gguf", "result.json", "state.json", "progress.jsonl", "worker.lock",
-                                 "cancel", "finish", "eval.json"})
+    for (const char* reserved :
+         {"teacher.gguf", "result.json", "state.json", "progress.jsonl", "worker.lock", "cancel", "finish",
+          "eval.json", "tokenizer", "tokens.bin", "best.safetensors"})
       if (out.file == reserved)
         return fail(ErrorCode::kInvalid, fields.at("file"), "'{}' is a name that the worker itself uses",
                     out.file);
@@ -480,19 +658,38 @@ struct Reader {
 
   /// One, or what a pass in steps comes to.
   Result<std::vector<Pass>> pass(const YAML::Node& node) {
-    const std::vector<std::string> names{"train",  "prune.structured", "prune.unstructured", "distil.soft",
-                                         "distil", "quantize.aware",   "quantize.weights",   "evaluate",
-                                         "export"};
+    std::vector<std::string> names{"prune.vocabulary", "train",  "prune.structured", "prune.unstructured",
+                                   "distil.soft",      "distil", "quantize.aware",   "quantize.weights",
+                                   "evaluate",         "export"};
+    if (classification)
+      names = {
+          "train", "prune.structured", "distil.soft", "quantize.activations", "quantize.weights", "evaluate",
+          "export"};
     if (!node.IsMap() || node.size() != 1)
       return fail(ErrorCode::kInvalid, at_line(where, node), "each pass is one line 'name: {{…}}' of {}",
                   fmt::join(names, ", "));
     const std::string name = node.begin()->first.Scalar();
     YAML::Node body = node.begin()->second;
     if (body.IsNull()) body = YAML::Load("{}");
+    if (classification && std::find(names.begin(), names.end(), name) == names.end()) {
+      const auto meant = nearest(name, names);
+      return fail(ErrorCode::kInvalid, at_line(where, node),
+                  "there is no pass '{}' in task: classification; {}", name,
+                  meant ? fmt::format("did you mean '{}'?", *meant)
+                        : fmt::format("there are {}", fmt::join(names, ", ")));
+    }
     if (name == "train" || name == "distil.soft" || name == "distil" || name == "quantize.aware")
       return std::vector{RETORT_TRY(optimise(body, name))};
     if (name == "prune.structured") return prune(body);
+    if (name == "prune.vocabulary") {
+      Fields fields(body, where, name, {"min_count"});
+      VocabularyPass out;
+      fields.whole("min_count", out.min_count, 1, 1ull << 40);
+      RETORT_TRY(fields.result());
+      return std::vector<Pass>{out};
+    }
     if (name == "prune.unstructured") return sparse(body);
+    if (name == "quantize.activations" && classification) return std::vector{RETORT_TRY(activations(body))};
     if (name == "export") return std::vector{RETORT_TRY(exported(body))};
     if (name == "quantize.weights") return std::vector{RETORT_TRY(quantize(body))};
     if (name == "evaluate") {
@@ -519,10 +716,19 @@ struct Reader {
       const auto* optimise = std::get_if<OptimisePass>(&pass);
       const auto* prune = std::get_if<PrunePass>(&pass);
       const auto* quantize = std::get_if<QuantizePass>(&pass);
-      if (i == 0 && recipe.teacher.empty() && (optimise == nullptr || !optimise->init))
+      if (i == 0 && recipe.teacher.empty() &&
+          (optimise == nullptr || !(optimise->init || optimise->classifier)))
         return fail(ErrorCode::kInvalid, place,
                     "there is no model to work on: name a teacher, or begin with train and init");
-      if (optimise != nullptr && optimise->init && i > 0)
+      const auto* vocabulary = std::get_if<VocabularyPass>(&pass);
+      if (vocabulary != nullptr && (i > 0 || recipe.teacher.empty() || !recipe.train))
+        return fail(
+            ErrorCode::kInvalid, place,
+            "prune.vocabulary gives tokens new numbers for all that follows: it can only come first, and "
+            "needs a teacher and data.train");
+      if (optimise != nullptr && optimise->evaluate_every != 0 && !recipe.held_out)
+        return fail(ErrorCode::kInvalid, place, "evaluate_every needs data.held_out");
+      if (optimise != nullptr && (optimise->init || optimise->classifier) && i > 0)
         return fail(ErrorCode::kInvalid, place,
                     "train with init makes a new model, so it can only come first");
       if (optimise != nullptr && optimise->distil && recipe.teacher.empty())
@@ -534,15 +740,25 @@ struct Reader {
             "prune.structured cannot follow prune.unstructured; cut whole parts first, single weights "
             "afterwards");
       sparse |= zeros != nullptr;
+      const auto* calibrated = std::get_if<ActivationPass>(&pass);
+      if (calibrated != nullptr &&
+          std::any_of(recipe.passes.begin(), recipe.passes.begin() + static_cast<std::ptrdiff_t>(i),
+                      [](const Pass& p) { return std::holds_alternative<ActivationPass>(p); }))
+        return fail(ErrorCode::kInvalid, place,
+                    "inputs' scales are there already by an earlier quantize.activations");
+      quantized |= calibrated != nullptr;
       if (quantized && (optimise != nullptr || prune != nullptr || zeros != nullptr))
         return fail(
             ErrorCode::kInvalid, place,
-            "{} cannot follow quantize.weights: its steps would undo the rounding; quantize afterwards",
+            "{} cannot follow quantize.weights or quantize.activations: its steps would undo them; quantize "
+            "afterwards",
             pass_name(pass));
-      if (quantized && quantize != nullptr)
+      if (quantize != nullptr &&
+          std::any_of(recipe.passes.begin(), recipe.passes.begin() + static_cast<std::ptrdiff_t>(i),
+                      [](const Pass& p) { return std::holds_alternative<QuantizePass>(p); }))
         return fail(ErrorCode::kInvalid, place,
                     "the weights are rounded already by an earlier quantize.weights");
-      if ((optimise != nullptr || (prune != nullptr && prune->activation) ||
+      if ((optimise != nullptr || calibrated != nullptr || (prune != nullptr && prune->activation) ||
            (zeros != nullptr && zeros->wanda) || (quantize != nullptr && quantize->needs_calibration())) &&
           !recipe.train)
         return fail(ErrorCode::kInvalid, place, "{} needs data.train", pass_name(pass));
@@ -576,9 +792,11 @@ TensorType format_of(const QuantizePass& pass, const std::string& name) {
 std::string_view pass_name(const Pass& pass) {
   struct Name {
     std::string_view operator()(const OptimisePass& p) const { return p.name; }
+    std::string_view operator()(const VocabularyPass&) const { return "prune.vocabulary"; }
     std::string_view operator()(const PrunePass&) const { return "prune.structured"; }
     std::string_view operator()(const SparsePass&) const { return "prune.unstructured"; }
     std::string_view operator()(const QuantizePass&) const { return "quantize.weights"; }
+    std::string_view operator()(const ActivationPass&) const { return "quantize.activations"; }
     std::string_view operator()(const EvaluatePass&) const { return "evaluate"; }
     std::string_view operator()(const ExportPass&) const { return "export"; }
   };
@@ -593,10 +811,14 @@ Result<Recipe> parse_recipe(const std::string& text, const std::filesystem::path
     Recipe recipe;
     recipe.where = where;
     recipe.sha256 = sha256_hex(text);
-    Fields fields(root, where, "recipe", {"version", "seed", "teacher", "data", "passes"});
+    Fields fields(root, where, "recipe", {"version", "task", "seed", "teacher", "data", "passes"});
     std::uint64_t version = 0;
     if (fields.need("version")) fields.whole("version", version, 1, 1);
     fields.whole("seed", recipe.seed, 0, INT64_MAX);
+    std::string task = "language";
+    fields.choice("task", task, {"language", "classification"});
+    reader.classification = task == "classification";
+    recipe.task = reader.classification ? Task::kClassification : Task::kLanguage;
     fields.need("passes");
     RETORT_TRY(fields.result());
     if (fields.has("teacher")) {

@@ -10,6 +10,7 @@
 #include "common/blocks/tensor_type.h"
 #include "common/core/result.h"
 #include "common/gguf/safetensors.h"
+#include "common/model/classifier_config.h"
 
 namespace retort {
 
@@ -17,6 +18,16 @@ namespace retort {
 struct InitShape {
   std::uint32_t hidden = 0, layers = 0, heads = 0, kv_heads = 0, ffn = 0, context = 0;
   std::filesystem::path tokenizer;  ///< folder with tokenizer.json
+};
+
+/// A classifier that is trained from random weights.
+struct ClassifierInit {
+  std::optional<InitShape> text;  ///< a bert; else of tensors:
+  ClassifierConfig tensors;       ///< input {0, 1, 1}: as long as the data's examples; labels: below
+  /// What goes into it of the training data's mean and deviation: each feature's or channel's, or all
+  /// values'.
+  enum class Normalize { kEach, kAll, kNone } normalize = Normalize::kEach;
+  std::vector<std::string> labels;  ///< empty: the training data's
 };
 
 /// quantize.weights. Units and sources: docs/recipes.md.
@@ -66,25 +77,38 @@ struct Mixture {
   bool needs_trace() const { return attention > 0 || hidden > 0 || relation > 0; }
 };
 
-/// train, distil.soft and distil: AdamW over `tokens` tokens. Units and sources: docs/recipes.md.
+/// train, distil.soft and distil: AdamW over `tokens` tokens, `batch_tokens` a step; in classification both
+/// count examples. Units and sources: docs/recipes.md.
 struct OptimisePass {
   std::string name = "train";
   std::optional<Mixture> distil;
   std::optional<InitShape> init;
+  std::optional<ClassifierInit> classifier;  ///< init, where the task is classification
   std::uint64_t tokens = 0;
   std::uint32_t batch_tokens = 2048, context = 0;  ///< context 0: the model's own
   double learning_rate = 1e-3, warmup = 0.03, weight_decay = 0.1, clip = 1.0;
   enum class Schedule { kCosine, kWsd, kConstant } schedule = Schedule::kCosine;
   double decay = 0.2;  ///< of a wsd schedule: the share of steps over which the rate falls to zero
   std::uint32_t checkpoint_seconds = 60;
+  std::uint64_t evaluate_every = 0;  ///< steps between looks at the held-out loss; 0: none
+  std::uint32_t patience = 0;        ///< looks without a lower loss after which to stop; 0: to the end
+  /// kBf16: products in bfloat16, weights, sums and losses in F32. kAuto: that where the CPU has AVX512-BF16.
+  enum class Precision { kF32, kBf16, kAuto } precision = Precision::kF32;
   /// quantize.aware: matrices are rounded in the forward pass, the gradient passes straight through.
   std::optional<QuantizePass> aware;
 };
 
+/// prune.vocabulary: the teacher and its student forget the tokens that the training text does not use
+/// (vocabulary_cut.h).
+struct VocabularyPass {
+  std::uint64_t min_count = 1;  ///< tokens seen less often go as well
+};
+
 struct PrunePass {
   std::optional<std::uint32_t> layers, hidden, heads, kv_heads;
-  std::vector<std::uint32_t> ffn;  ///< none, one for all layers, or one for each that is kept
-  bool activation = true;          ///< else by magnitude
+  std::vector<std::uint32_t> channels, dense;  ///< of convolutions and of hidden dense layers (mlp, cnn)
+  std::vector<std::uint32_t> ffn;              ///< none, one for all layers, or one for each that is kept
+  bool activation = true;                      ///< else by magnitude
   std::uint64_t calibration_tokens = 8192;
   std::uint32_t steps_left = 1;  ///< this one included: it takes 1/steps_left of what is still to go
 };
@@ -96,6 +120,14 @@ struct SparsePass {
   bool wanda = true;           ///< else by magnitude
   std::string match = "*";     ///< shell pattern of Hugging Face's names
   std::uint64_t calibration_tokens = 8192;
+};
+
+/// quantize.activations, of classifiers of tensors: scales of matrices' inputs that are found beforehand.
+struct ActivationPass {
+  enum class Method { kMinMax, kPercentile, kMse, kKl } method = Method::kMinMax;
+  double percentile = 99.99;
+  std::uint64_t calibration_examples = 1024;
+  bool bytes = false;  ///< inputs and logits come and go as int8 as well
 };
 
 /// The format that a rule fixes for a matrix; nothing where none does.
@@ -115,11 +147,16 @@ struct ExportPass {
   bool also_huggingface = false;  ///< a GGUF's weights besides as a Hugging Face folder of the same stem
 };
 
-using Pass = std::variant<OptimisePass, PrunePass, SparsePass, QuantizePass, EvaluatePass, ExportPass>;
+using Pass = std::variant<OptimisePass, VocabularyPass, PrunePass, SparsePass, QuantizePass, ActivationPass,
+                          EvaluatePass, ExportPass>;
 std::string_view pass_name(const Pass& pass);
+
+/// What a recipe's model is to do.
+enum class Task { kLanguage, kClassification };
 
 struct DataFile {
   std::filesystem::path file;
+  std::filesystem::path labels;       ///< classification: of idx images; empty: they are in `file`
   std::uint64_t limit_documents = 0;  ///< 0: all
   std::uint64_t max_tokens = 0;       ///< held_out only; 0: all
 };
@@ -128,6 +165,7 @@ struct Recipe {
   std::string where;  ///< the file, for messages
   std::string sha256;
   std::uint64_t seed = 1;
+  Task task = Task::kLanguage;
   std::filesystem::path teacher;  ///< empty: none
   std::optional<DataFile> train, held_out;
   std::vector<Pass> passes;

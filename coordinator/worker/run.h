@@ -26,6 +26,11 @@ extern std::atomic<bool> run_interrupted;
 /// process's exit status: 130 after an interruption, that of the error, or 0.
 int run_recipe(const RunOptions& options);
 
+/// A full disk is no verdict on the recipe: there may be room again later, so it becomes kUnavailable and the
+/// run, which leaves no result then, goes on from its last checkpoint.
+Result<void> on_disk(Result<void> written);
+/// Of a folder's safetensors: the file's own hash, or the hash of the shards' hashes.
+Result<std::string> weights_sha256(const std::filesystem::path& folder);
 /// Checks a Hugging Face folder and prints what it is as JSON.
 Result<void> inspect_model(const std::filesystem::path& folder);
 /// Measures a matrix product and says whether the BLAS is a fast one.

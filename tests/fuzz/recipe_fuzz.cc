@@ -22,7 +22,9 @@ std::vector<std::string> fuzz_seeds() {
         "temperature: 2}}\n  - prune.unstructured: {pattern: \"2:4\", calibration_tokens: 99}\n",
         "  - train: {tokens: 9, batch_tokens: 4, context: 8, learning_rate: 1e-3, warmup: 0.1, schedule: "
         "wsd, "
-        "decay: 0.2, clip: 1, weight_decay: 0.1, checkpoint_seconds: 5}\n",
+        "decay: 0.2, clip: 1, weight_decay: 0.1, checkpoint_seconds: 5, evaluate_every: 3, patience: 2, "
+        "precision: bf16}\n",
+        "  - prune.vocabulary: {min_count: 2}\n",
         "  - distil: {tokens: 9, labels: 0, soft: 1, divergence: jsd, beta: 0.3, attention: 1, hidden: 1, "
         "relation: 1, relation_heads: 2, on_policy: 0.5}\n  - evaluate: {label: x}\n",
         "  - distil.soft: {tokens: 9, alpha: 1, teacher_outputs: top_k, k: 8}\n  - quantize.aware: {tokens: "
@@ -31,6 +33,20 @@ std::vector<std::string> fuzz_seeds() {
         "true, damping: 0.1, awq: true, formats: [{match: \"*\", format: Q8_0}], sensitivity_tokens: 64}\n"})
     out.push_back(std::string(kHead) + passes +
                   "  - export: {file: s.gguf, format: Q8_0, label: l, hf: true}\n");
+  const std::string classification =
+      "version: 1\ntask: classification\ndata: {train: {file: etc/passwd, labels: etc/passwd, "
+      "limit_examples: 9}, held_out: {file: etc/passwd}}\npasses:\n";
+  for (const char* passes :
+       {"  - train: {examples: 9, batch_examples: 4, init: {family: cnn, input: [3, 8, 8], convolutions: "
+        "[{channels: 4, kernel: 3, stride: 1, padding: 1, activation: tanh, pooling: max, pool_size: 2, "
+        "pool_stride: 2}], hidden: [9], activation: relu, labels: [a, b], normalize: all}}\n"
+        "  - prune.structured: {channels: [2], hidden: 3, calibration_examples: 99}\n",
+        "  - train: {examples: 9, init: {family: mlp, features: [a, b], hidden: [9, 3]}}\n"
+        "  - quantize.activations: {method: percentile, percentile: 99.9, calibration_examples: 99, bytes: "
+        "true}\n  - quantize.weights: {format: Q8_0}\n",
+        "  - train: {examples: 9, init: {family: bert, hidden: 8, layers: 1, heads: 2, ffn: 8, context: 9, "
+        "tokenizer: tmp, labels: [x, y]}}\n  - prune.structured: {ffn: 4, heads: 1, layers: 1}\n"})
+    out.push_back(classification + passes + "  - evaluate: {label: x}\n  - export: {file: s.gguf}\n");
   return out;
 }
 
@@ -48,7 +64,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       fuzz::require(zeros->sparsity > 0 && zeros->sparsity < 1 && (zeros->m == 0 || zeros->n < zeros->m));
     if (const auto* cut = std::get_if<PrunePass>(&pass)) {
       fuzz::require(cut->steps_left >= 1);
-      for (const std::uint32_t width : cut->ffn) fuzz::require(width > 0);
+      for (const auto* widths : {&cut->ffn, &cut->channels, &cut->dense})
+        for (const std::uint32_t width : *widths) fuzz::require(width > 0);
     }
   }
   fuzz::require(exports);

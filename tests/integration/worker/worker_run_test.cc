@@ -8,8 +8,10 @@
 #include <thread>
 
 #include "common/core/json.h"
+#include "common/core/random.h"
 #include "common/core/sha256.h"
 #include "common/gguf/gguf.h"
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 #include "coordinator/tailor/tailor.h"
 #include "tests/support/support.h"
@@ -277,6 +279,154 @@ TEST_F(WorkerRun, TheSecondClassOfACorpusPaysNoTeacherPass) {
   fs::remove_all(folder_ / "teacher");
   ASSERT_OK(testing::write_tiny_model(folder_ / "teacher", ModelFamily::kLlama, 2, other));
   EXPECT_EQ(tailor("other", 32).at("windows_computed"), whole.at("windows_computed"));
+}
+
+TEST_F(WorkerRun, ReportsTellOfRuns) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  recipe(
+      "passes:\n  - prune.unstructured: {sparsity: 0.3, calibration_tokens: 512}\n"
+      "  - distil.soft: {tokens: 8000, batch_tokens: 256, evaluate_every: 10}\n"
+      "  - quantize.weights: {bits: 9, candidates: [Q4_0, Q8_0, F16], sensitivity_tokens: 256}\n"
+      "  - export: {file: s.gguf, label: \"<small>\"}\n",
+      "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl, max_tokens: 400}}\n");
+  for (const char* out : {"one", "two"}) {
+    const Ended ended = run(out);
+    ASSERT_EQ(ended.status, 0) << ended.err;
+  }
+  const auto worker = [&](const std::string& words) {
+    return std::system((testing::binary("retort-worker").string() + " " + words + " > " +
+                        (folder_ / "said").string() + " 2>&1")
+                           .c_str());
+  };
+  ASSERT_EQ(worker("report " + (folder_ / "one").string()), 0) << *read_file(folder_ / "said");
+  const json::object report = json::parse(*read_file(folder_ / "one" / "report.json")).as_object();
+  EXPECT_EQ(text_of(report.at("state")), "succeeded");
+  const json::object& pass = report.at("passes").at(1).as_object();
+  EXPECT_GE(pass.at("loss").as_array().size(), 2u);
+  EXPECT_GE(pass.at("held_out").as_array().size(), 3u);
+  EXPECT_FALSE(
+      report.at("quantized").at(0).at("tensors").at(0).at("kl_divergence_alone").as_object().empty());
+  EXPECT_NEAR(report.at("sparsified").at(0).at("sparsity").to_number<double>(), 0.3, 0.02);
+  const json::array& texts = report.at("samples").at(0).at("texts").as_array();
+  ASSERT_EQ(texts.size(), 3u);
+  EXPECT_FALSE(text_of(texts[0].at("student")).empty());
+  EXPECT_FALSE(text_of(texts[0].at("teacher")).empty());
+  const std::string html = *read_file(folder_ / "one" / "report.html");
+  for (const char* part : {"<svg", "&lt;small&gt;", "perplexity", "mlp.down_proj.weight"})
+    EXPECT_NE(html.find(part), std::string::npos) << part;
+  for (const char* part : {"http", "<script", "<small>"})
+    EXPECT_EQ(html.find(part), std::string::npos) << part;
+  ASSERT_EQ(worker("compare " + (folder_ / "one").string() + " " + (folder_ / "two").string() + " --json " +
+                   (folder_ / "c.json").string() + " --html " + (folder_ / "c.html").string()),
+            0);
+  const json::array rows = json::parse(*read_file(folder_ / "c.json")).as_array();
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].at("perplexity"), rows[1].at("perplexity")) << "the same recipe twice";
+  EXPECT_NE(worker("report " + (folder_ / "nothing").string()), 0);
+}
+
+TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  // Ten documents, over and over: soon the others are only predicted worse.
+  recipe(
+      "passes:\n  - train: {tokens: 4000000, batch_tokens: 256, learning_rate: 3e-3, schedule: constant, "
+      "evaluate_every: 20, patience: 3}\n  - export: {file: s.gguf, format: F32}\n",
+      "data: {train: {file: train.jsonl, limit_documents: 10}, held_out: {file: judge.jsonl}}\n");
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  const Ended ended = run("o");
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  const auto looks = events("o", "held_out"), best = events("o", "best");
+  ASSERT_EQ(best.size(), 1u);
+  ASSERT_GE(looks.size(), 4u);
+  double least = 1e9;
+  for (const json::object& look : looks) least = std::min(least, look.at("loss").to_number<double>());
+  EXPECT_EQ(best[0].at("loss").to_number<double>(), least);
+  EXPECT_EQ(looks[looks.size() - 4].at("step"), best[0].at("step")) << "three looks after the best";
+  EXPECT_LT(best[0].at("stopped_at").to_number<int>(), 4000000 / 256);
+  // What was exported are the best weights.
+  const double judged = events("o", "evaluation").back().at("nll_per_token").to_number<double>();
+  EXPECT_NEAR(judged, least, 1e-3);
+  EXPECT_FALSE(fs::exists(folder_ / "o" / "best.safetensors"));
+}
+
+TEST_F(WorkerRun, ASmallerVocabularyPredictsTheSameText) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  ASSERT_OK(
+      write_file_atomic(folder_ / "train.jsonl", "{\"text\": \"the sea is in the land and the hand\"}\n"));
+  recipe(
+      "passes:\n  - prune.vocabulary:\n  - export: {file: s.gguf, format: F32, hf: true}\n  - distil.soft: "
+      "{tokens: "
+      "200, batch_tokens: 16, context: 8}\n  - export: {file: d.gguf}\n",
+      "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl}}\n");
+  const Ended ended = run("o");
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  const json::object cut = events("o", "vocabulary").at(0);
+  EXPECT_LT(cut.at("tokens").to_number<int>(), cut.at("tokens_before").to_number<int>());
+  const auto folder = open_hf_model(folder_ / "o" / "s");
+  ASSERT_OK(folder);
+  EXPECT_EQ(folder->config.n_vocab, cut.at("tokens").to_number<std::uint32_t>());
+  EXPECT_EQ(folder->tokenizer.vocabulary_size(), folder->config.n_vocab);
+  // The uncut student of the cut teacher says what it says.
+  EXPECT_NEAR(events("o", "evaluation").at(0).at("kl_divergence").to_number<double>(), 0, 1e-4);
+}
+
+TEST_F(WorkerRun, ClassifiersOfNumbers) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  // Which of three numbers is the largest.
+  std::string lines[2];
+  SeededRandom random(4);
+  for (int i = 0; i < 1200; ++i) {
+    int x[3];
+    for (int& value : x) value = static_cast<int>(random.next_u64() % 1000);
+    const auto most = std::max_element(x, x + 3) - x;
+    lines[i < 900 ? 0 : 1] +=
+        fmt::format("{{\"input\": [{}, {}, {}], \"label\": \"{}\"}}\n", x[0], x[1], x[2], "abc"[most]);
+  }
+  ASSERT_OK(write_file_atomic(folder_ / "n.jsonl", lines[0]));
+  ASSERT_OK(write_file_atomic(folder_ / "h.jsonl", lines[1]));
+  const std::string head =
+      "version: 1\ntask: classification\nseed: 3\ndata: {train: {file: n.jsonl}, held_out: {file: "
+      "h.jsonl}}\n";
+  ASSERT_OK(write_file_atomic(
+      folder_ / "r.yaml",
+      head + "passes:\n  - train: {examples: 40000, batch_examples: 32, learning_rate: 3e-3, "
+             "checkpoint_seconds: 1, init: {family: mlp, hidden: [24]}}\n"
+             "  - export: {file: t, kind: huggingface}\n  - export: {file: t.gguf, format: F32}\n"));
+  const Ended teacher = run("t");
+  ASSERT_EQ(teacher.status, 0) << teacher.err;
+  ASSERT_OK(write_file_atomic(
+      folder_ / "r.yaml", head +
+                              "teacher: {model: t/t}\npasses:\n  - prune.structured: {hidden: 6, steps: 2, "
+                              "distil: {examples: 20000, batch_examples: 32, learning_rate: 3e-3}}\n"
+                              "  - quantize.weights: {format: Q8_0}\n  - evaluate: {label: unrounded}\n"
+                              "  - export: {file: s.gguf}\n"));
+  const Ended student = run("s");
+  ASSERT_EQ(student.status, 0) << student.err;
+  const json::object whole = events("t", "evaluation").at(0), small = events("s", "evaluation").at(1);
+  EXPECT_GT(whole.at("accuracy").to_number<double>(), 0.95);
+  EXPECT_GT(small.at("accuracy").to_number<double>(), 0.9);
+  EXPECT_EQ(small.at("per_class").as_array().size(), 3u);
+  EXPECT_EQ(small.at("confusion").as_array().size(), 3u);
+  EXPECT_GE(small.at("expected_calibration_error").to_number<double>(), 0);
+  // With scales found beforehand, and bytes in and out.
+  ASSERT_OK(write_file_atomic(
+      folder_ / "r.yaml",
+      head + "teacher: {model: t/t}\npasses:\n  - quantize.activations: {method: mse, bytes: true}\n"
+             "  - quantize.weights: {format: Q8_0}\n  - export: {file: i.gguf}\n"));
+  const Ended calibrated = run("i");
+  ASSERT_EQ(calibrated.status, 0) << calibrated.err;
+  EXPECT_GT(events("i", "evaluation").at(0).at("accuracy").to_number<double>(), 0.9);
+  const auto file = GgufFile::open(folder_ / "i" / "i.gguf");
+  ASSERT_OK(file);
+  EXPECT_NE(file->find("retort.input_scale.dense.0.weight"), nullptr);
+  const auto config = read_gguf_classifier_config(*file);
+  ASSERT_OK(config);
+  EXPECT_TRUE(config->input_bytes && config->output_bytes);
+  EXPECT_EQ(result("s").at("artifacts").at(0).at("parameters").to_number<int>(), 3 * 6 + 6 + 6 * 3 + 3);
+  // Bad input.
+  ASSERT_OK(write_file_atomic(folder_ / "h.jsonl", "{\"input\": [1, 2, 3], \"label\": \"d\"}\n"));
+  EXPECT_NE(run("bad").err.find("h.jsonl:1"), std::string::npos);
 }
 
 TEST_F(WorkerRun, OneWorkerAFolder) {

@@ -213,6 +213,24 @@ TEST_F(Optimise, LearnsAndRepeatsExactly) {
   EXPECT_LT(a.back(), a.front() - 0.5);
 }
 
+TEST_F(Optimise, BFloat16LearnsAsF32Does) {
+  const auto train = [&](OptimisePass::Precision precision) {
+    Network n = random_network(model->config, 9);
+    Moments moments;
+    OptimisePass pass;
+    pass.learning_rate = 3e-3;
+    pass.precision = precision;
+    std::vector<double> losses;
+    for (int i = 0; i < 12; ++i)
+      losses.push_back(optimise_step(n, moments, nullptr, *stream, pass, 1, i, 12, 32, 4).loss);
+    for (const auto& [name, tensor] : n.weights) EXPECT_EQ(tensor.scalar_type(), at::kFloat) << name;
+    return losses;
+  };
+  const auto whole = train(OptimisePass::Precision::kF32), low = train(OptimisePass::Precision::kBf16);
+  EXPECT_NE(whole, low);
+  for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(low[i], whole[i], 0.02 * whole[i]) << i;
+}
+
 TEST_F(Optimise, PrunedWeightsStayZero) {
   Network n = random_network(model->config, 9);
   SparsePass cut;

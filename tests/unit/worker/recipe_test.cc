@@ -174,6 +174,45 @@ TEST_F(RecipeTest, PruningInStepsAndSingleWeights) {
       6, {"whole parts first"}));
 }
 
+TEST_F(RecipeTest, VocabularyEarlyStoppingAndPrecision) {
+  const auto good = parse(R"(  - prune.vocabulary: {min_count: 2}
+  - distil.soft: {tokens: 100, evaluate_every: 5, patience: 2, precision: auto}
+  - export: {file: s.gguf}
+)");
+  ASSERT_OK(good);
+  EXPECT_EQ(std::get<VocabularyPass>(good->passes[0]).min_count, 2u);
+  EXPECT_EQ(std::get<OptimisePass>(good->passes[1]).patience, 2u);
+  const auto with = [&](const std::string& pass) { return parse("  - " + pass + "\n" + kExport); };
+  EXPECT_TRUE(refused(with("train: {tokens: 5, patience: 2}"), 5, {"evaluate_every"}));
+  EXPECT_TRUE(refused(with("train: {tokens: 5, precision: f16}"), 5, {"'precision'", "bf16"}));
+  EXPECT_TRUE(refused(with("evaluate:\n  - prune.vocabulary:"), 6, {"first"}));
+}
+
+TEST_F(RecipeTest, Classification) {
+  const std::string head =
+      "version: 1\ntask: classification\ndata: {train: {file: d.jsonl}, held_out: {file: d.jsonl}}\n";
+  const auto with = [&](const std::string& pass) { return parse("  - " + pass + "\n" + kExport, head); };
+  const auto good = with(
+      "train: {examples: 100, batch_examples: 8, init: {family: cnn, input: [3, 8, 8], convolutions: "
+      "[{channels: 4, "
+      "kernel: 3, padding: 1, pooling: max}], hidden: 16, labels: [a, b], normalize: all}}\n  - "
+      "prune.structured: "
+      "{channels: 2, hidden: [8]}\n  - quantize.weights: {format: Q8_0}");
+  ASSERT_OK(good);
+  const auto& init = *std::get<OptimisePass>(good->passes[0]).classifier;
+  EXPECT_EQ(init.tensors.convolutions[0].pool_stride, 2u);
+  EXPECT_EQ(init.tensors.hidden, (std::vector<std::uint32_t>{16}));
+  EXPECT_EQ(std::get<PrunePass>(good->passes[1]).dense, (std::vector<std::uint32_t>{8}));
+  EXPECT_TRUE(refused(with("train: {tokens: 100}"), 5, {"'tokens'", "examples"}));
+  EXPECT_TRUE(refused(with("train: {examples: 9, init: {family: mpl}}"), 5, {"'family'", "mlp"}));
+  EXPECT_TRUE(
+      refused(with("train: {examples: 9, init: {family: cnn, input: [3, 8], convolutions: [{channels: 1}]}}"),
+              5, {"'input'", "three"}));
+  EXPECT_TRUE(refused(with("train: {examples: 9, init: {family: mlp, labels: x}}"), 5, {"'labels'", "list"}));
+  EXPECT_TRUE(refused(with("distil: {tokens: 9}"), 5, {"distil.soft", "classification"}));
+  EXPECT_TRUE(refused(with("train: {examples: 9}"), 5, {"no model"}));
+}
+
 TEST_F(RecipeTest, MissingFiles) {
   const auto recipe =
       parse(kExport, "version: 1\nteacher: {model: teacher}\ndata: {train: {file: nothing.jsonl}}\n");
@@ -197,6 +236,28 @@ TEST(Data, WindowsDependOnSeedAndIndexAlone) {
   EXPECT_EQ(x, y);
   b->window(6, many - 1, 16, y.data());
   EXPECT_NE(x, y);
+}
+
+/// From a file as from memory; the file of tokens has no name any more.
+TEST(Data, AStreamOfAFileIsThatOfItsDocuments) {
+  testing::TemporaryFolder folder;
+  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1));
+  const auto tokenizer = Tokenizer::from_huggingface(folder / "m" / "tokenizer.json");
+  ASSERT_OK(tokenizer);
+  ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(50, 1)));
+  for (const std::uint64_t limit : {std::uint64_t{0}, std::uint64_t{7}}) {
+    auto held = TokenStream::make(*read_documents(folder / "d.jsonl", limit), *tokenizer);
+    auto mapped = TokenStream::make(folder / "d.jsonl", limit, *tokenizer, folder / "tokens");
+    ASSERT_OK(held);
+    ASSERT_OK(mapped);
+    ASSERT_EQ(mapped->tokens(), held->tokens());
+    std::vector<std::int64_t> x(17), y(17);
+    for (std::uint64_t i = 0; i < held->windows(16); ++i) {
+      held->window(5, i, 16, x.data()), mapped->window(5, i, 16, y.data());
+      ASSERT_EQ(x, y);
+    }
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "tokens"));
 }
 
 TEST(Plan, ShapesOfCuts) {

@@ -1,0 +1,563 @@
+#include <algorithm>
+
+#include "common/blocks/matrix.h"
+#include "common/core/sha256.h"
+#include "common/core/units.h"
+#include "common/hf/classifier_model.h"
+#include "coordinator/worker/classifier.h"
+#include "coordinator/worker/data.h"
+#include "coordinator/worker/distil.h"
+#include "coordinator/worker/input_histogram.h"
+#include "coordinator/worker/judge.h"
+#include "coordinator/worker/prune.h"
+#include "coordinator/worker/recipe_run.h"
+#include "coordinator/worker/training.h"
+
+namespace retort {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Examples that go through a classifier at once where no gradient is kept.
+constexpr std::uint64_t kBatch = 256;
+
+/// Multiply-adds of one example as floating-point operations; values that autograd keeps of it.
+struct Cost {
+  double flops = 0;
+  std::uint64_t values = 0;
+};
+
+Cost cost_of(const Network& shape) {
+  Cost cost;
+  if (!shape.classifier) {
+    const ModelConfig& c = shape.config;
+    for (const Operation& op : operations(c)) cost.flops += 2.0 * op.rows * op.columns * c.n_ctx;
+    for (const LayerShape& layer : c.layers)
+      cost.values += c.n_ctx * (10ull * c.n_embd + 5ull * layer.n_ff + 3ull * layer.n_head * c.n_ctx);
+    return cost;
+  }
+  for (const RepeatedOperation& op : operations(*shape.classifier))
+    cost.flops += 2.0 * op.rows * op.columns * op.times;
+  const auto maps = feature_maps(*shape.classifier);
+  for (std::size_t i = 0; i < shape.classifier->convolutions.size(); ++i)
+    cost.values += 3 * convolved(shape.classifier->convolutions[i], maps[i]).values() + maps[i].values();
+  for (const std::uint32_t width : shape.classifier->hidden) cost.values += 2 * width;
+  cost.values += shape.classifier->input.values();
+  return cost;
+}
+
+std::uint64_t parameters_of(const Network& shape) {
+  return shape.classifier ? parameter_count(*shape.classifier) : parameter_count(shape.config);
+}
+
+std::string describe(const Network& shape) {
+  if (!shape.classifier) return describe(shape.config);
+  const ClassifierConfig& c = *shape.classifier;
+  std::string out = fmt::format("{}", c.input.values());
+  for (const Convolution& conv : c.convolutions)
+    out += fmt::format("→{}×{}²", conv.out_channels, conv.kernel);
+  for (const std::uint32_t width : c.hidden) out += fmt::format("→{}", width);
+  return out + fmt::format("→{}", c.labels.size());
+}
+
+Result<Network> pruned_shape(const Network& shape, const PrunePass& pass, const std::string& where) {
+  Network out;
+  if (!shape.classifier) {
+    if (pass.hidden || !pass.channels.empty() || !pass.dense.empty())
+      return fail(ErrorCode::kInvalid, where,
+                  "prune.structured: of a bert, layers, ffn and heads can be cut");
+    out.config = RETORT_TRY(pruned_config(shape.config, pass, where));
+    return out;
+  }
+  out.classifier = shape.classifier;
+  if (pass.layers || !pass.ffn.empty() || pass.heads)
+    return fail(ErrorCode::kInvalid, where,
+                "prune.structured: an {} has 'channels' of convolutions and 'hidden' dense layers to cut",
+                to_string(shape.classifier->family));
+  const auto narrow = [&](std::string_view what, const std::vector<std::uint32_t>& wanted, std::size_t count,
+                          const std::function<std::uint32_t&(std::size_t)>& width) -> Result<void> {
+    if (wanted.empty()) return {};
+    if (wanted.size() != 1 && wanted.size() != count)
+      return fail(ErrorCode::kInvalid, where,
+                  "prune.structured: '{}' lists {} widths, and there are {} such layers", what, wanted.size(),
+                  count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint32_t want = wanted.size() == 1 ? wanted[0] : wanted[i];
+      std::uint32_t& have = width(i);
+      if (want > have)
+        return fail(ErrorCode::kInvalid, where,
+                    "prune.structured: {} {} asked for, but layer {} has {}; it can only cut", want, what, i,
+                    have);
+      have -= (have - want) / pass.steps_left;
+    }
+    return {};
+  };
+  ClassifierConfig& c = *out.classifier;
+  RETORT_TRY(narrow("channels", pass.channels, c.convolutions.size(),
+                    [&](std::size_t i) -> std::uint32_t& { return c.convolutions[i].out_channels; }));
+  RETORT_TRY(narrow("hidden", pass.dense, c.hidden.size(),
+                    [&](std::size_t i) -> std::uint32_t& { return c.hidden[i]; }));
+  return out;
+}
+
+/// A recipe whose task is classification.
+class ClassifierRun final : public RecipeRun {
+ public:
+  ClassifierRun(const RunOptions& options, Recipe recipe, Progress& progress)
+      : options_(options), recipe_(std::move(recipe)), progress_(progress), out_(options.out, progress) {}
+
+  Result<Plan> prepare() override {
+    if (!recipe_.teacher.empty()) RETORT_TRY(open_teacher());
+    const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
+    if (first != nullptr && first->classifier) RETORT_TRY(begin_new(*first->classifier));
+    if (start_.classifier)
+      RETORT_TRY(validate(*start_.classifier, recipe_.where));
+    else
+      RETORT_TRY(validate(start_.config, recipe_.where));
+    return make_plan();
+  }
+
+  Result<json::array> execute() override {
+    RETORT_TRY(out_.load({recipe_.sha256, teacher_sha256_, recipe_.passes.size(), options_.threads}));
+    if (recipe_.held_out) {
+      serve_ = RETORT_TRY(find_serve(options_.serve_binary));
+      held_out_ = RETORT_TRY(read(*recipe_.held_out));
+    }
+    if (recipe_.train) {
+      train_ = RETORT_TRY(read(*recipe_.train));
+      data_sha256_ = RETORT_TRY(sha256_file_hex(recipe_.train->file));
+    }
+    if (!out_.state.data_sha256.empty() && out_.state.data_sha256 != data_sha256_)
+      return fail(ErrorCode::kConflict, out_.path().string(),
+                  "the training data has changed since this run began; start anew in another folder");
+    out_.state.data_sha256 = data_sha256_;
+    const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
+    using Normalize = ClassifierInit::Normalize;
+    if (first != nullptr && first->classifier && start_.classifier &&
+        first->classifier->normalize != Normalize::kNone) {
+      train_->normalize(*start_.classifier, first->classifier->normalize == Normalize::kEach);
+      for (Network& shape : shapes_)
+        shape.classifier->mean = start_.classifier->mean, shape.classifier->std = start_.classifier->std;
+    }
+    RETORT_TRY(load_weights());
+    while (out_.state.pass < recipe_.passes.size()) {
+      const std::size_t index = out_.state.pass;
+      progress_.emit("pass_start", {{"pass", pass_name(recipe_.passes[index])},
+                                    {"pass_index", index},
+                                    {"pass_count", recipe_.passes.size()},
+                                    {"model", describe(network_)},
+                                    {"parameters", parameters_of(network_)},
+                                    {"resumed_at_step", out_.state.step}});
+      RETORT_TRY(out_.check_stop());
+      RETORT_TRY(std::visit([&](const auto& pass) { return run(index, pass); }, recipe_.passes[index]));
+    }
+    return out_.state.artifacts;
+  }
+
+ private:
+  Result<void> open_teacher() {
+    const std::string type = RETORT_TRY(model_type_of(recipe_.teacher));
+    Network teacher;
+    if (is_classifier_type(type)) {
+      const ClassifierModel model = RETORT_TRY(open_classifier_model(recipe_.teacher));
+      teacher.classifier = model.config;
+      RETORT_TRY(retort::load_weights(teacher, model.weights, ""));
+    } else {
+      const HfModel model = RETORT_TRY(open_hf_model(recipe_.teacher));
+      if (model.config.encoder.labels.empty())
+        return fail(ErrorCode::kUnsupported, recipe_.where,
+                    "'{}' has no classification head; task: classification takes an mlp, a cnn or a "
+                    "BertForSequenceClassification",
+                    recipe_.teacher.string());
+      tokenizer_ = model.tokenizer;
+      tokenizer_folder_ = recipe_.teacher;
+      teacher = RETORT_TRY(load_network(model));
+    }
+    teacher_sha256_ = RETORT_TRY(weights_sha256(recipe_.teacher));
+    start_.config = teacher.config, start_.classifier = teacher.classifier;
+    teacher_ = std::move(teacher);
+    return {};
+  }
+
+  Result<void> begin_new(const ClassifierInit& init) {
+    std::vector<std::string> labels = init.labels;
+    if (teacher_) {
+      const auto& its = teacher_->classifier ? teacher_->classifier->labels : teacher_->config.encoder.labels;
+      if (!labels.empty() && labels != its)
+        return fail(ErrorCode::kInvalid, recipe_.where,
+                    "the student's labels are not the teacher's, which begin with '{}'; leave them out",
+                    its[0]);
+      labels = its;
+    } else if (labels.empty()) {
+      labels = RETORT_TRY(labels_in(*recipe_.train));
+    }
+    start_ = {};
+    if (!init.text) {
+      ClassifierConfig config = init.tensors;
+      config.labels = std::move(labels);
+      if (config.input.channels == 0) config.input = {RETORT_TRY(values_in(*recipe_.train)), 1, 1};
+      if (teacher_ &&
+          (!teacher_->classifier || teacher_->classifier->input.values() != config.input.values()))
+        return fail(ErrorCode::kInvalid, recipe_.where, "the student reads {} numbers, the teacher {}",
+                    config.input.values(),
+                    teacher_->classifier ? std::to_string(teacher_->classifier->input.values()) : "text");
+      start_.classifier = std::move(config);
+      return {};
+    }
+    Tokenizer own = RETORT_TRY(Tokenizer::from_huggingface(init.text->tokenizer / "tokenizer.json"));
+    if (teacher_ && !tokenizer_)
+      return fail(ErrorCode::kInvalid, recipe_.where, "the student reads text, the teacher numbers");
+    if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.where));
+    start_.config = init_config(*init.text, own.vocabulary_size(), own.bos(), own.eos());
+    start_.config.family = ModelFamily::kBert;
+    start_.config.norm_eps = 1e-12f;
+    for (LayerShape& layer : start_.config.layers) layer.n_head_kv = layer.n_head;
+    start_.config.encoder.labels = std::move(labels);
+    start_.config.encoder.pooler = true;
+    start_.config.encoder.pooling = TextPooling::kCls;
+    tokenizer_folder_ = init.text->tokenizer;
+    tokenizer_ = std::move(own);
+    return {};
+  }
+
+  Result<Plan> make_plan() {
+    constexpr std::uint64_t kBase = 220ull << 20;
+    Plan plan;
+    Network shape;
+    shape.config = start_.config, shape.classifier = start_.classifier;
+    TensorType format = TensorType::kF16;
+    const auto bytes_of = [](const DataFile& file) {
+      std::error_code error;
+      const auto size = fs::file_size(file.file, error);
+      return error ? 0 : size * (file.labels.empty() ? 1 : 4);  // a byte of an image becomes a float
+    };
+    const std::uint64_t data = (recipe_.train ? 2 * bytes_of(*recipe_.train) : 0) +
+                               (recipe_.held_out ? 2 * bytes_of(*recipe_.held_out) : 0);
+    for (const Pass& pass : recipe_.passes) {
+      PlannedPass planned;
+      planned.name = pass_name(pass);
+      planned.shape_before = describe(shape);
+      std::uint64_t extra = 4 * parameters_of(shape);
+      if (const auto* p = std::get_if<OptimisePass>(&pass)) {
+        const Cost cost = cost_of(shape);
+        planned.steps = std::max<std::uint64_t>(1, p->tokens / p->batch_tokens);
+        planned.tokens = planned.steps * p->batch_tokens;
+        planned.flops = 3 * cost.flops * static_cast<double>(planned.tokens);
+        extra = 4 * extra + 4 * cost.values * p->batch_tokens;
+        if (p->distil) {
+          planned.flops += cost_of(*teacher_).flops * static_cast<double>(planned.tokens);
+          extra += 4 * cost_of(*teacher_).values * p->batch_tokens;
+        }
+      } else if (const auto* cut = std::get_if<PrunePass>(&pass)) {
+        shape = RETORT_TRY(pruned_shape(shape, *cut, recipe_.where));
+        if (cut->activation) {
+          planned.tokens = cut->calibration_tokens;
+          planned.flops = cost_of(shape).flops * static_cast<double>(planned.tokens);
+        }
+      } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
+        format = rounding->format;
+      } else if (const auto* out = std::get_if<ExportPass>(&pass)) {
+        const TensorType type = out->huggingface ? TensorType::kF16 : out->format.value_or(format);
+        planned.rewritten = type;
+        planned.format = out->huggingface && out->dtype == SafeTensor::DType::kF32 ? "F32" : info(type).name;
+        planned.file_bytes = predicted_bytes(shape, type);
+        planned.name += " " + out->file;
+      }
+      planned.shape_after = describe(shape);
+      planned.parameters = parameters_of(shape);
+      planned.peak_bytes = kBase + data + (teacher_ ? 4 * parameters_of(*teacher_) : 0) + extra;
+      plan.peak_bytes = std::max(plan.peak_bytes, planned.peak_bytes);
+      plan.flops += planned.flops;
+      plan.passes.push_back(std::move(planned));
+      shapes_.push_back(shape);
+    }
+    return plan;
+  }
+
+  std::uint64_t predicted_bytes(const Network& shape, TensorType type) const {
+    if (!shape.classifier) {
+      std::error_code error;
+      const auto size = fs::file_size(tokenizer_folder_ / "tokenizer.json", error);
+      return predicted_file_bytes(shape.config, QuantizePass{.format = type}, error ? 0 : size);
+    }
+    std::uint64_t bytes = 2048;
+    for (const RepeatedOperation& op : operations(*shape.classifier)) {
+      const std::uint64_t columns = (std::uint64_t{op.columns} + 31) / 32 * 32;
+      bytes += most_matrix_bytes(stored_type(type, columns), op.rows, columns) + 4ull * op.rows;
+    }
+    return bytes;
+  }
+
+  Result<Examples> read(const DataFile& file) const {
+    if (start_.classifier) return Examples::tensors(file, *start_.classifier);
+    return Examples::texts(file, *tokenizer_, start_.config.n_ctx, start_.config.encoder.labels);
+  }
+
+  Result<void> load_weights() {
+    const Network& shape = out_.state.pass == 0 ? start_ : shapes_[out_.state.pass - 1];
+    network_ = {};
+    network_.config = shape.config, network_.classifier = shape.classifier;
+    RETORT_TRY(restore_weights());
+    for (std::size_t i = 0; i < out_.state.pass; ++i)
+      if (const auto* pass = std::get_if<ActivationPass>(&recipe_.passes[i])) RETORT_TRY(calibrate(i, *pass));
+    return {};
+  }
+
+  Result<void> restore_weights() {
+    if (!out_.state.checkpoint.empty()) return out_.restore(network_, moments_);
+    const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
+    if (first != nullptr && first->classifier)
+      randomize(network_, recipe_.seed);
+    else
+      for (const auto& [name, tensor] : teacher_->weights) network_.weights[name] = tensor.clone();
+    return {};
+  }
+
+  Result<void> pass_done(bool weights_changed) {
+    out_.next_pass();
+    moments_ = {};
+    RETORT_TRY(weights_changed ? out_.save(network_, moments_) : out_.save_state());
+    out_.forget_best();
+    return {};
+  }
+
+  Result<void> run(std::size_t index, const OptimisePass& pass) {
+    const std::uint64_t batch = std::min<std::uint64_t>(pass.batch_tokens, train_->size());
+    const std::uint64_t seed = recipe_.seed * 1000003 + index;
+    Training training{pass,
+                      index,
+                      recipe_.passes.size(),
+                      std::max<std::uint64_t>(1, pass.tokens / batch),
+                      batch,
+                      recipe_.where,
+                      {},
+                      {}};
+    training.step = [&](std::uint64_t step, std::uint64_t steps) {
+      begin_step(network_);
+      const ExampleBatch examples = train_->draw(seed, step * batch, batch);
+      const at::Tensor logits = class_logits(network_, examples);
+      at::Tensor loss = at::zeros({});
+      if (!pass.distil || pass.distil->labels > 0)
+        loss = at::cross_entropy_loss(logits, examples.labels) * (pass.distil ? pass.distil->labels : 1);
+      if (pass.distil && pass.distil->soft > 0) {
+        at::Tensor wanted;
+        {
+          torch::NoGradGuard no_grad;
+          wanted = class_logits(*teacher_, examples);
+        }
+        loss = loss + soft_loss(logits, wanted, pass.distil->temperature) * pass.distil->soft;
+      }
+      loss.backward();
+      return finish_step(network_, moments_, pass, loss.item<double>(), step, steps);
+    };
+    training.held_out_loss = [&]() -> Result<double> {
+      torch::NoGradGuard no_grad;
+      double sum = 0;
+      for (std::uint64_t first = 0; first < held_out_->size(); first += kBatch) {
+        RETORT_TRY(out_.check_stop());
+        const ExampleBatch examples = held_out_->in_order(first, kBatch);
+        sum +=
+            at::cross_entropy_loss(class_logits(network_, examples), examples.labels, {}, at::Reduction::Sum)
+                .item<double>();
+      }
+      return sum / static_cast<double>(held_out_->size());
+    };
+    RETORT_TRY(train(out_, progress_, network_, moments_, training));
+    return pass_done(true);
+  }
+
+  Result<void> run(std::size_t index, const PrunePass& pass) {
+    torch::NoGradGuard no_grad;
+    OutputSums sums;
+    ActivationStatistics statistics;
+    if (pass.activation) {
+      Trace trace;
+      trace.statistics = &statistics;
+      const std::uint64_t wanted = std::min<std::uint64_t>(pass.calibration_tokens, train_->size());
+      for (std::uint64_t first = 0; first < wanted; first += kBatch) {
+        RETORT_TRY(out_.check_stop());
+        class_logits(network_,
+                     train_->draw(recipe_.seed * 1000003 + index, first, std::min(kBatch, wanted - first)),
+                     &sums, &trace);
+      }
+    }
+    network_ = network_.classifier
+                   ? prune_classifier(network_, *shapes_[index].classifier, pass.activation ? &sums : nullptr)
+                   : prune(network_, shapes_[index].config, pass.activation ? &statistics : nullptr);
+    return pass_done(true);
+  }
+
+  /// What there is to tell of each matrix's inputs; their scales and, where asked for, the bytes that inputs
+  /// and logits come and go in (int8 over the range seen, with zero in it).
+  Result<json::array> calibrate(std::size_t index, const ActivationPass& pass) {
+    torch::NoGradGuard no_grad;
+    if (!network_.classifier)
+      return fail(ErrorCode::kUnsupported, recipe_.where,
+                  "quantize.activations: only of an mlp or a cnn yet");
+    if (train_->size() < 16)
+      return fail(ErrorCode::kInvalid, recipe_.train->file.string(),
+                  "{} examples are too few to calibrate by; give at least 16", train_->size());
+    std::map<std::string, InputHistogram> inputs;
+    Trace trace;
+    trace.inputs = [&](const std::string& weight, const at::Tensor& input) {
+      const at::Tensor values = input.contiguous();
+      inputs[weight].add({values.data_ptr<float>(), static_cast<std::size_t>(values.numel())});
+    };
+    float low[2] = {0, 0}, high[2] = {0, 0};  // of inputs, of logits
+    const std::uint64_t wanted = std::min<std::uint64_t>(pass.calibration_examples, train_->size());
+    for (std::uint64_t first = 0; first < wanted; first += kBatch) {
+      RETORT_TRY(out_.check_stop());
+      const ExampleBatch examples =
+          train_->draw(recipe_.seed * 1000003 + index, first, std::min(kBatch, wanted - first));
+      const at::Tensor logits = class_logits(network_, examples, nullptr, &trace);
+      for (const auto& [place, tensor] : {std::pair{0, &examples.inputs}, {1, &logits}}) {
+        low[place] = std::min(low[place], tensor->min().item<float>());
+        high[place] = std::max(high[place], tensor->max().item<float>());
+      }
+    }
+    json::array told;
+    input_scales_.clear();
+    for (const auto& [weight, histogram] : inputs) {
+      const double clip = histogram.threshold(pass.method, pass.percentile);
+      if (clip > 0) input_scales_[weight] = clip / 127;  // else the runtime's own way
+      told.push_back(
+          json::object{{"tensor", weight}, {"largest", histogram.largest()}, {"clipped_at", clip}});
+    }
+    if (pass.bytes)
+      for (const auto& [place, bytes] :
+           {std::pair{0, &network_.classifier->input_bytes}, {1, &network_.classifier->output_bytes}}) {
+        const float scale = std::max((high[place] - low[place]) / 255, 1e-20f);
+        const auto zero = static_cast<std::int32_t>(std::lround(-128 - low[place] / scale));
+        *bytes = ByteTensor{true, scale, std::clamp(zero, -128, 127)};
+      }
+    return told;
+  }
+
+  Result<void> run(std::size_t index, const ActivationPass& pass) {
+    progress_.emit("calibrated", {{"pass_index", index}, {"tensors", RETORT_TRY(calibrate(index, pass))}});
+    return pass_done(false);
+  }
+
+  /// Only the format of later exports: a classifier's weights are rounded when they are written.
+  Result<void> run(std::size_t, const QuantizePass&) { return pass_done(false); }
+
+  Result<void> run(std::size_t, const EvaluatePass& pass) {
+    const fs::path file = out_ / "evaluate.gguf";
+    RETORT_TRY(write(file, TensorType::kF32));
+    json::object event{{"label", pass.label}, {"file", nullptr}};
+    for (const auto& member : RETORT_TRY(judge(file))) event[member.key()] = member.value();
+    progress_.emit("evaluation", std::move(event));
+    std::error_code ignored;
+    fs::remove(file, ignored);
+    return pass_done(false);
+  }
+
+  Result<void> run(std::size_t index, const ExportPass& pass) {
+    const fs::path path = out_ / pass.file;
+    fs::path bytes_of = path;
+    if (pass.huggingface) {
+      RETORT_TRY(write_folder(path, pass.dtype));
+      bytes_of = path / "model.safetensors";
+    } else {
+      RETORT_TRY(write(path, *shapes_format(index)));
+      if (pass.also_huggingface) RETORT_TRY(write_folder(out_.path() / path.stem(), SafeTensor::DType::kF16));
+    }
+    std::error_code ignored;
+    const std::uint64_t bytes = fs::file_size(bytes_of, ignored), parameters = parameters_of(network_);
+    json::object artifact{
+        {"file", pass.file},
+        {"label", pass.label},
+        {"sha256", RETORT_TRY(sha256_file_hex(bytes_of))},
+        {"bytes", bytes},
+        {"parameters", parameters},
+        {"bits_per_weight", 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters)},
+        {"format", pass.huggingface ? (pass.dtype == SafeTensor::DType::kF32 ? "F32" : "F16")
+                                    : info(*shapes_format(index)).name}};
+    progress_.emit("exported", artifact);
+    artifact["evaluation"] = nullptr;
+    if (recipe_.held_out && !pass.huggingface) {
+      json::object figures = RETORT_TRY(judge(path));
+      json::object event{{"label", pass.label}, {"file", pass.file}};
+      for (const auto& member : figures) event[member.key()] = member.value();
+      progress_.emit("evaluation", std::move(event));
+      for (const char* table : {"per_class", "confusion"}) figures.erase(table);  // they are in the event
+      artifact["evaluation"] = std::move(figures);
+    }
+    out_.state.artifacts.push_back(std::move(artifact));
+    return pass_done(false);
+  }
+
+  // What a classification recipe cannot hold (Recipe's reader).
+  template <typename Other>
+  Result<void> run(std::size_t, const Other&) {
+    return fail(ErrorCode::kInternal, recipe_.where, "no pass of this task");
+  }
+
+  /// The matrices' type in an export: its own, else an earlier quantize.weights', else F16.
+  std::optional<TensorType> shapes_format(std::size_t index) const {
+    TensorType type = TensorType::kF16;
+    for (std::size_t i = 0; i < index; ++i)
+      if (const auto* rounding = std::get_if<QuantizePass>(&recipe_.passes[i])) type = rounding->format;
+    return std::get<ExportPass>(recipe_.passes[index]).format.value_or(type);
+  }
+
+  Result<void> write(const fs::path& path, TensorType type) { return write(path, network_, type); }
+  Result<void> write(const fs::path& path, const Network& network, TensorType type) {
+    GgufMetadata extra{{"general.name", path.stem().string()},
+                       {"retort.recipe.sha256", recipe_.sha256},
+                       {"retort.seed", static_cast<std::uint64_t>(recipe_.seed)},
+                       {"retort.tool_version", std::string(RETORT_VERSION)}};
+    if (!teacher_sha256_.empty()) extra.emplace_back("retort.teacher.sha256", teacher_sha256_);
+    if (!data_sha256_.empty()) extra.emplace_back("retort.data.sha256", data_sha256_);
+    // Only blocks of 8 bits and less read quantized inputs.
+    if (&network == &network_ && info(type).block_values > 1)
+      for (const auto& [weight, scale] : input_scales_)
+        extra.emplace_back("retort.input_scale." + weight, scale);
+    return on_disk(
+        network.classifier
+            ? write_gguf_classifier(path, *network.classifier, weight_sources(network), type, extra)
+            : write_gguf_model(path, network.config, *tokenizer_, weight_sources(network), type, extra));
+  }
+  Result<void> write_folder(const fs::path& path, SafeTensor::DType dtype) {
+    return on_disk(
+        network_.classifier
+            ? write_classifier_folder(path, *network_.classifier, weight_sources(network_), dtype)
+            : write_hf_model(path, network_.config, weight_sources(network_), dtype, tokenizer_folder_));
+  }
+
+  Result<json::object> judge(const fs::path& file) {
+    std::vector<std::string> arguments{"--data", recipe_.held_out->file.string(), "--threads",
+                                       std::to_string(options_.threads)};
+    if (!recipe_.held_out->labels.empty())
+      arguments.insert(arguments.end(), {"--labels", recipe_.held_out->labels.string()});
+    if (teacher_ && teacher_->classifier) {  // encoders are judged by labels alone
+      const fs::path reference = out_ / "teacher.gguf";
+      if (!fs::exists(reference)) RETORT_TRY(write(reference, *teacher_, TensorType::kF32));
+      arguments.insert(arguments.end(), {"--teacher", reference.string()});
+    }
+    return serve_eval(serve_, file, arguments, out_.path(), [&] { return out_.check_stop(); });
+  }
+
+  const RunOptions& options_;
+  Recipe recipe_;
+  Progress& progress_;
+  RunFolder out_;
+  fs::path serve_, tokenizer_folder_;
+  std::optional<Tokenizer> tokenizer_;
+  std::string teacher_sha256_, data_sha256_;
+  std::optional<Network> teacher_;
+  Network start_;                ///< its shape; no weights
+  std::vector<Network> shapes_;  ///< after each pass; no weights
+  std::optional<Examples> train_, held_out_;
+  std::map<std::string, double> input_scales_;  ///< by quantize.activations; of matrices
+  Network network_;
+  Moments moments_;
+};
+
+}  // namespace
+
+std::unique_ptr<RecipeRun> make_classifier_run(const RunOptions& options, Recipe recipe, Progress& progress) {
+  return std::make_unique<ClassifierRun>(options, std::move(recipe), progress);
+}
+
+}  // namespace retort

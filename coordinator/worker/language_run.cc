@@ -1,0 +1,515 @@
+#include <algorithm>
+#include <cmath>
+
+#include "common/core/documents.h"
+#include "common/core/sha256.h"
+#include "common/gguf/gguf.h"
+#include "common/tokenizer/unicode_text.h"
+#include "coordinator/worker/data.h"
+#include "coordinator/worker/evaluate.h"
+#include "coordinator/worker/judge.h"
+#include "coordinator/worker/prune.h"
+#include "coordinator/worker/quantize.h"
+#include "coordinator/worker/recipe_run.h"
+#include "coordinator/worker/teacher_cache.h"
+#include "coordinator/worker/training.h"
+#include "coordinator/worker/vocabulary_cut.h"
+
+namespace retort {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::uint64_t file_bytes(const fs::path& path) {
+  std::error_code error;
+  const auto size = fs::file_size(path, error);
+  return error ? 0 : size;
+}
+
+/// Bytes as text that JSON can hold: what is not UTF-8, as a piece of a character, becomes '?'.
+std::string printable(const std::string& bytes) {
+  std::string out;
+  for (std::size_t at = 0; at < bytes.size();) {
+    const auto [point, length] = code_point(bytes, at);
+    out += point < 0 ? "?" : bytes.substr(at, length);
+    at += length;
+  }
+  return out;
+}
+
+/// A recipe whose task is language modelling.
+class LanguageRun final : public RecipeRun {
+ public:
+  LanguageRun(const RunOptions& options, Recipe recipe, Progress& progress)
+      : options_(options), recipe_(std::move(recipe)), progress_(progress), out_(options.out, progress) {}
+
+  Result<Plan> prepare() override {
+    if (!recipe_.teacher.empty()) {
+      teacher_model_ = RETORT_TRY(open_hf_model(recipe_.teacher));
+      if (teacher_model_->config.is_encoder())
+        return fail(ErrorCode::kUnsupported, recipe_.where,
+                    "'{}' is an encoder; encoders are trained as classifiers, by task: classification",
+                    recipe_.teacher.string());
+      teacher_sha256_ = RETORT_TRY(weights_sha256(recipe_.teacher));
+      tokenizer_ = teacher_model_->tokenizer;
+      tokenizer_folder_ = recipe_.teacher;
+      start_ = teacher_model_->config;
+      if (const auto* cut = std::get_if<VocabularyPass>(&recipe_.passes[0]))
+        RETORT_TRY(plan_vocabulary(*cut));
+      teacher_config_ = start_;
+    }
+    const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
+    if (first != nullptr && first->init) {
+      Tokenizer own = RETORT_TRY(Tokenizer::from_huggingface(first->init->tokenizer / "tokenizer.json"));
+      if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.where));
+      tokenizer_folder_ = first->init->tokenizer;
+      start_ = init_config(*first->init, own.vocabulary_size(), own.bos(), own.eos());
+      tokenizer_ = std::move(own);
+    }
+    RETORT_TRY(validate(start_, recipe_.where));
+    // Wrong text is told before the work begins.
+    if (recipe_.train) RETORT_TRY(read_documents(recipe_.train->file, 1));
+    if (recipe_.held_out) RETORT_TRY(read_documents(recipe_.held_out->file, 1));
+    plan_ = RETORT_TRY(make_plan(recipe_, start_, teacher_model_ ? &teacher_config_ : nullptr,
+                                 recipe_.train ? file_bytes(recipe_.train->file) : 0,
+                                 file_bytes(tokenizer_folder_ / "tokenizer.json")));
+    return plan_;
+  }
+
+  Result<json::array> execute() override {
+    RETORT_TRY(out_.load({recipe_.sha256, teacher_sha256_, recipe_.passes.size(), options_.threads}));
+    if (recipe_.held_out) {
+      bool judges = false;
+      for (const Pass& pass : recipe_.passes) {
+        const auto* out = std::get_if<ExportPass>(&pass);
+        judges |= out != nullptr && !out->huggingface;
+      }
+      if (judges) serve_ = RETORT_TRY(find_serve(options_.serve_binary));
+      held_out_ = RETORT_TRY(read_documents(recipe_.held_out->file, recipe_.held_out->limit_documents));
+    }
+    data_sha256_ = recipe_.train      ? RETORT_TRY(sha256_file_hex(recipe_.train->file))
+                   : recipe_.held_out ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
+                                      : "";
+    if (!out_.state.data_sha256.empty() && out_.state.data_sha256 != data_sha256_)
+      return fail(ErrorCode::kConflict, out_.path().string(),
+                  "the training data has changed since this run began; start anew in another folder");
+    out_.state.data_sha256 = data_sha256_;
+    if (teacher_model_) teacher_ = RETORT_TRY(load_network(*teacher_model_));
+    if (vocabulary_) RETORT_TRY(take_vocabulary());
+    RETORT_TRY(load_weights());
+    for (; out_.state.pass < recipe_.passes.size();) {
+      const std::size_t index = out_.state.pass;
+      progress_.emit("pass_start", {{"pass", pass_name(recipe_.passes[index])},
+                                    {"pass_index", index},
+                                    {"pass_count", recipe_.passes.size()},
+                                    {"model", describe(network_.config)},
+                                    {"parameters", parameter_count(network_.config)},
+                                    {"resumed_at_step", out_.state.step}});
+      RETORT_TRY(out_.check_stop());
+      RETORT_TRY(std::visit([&](const auto& pass) { return run(index, pass); }, recipe_.passes[index]));
+    }
+    return out_.state.artifacts;
+  }
+
+ private:
+  /// What the training text uses of the teacher's vocabulary, before anything else is planned.
+  Result<void> plan_vocabulary(const VocabularyPass& pass) {
+    const MappedFile text = RETORT_TRY(MappedFile::open(recipe_.train->file));
+    std::map<TokenId, std::uint64_t> counts;
+    std::uint64_t documents = 0;
+    RETORT_TRY(visit_documents(
+        {reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()},
+        document_format(recipe_.train->file), recipe_.train->file.string(), [&](const std::string& document) {
+          for (const TokenId id : tokenizer_->encode(document, false)) ++counts[id];
+          return recipe_.train->limit_documents == 0 || ++documents < recipe_.train->limit_documents;
+        }));
+    std::set<TokenId> used;
+    for (const auto& [id, count] : counts)
+      if (count >= pass.min_count) used.insert(id);
+    const fs::path file = recipe_.teacher / "tokenizer.json",
+                   config = recipe_.teacher / "tokenizer_config.json";
+    vocabulary_ = RETORT_TRY(cut_vocabulary(RETORT_TRY(read_file(file)),
+                                            fs::exists(config) ? RETORT_TRY(read_file(config)) : "", used,
+                                            file.string()));
+    tokenizer_ = RETORT_TRY(Tokenizer::from_huggingface_text(vocabulary_->tokenizer_json,
+                                                             vocabulary_->tokenizer_config, file.string()));
+    start_.n_vocab = static_cast<std::uint32_t>(vocabulary_->kept.size());
+    for (std::int32_t* token : {&start_.bos_token, &start_.eos_token})
+      if (*token >= 0) *token = vocabulary_->renamed(*token);
+    return {};
+  }
+
+  /// The teacher speaks the smaller vocabulary as well: over the tokens that are left, its distribution is
+  /// what it was under the condition that none of the others comes.
+  Result<void> take_vocabulary() {
+    tokenizer_folder_ = out_ / "tokenizer";
+    RETORT_TRY(on_disk(make_folders(tokenizer_folder_)));
+    for (const char* name : {"special_tokens_map.json", "chat_template.jinja", "generation_config.json"})
+      if (fs::exists(recipe_.teacher / name))
+        RETORT_TRY(on_disk(copy_file_atomic(recipe_.teacher / name, tokenizer_folder_ / name)));
+    RETORT_TRY(on_disk(write_file_atomic(tokenizer_folder_ / "tokenizer.json", vocabulary_->tokenizer_json)));
+    if (!vocabulary_->tokenizer_config.empty())
+      RETORT_TRY(on_disk(
+          write_file_atomic(tokenizer_folder_ / "tokenizer_config.json", vocabulary_->tokenizer_config)));
+    tokenizer_ = RETORT_TRY(Tokenizer::from_huggingface(tokenizer_folder_ / "tokenizer.json"));
+    keep_tokens(*teacher_, vocabulary_->kept, start_);
+    return {};
+  }
+
+  Result<void> load_weights() {
+    ModelConfig config = out_.state.pass == 0 ? start_ : plan_.passes[out_.state.pass - 1].after;
+    if (out_.state.checkpoint.empty()) {
+      const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
+      // The teacher's tensors are the student's too, until a pass gives it its own.
+      network_ = first != nullptr && first->init ? random_network(start_, recipe_.seed) : *teacher_;
+      return {};
+    }
+    network_ = {};
+    network_.config = config;
+    RETORT_TRY(out_.restore(network_, moments_));
+    for (std::size_t i = 0; i < out_.state.pass; ++i)
+      if (const auto* zeros = std::get_if<SparsePass>(&recipe_.passes[i])) {
+        const auto names = RETORT_TRY(sparse_matrices(config, *zeros, recipe_.where));
+        network_.sparse.insert(names.begin(), names.end());
+      }
+    return {};
+  }
+
+  Result<void> pass_done(bool weights_changed) {
+    out_.next_pass();
+    moments_ = {};
+    RETORT_TRY(weights_changed ? out_.save(network_, moments_) : out_.save_state());
+    out_.forget_best();
+    return {};
+  }
+
+  Result<void> need_stream() {
+    if (stream_) return {};
+    Result<TokenStream> made = TokenStream::make(recipe_.train->file, recipe_.train->limit_documents,
+                                                 *tokenizer_, out_ / "tokens.bin");
+    if (!made) {
+      RETORT_TRY(on_disk(fail(made.error())));
+      return fail(made.error());
+    }
+    stream_ = std::move(*made);
+    return {};
+  }
+
+  /// Mean per token of the held-out text.
+  Result<double> held_out_loss() {
+    const Evaluation e = evaluate(network_, nullptr, *tokenizer_, held_out_, recipe_.held_out->max_tokens,
+                                  [&] { return !out_.check_stop(); });
+    RETORT_TRY(out_.check_stop());
+    if (e.tokens == 0)
+      return fail(ErrorCode::kInvalid, recipe_.held_out->file.string(), "holds no token to predict");
+    return e.nll / static_cast<double>(e.tokens);
+  }
+
+  Result<TeacherOutputsKey> outputs_key(const Mixture& mixture, std::uint32_t window) {
+    TeacherOutputsKey key;
+    key.teacher_sha256 = teacher_sha256_;
+    key.tokenizer_sha256 = RETORT_TRY(sha256_file_hex(tokenizer_folder_ / "tokenizer.json"));
+    key.data_sha256 = data_sha256_;
+    key.limit_documents = recipe_.train->limit_documents;
+    key.windows = stream_->windows(window);
+    key.window = window;
+    key.vocabulary = teacher_->config.n_vocab;
+    key.outputs = mixture.outputs;
+    key.k = mixture.k;
+    key.temperature = mixture.temperature;
+    if (mixture.outputs == TeacherOutputs::kSampled) key.seed = recipe_.seed;
+    return key;
+  }
+
+  /// A cache that cannot be had costs time and no more.
+  std::optional<TeacherCache> open_cache(const TeacherOutputsKey& key) {
+    if (options_.cache.empty()) return std::nullopt;
+    Result<TeacherCache> cache = TeacherCache::open(options_.cache, key, options_.cache_limit);
+    if (cache) return std::move(*cache);
+    progress_.warning("the teacher's outputs are computed anew: " + cache.error().describe());
+    return std::nullopt;
+  }
+
+  Result<void> run(std::size_t index, const OptimisePass& pass) {
+    RETORT_TRY(need_stream());
+    if (teacher_)  // steps are in place
+      for (auto& [name, tensor] : network_.weights) {
+        const auto found = teacher_->weights.find(name);
+        if (found != teacher_->weights.end() && tensor.is_same(found->second)) tensor = tensor.clone();
+      }
+    const std::uint32_t window = stream_->window_length(window_of(pass, network_.config));
+    const std::uint32_t windows = windows_per_step(pass, window);
+    const std::uint64_t per_step = std::uint64_t{windows} * window;
+    // Counted among the training passes, so that recipes that differ in the cuts before read the same windows
+    // in the same order, and share a cache of the teacher's outputs.
+    const auto trainings = static_cast<std::uint64_t>(
+        std::count_if(recipe_.passes.begin(), recipe_.passes.begin() + static_cast<std::ptrdiff_t>(index),
+                      [](const Pass& p) { return std::holds_alternative<OptimisePass>(p); }));
+    const std::uint64_t seed = recipe_.seed * 1000003 + trainings;
+    std::optional<Teacher> teacher;
+    std::optional<TeacherCache> cache;
+    if (pass.distil) {
+      teacher.emplace(Teacher{*teacher_, {}});
+      if (pass.distil->outputs != TeacherOutputs::kFull) {
+        teacher->key = RETORT_TRY(outputs_key(*pass.distil, window));
+        cache = open_cache(teacher->key);
+        teacher->cache = cache ? &*cache : nullptr;
+      }
+      if (pass.distil->hidden > 0) add_projections(network_, teacher_->config, seed);
+    }
+    Training training{pass,
+                      index,
+                      recipe_.passes.size(),
+                      std::max<std::uint64_t>(1, pass.tokens / per_step),
+                      per_step,
+                      recipe_.where,
+                      {},
+                      {}};
+    training.step = [&](std::uint64_t step, std::uint64_t all) {
+      return optimise_step(network_, moments_, teacher ? &*teacher : nullptr, *stream_, pass, seed, step, all,
+                           window, windows);
+    };
+    training.held_out_loss = [&] { return held_out_loss(); };
+    RETORT_TRY(train(out_, progress_, network_, moments_, training));
+    if (teacher && pass.distil->outputs != TeacherOutputs::kFull)
+      progress_.emit("teacher_outputs",
+                     {{"pass_index", index},
+                      {"windows_computed", teacher->forwards},
+                      {"windows_used", out_.state.step * windows},
+                      {"cache", cache ? json::value(cache->path().string()) : json::value(nullptr)}});
+    return pass_done(true);
+  }
+
+  Result<void> run(std::size_t index, const VocabularyPass&) {
+    progress_.emit("vocabulary", {{"pass_index", index},
+                                  {"tokens_before", teacher_model_->config.n_vocab},
+                                  {"tokens", vocabulary_->kept.size()}});
+    return pass_done(false);
+  }
+
+  Result<void> run(std::size_t index, const PrunePass& pass) {
+    std::optional<ActivationStatistics> statistics;
+    if (pass.activation) {
+      torch::NoGradGuard no_grad;
+      Trace trace;
+      trace.statistics = &statistics.emplace();
+      for (const at::Tensor& ids : RETORT_TRY(calibration(index, pass.calibration_tokens))) {
+        RETORT_TRY(out_.check_stop());
+        forward(network_, ids, &trace);
+      }
+    }
+    network_ = prune(network_, plan_.passes[index].after, statistics ? &*statistics : nullptr);
+    return pass_done(true);
+  }
+
+  Result<void> run(std::size_t index, const SparsePass& pass) {
+    std::vector<at::Tensor> text;
+    if (pass.wanda) text = RETORT_TRY(calibration(index, pass.calibration_tokens));
+    const auto names = RETORT_TRY(sparse_matrices(network_.config, pass, recipe_.where));
+    RETORT_TRY(sparsify(network_, pass, names, text, [&] { return out_.check_stop(); }));
+    json::array tensors;
+    double zeros = 0, values = 0;
+    for (const std::string& name : names) {
+      const at::Tensor& weight = network_.weight(name);
+      const double gone = weight.eq(0).sum().item<double>(), all = static_cast<double>(weight.numel());
+      tensors.push_back(json::object{{"tensor", name}, {"sparsity", gone / all}});
+      zeros += gone, values += all;
+    }
+    progress_.emit("sparsified",
+                   {{"pass_index", index},
+                    {"sparsity", zeros / values},
+                    {"share_of_model", zeros / static_cast<double>(parameter_count(network_.config))},
+                    {"tensors", std::move(tensors)}});
+    return pass_done(true);
+  }
+
+  Result<void> run(std::size_t, const ActivationPass&) {  // which the reader refuses
+    return fail(ErrorCode::kInternal, recipe_.where, "no pass of this task");
+  }
+
+  /// Token ids [batch, window] of the training text, at least `tokens` of them as far as it goes.
+  Result<std::vector<at::Tensor>> calibration(std::size_t index, std::uint64_t tokens) {
+    RETORT_TRY(need_stream());
+    const std::uint32_t window = stream_->window_length(network_.config.n_ctx);
+    const std::uint64_t windows = (std::min(tokens, stream_->tokens()) + window - 1) / window;
+    const std::uint64_t batch = calibration_batch(network_.config, window);
+    std::vector<std::int64_t> ids(window + 1);
+    std::vector<at::Tensor> out;
+    for (std::uint64_t first = 0; first < windows; first += batch) {
+      const std::uint64_t count = std::min(batch, windows - first);
+      out.push_back(at::empty({static_cast<std::int64_t>(count), window}, at::kLong));
+      for (std::uint64_t i = 0; i < count; ++i) {
+        stream_->window(recipe_.seed * 1000003 + index, first + i, window, ids.data());
+        std::copy_n(ids.begin(), window, out.back().data_ptr<std::int64_t>() + i * window);
+      }
+    }
+    return out;
+  }
+
+  Result<void> run(std::size_t index, const QuantizePass& pass) {
+    std::vector<at::Tensor> text;
+    if (pass.needs_calibration())
+      text = RETORT_TRY(calibration(index, std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,
+                                                    pass.bits ? pass.sensitivity_tokens : 0)));
+    json::array tensors;
+    std::uint64_t values = 0, bytes = 0;
+    for (const QuantizedMatrix& matrix :
+         RETORT_TRY(quantize(network_, pass, text, [&] { return out_.check_stop(); }))) {
+      json::object line{
+          {"tensor", matrix.name},
+          {"format", info(matrix.type).name},
+          {"bits_per_weight", 8.0 * static_cast<double>(matrix.bytes) / static_cast<double>(matrix.values)},
+          {"weight_error", matrix.weight_error}};
+      if (matrix.output_error) line["output_error"] = *matrix.output_error;
+      if (pass.awq) line["alpha"] = matrix.alpha;
+      if (!matrix.sensitivity.empty()) {
+        json::object each;
+        for (const auto& [type, divergence] : matrix.sensitivity) each[info(type).name] = divergence;
+        line["kl_divergence_alone"] = std::move(each);
+      }
+      tensors.push_back(std::move(line));
+      values += matrix.values;
+      bytes += matrix.bytes;
+    }
+    progress_.emit("quantized",
+                   {{"pass_index", index},
+                    {"bits_per_weight", 8.0 * static_cast<double>(bytes) / static_cast<double>(values)},
+                    {"tensors", std::move(tensors)}});
+    return pass_done(true);
+  }
+
+  Result<void> run(std::size_t, const EvaluatePass& pass) {
+    const Evaluation e = evaluate(network_, teacher_ ? &*teacher_ : nullptr, *tokenizer_, held_out_,
+                                  recipe_.held_out->max_tokens, [&] { return !out_.check_stop(); });
+    RETORT_TRY(out_.check_stop());
+    if (e.tokens == 0)
+      return fail(ErrorCode::kInvalid, recipe_.held_out->file.string(), "holds no token to predict");
+    const double bytes = static_cast<double>(std::max<std::uint64_t>(1, e.bytes)),
+                 n = static_cast<double>(e.tokens);
+    progress_.emit("evaluation",
+                   {{"label", pass.label},
+                    {"file", nullptr},
+                    {"tokens", e.tokens},
+                    {"bytes", e.bytes},
+                    {"nll_per_token", e.nll / n},
+                    {"perplexity", std::exp(e.nll / n)},
+                    {"perplexity_per_byte", std::exp(e.nll / bytes)},
+                    {"bits_per_byte", e.nll / bytes / std::log(2.0)},
+                    {"kl_divergence", e.divergence ? json::value(*e.divergence) : json::value(nullptr)},
+                    {"top1_agreement", e.agreement ? json::value(*e.agreement) : json::value(nullptr)},
+                    {"tokens_per_second", n / std::max(1e-9, e.seconds)}});
+    return pass_done(false);
+  }
+
+  Result<void> run(std::size_t index, const ExportPass& pass) {
+    const fs::path path = out_ / pass.file;
+    const std::optional<TensorType> rewritten = plan_.passes[index].rewritten;
+    const std::uint64_t parameters = parameter_count(network_.config);
+    json::object artifact{{"file", pass.file}, {"label", pass.label}};
+    fs::path bytes_of = path;
+    if (pass.huggingface) {
+      RETORT_TRY(on_disk(
+          write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_)));
+      bytes_of = path / "model.safetensors";
+    } else {
+      GgufMetadata extra{{"general.name", path.stem().string()},
+                         {"retort.recipe.sha256", recipe_.sha256},
+                         {"retort.seed", static_cast<std::uint64_t>(recipe_.seed)},
+                         {"retort.tool_version", std::string(RETORT_VERSION)}};
+      if (!teacher_sha256_.empty()) extra.emplace_back("retort.teacher.sha256", teacher_sha256_);
+      if (!data_sha256_.empty()) extra.emplace_back("retort.data.sha256", data_sha256_);
+      RETORT_TRY(on_disk(write_gguf_model(path, network_.config, *tokenizer_, weight_sources(network_),
+                                          rewritten.value_or(TensorType::kF16), extra,
+                                          rewritten ? EncodedWeights{} : network_.encoded)));
+      if (pass.also_huggingface)
+        RETORT_TRY(on_disk(write_hf_model(out_ / path.stem(), network_.config, weight_sources(network_),
+                                          SafeTensor::DType::kF16, tokenizer_folder_)));
+    }
+    const std::uint64_t bytes = file_bytes(bytes_of);
+    artifact["sha256"] = RETORT_TRY(sha256_file_hex(bytes_of));
+    artifact["bytes"] = bytes;
+    artifact["parameters"] = parameters;
+    artifact["bits_per_weight"] = 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
+    artifact["format"] = plan_.passes[index].format;
+    progress_.emit("exported", artifact);
+    artifact["evaluation"] = nullptr;
+    if (!serve_.empty() && !pass.huggingface) {
+      const json::object figures = RETORT_TRY(judge(path));
+      json::object event{{"label", pass.label}, {"file", pass.file}};
+      for (const auto& member : figures) event[member.key()] = member.value();
+      progress_.emit("evaluation", std::move(event));
+      tell_samples(pass.label);
+      artifact["evaluation"] = figures;
+    }
+    out_.state.artifacts.push_back(std::move(artifact));
+    return pass_done(false);
+  }
+
+  /// What student and teacher write after the beginnings of held-out texts.
+  void tell_samples(const std::string& label) {
+    constexpr std::int64_t kPrompt = 16, kWritten = 48;
+    if (held_out_.empty() || network_.config.n_ctx < kPrompt + 8) return;
+    const std::int64_t count = std::min<std::int64_t>(kWritten, network_.config.n_ctx - kPrompt);
+    json::array texts;
+    for (std::size_t i = 0; i < held_out_.size() && texts.size() < 3; ++i) {
+      const std::vector<TokenId> ids = document_tokens(*tokenizer_, held_out_[i]);
+      if (ids.size() < kPrompt) continue;
+      const std::vector<std::int64_t> begun(ids.begin(), ids.begin() + kPrompt);
+      const auto written = [&](const Network& network) {
+        const at::Tensor own =
+            write_on(network, at::tensor(begun, at::kLong).unsqueeze(0), count, recipe_.seed + i);
+        std::vector<TokenId> more(static_cast<std::size_t>(count));
+        for (std::int64_t k = 0; k < count; ++k)
+          more[static_cast<std::size_t>(k)] = own[0][k].item<TokenId>();
+        return printable(tokenizer_->decode(more));
+      };
+      texts.push_back(json::object{
+          {"prompt", printable(tokenizer_->decode({ids.data(), static_cast<std::size_t>(kPrompt)}))},
+          {"student", written(network_)},
+          {"teacher", teacher_ ? json::value(written(*teacher_)) : json::value(nullptr)}});
+    }
+    progress_.emit("samples", {{"label", label}, {"texts", std::move(texts)}});
+  }
+
+  /// retort-serve's own figures for a file, against the teacher's GGUF (written once, in F32).
+  Result<json::object> judge(const fs::path& file) {
+    std::vector<std::string> arguments{"--data", recipe_.held_out->file.string(), "--threads",
+                                       std::to_string(options_.threads)};
+    if (recipe_.held_out->max_tokens != 0)
+      arguments.insert(arguments.end(), {"--max-tokens", std::to_string(recipe_.held_out->max_tokens)});
+    if (teacher_) {
+      const fs::path reference = out_ / "teacher.gguf";
+      if (!fs::exists(reference))
+        RETORT_TRY(
+            on_disk(write_gguf_model(reference, teacher_->config, *tokenizer_, weight_sources(*teacher_),
+                                     TensorType::kF32, {{"general.name", std::string("teacher")}})));
+      arguments.insert(arguments.end(), {"--teacher", reference.string()});
+    }
+    return serve_eval(serve_, file, arguments, out_.path(), [&] { return out_.check_stop(); });
+  }
+
+  const RunOptions& options_;
+  Recipe recipe_;
+  Progress& progress_;
+  RunFolder out_;
+  fs::path serve_, tokenizer_folder_;
+  std::optional<HfModel> teacher_model_;
+  std::optional<Tokenizer> tokenizer_;
+  std::string teacher_sha256_, data_sha256_;
+  ModelConfig start_, teacher_config_;
+  std::optional<VocabularyCut> vocabulary_;
+  Plan plan_;
+  std::vector<std::string> held_out_;
+  std::optional<TokenStream> stream_;
+  std::optional<Network> teacher_;
+  Network network_;
+  Moments moments_;
+};
+
+}  // namespace
+
+std::unique_ptr<RecipeRun> make_language_run(const RunOptions& options, Recipe recipe, Progress& progress) {
+  return std::make_unique<LanguageRun>(options, std::move(recipe), progress);
+}
+
+}  // namespace retort

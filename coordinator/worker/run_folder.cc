@@ -1,0 +1,161 @@
+#include "coordinator/worker/run_folder.h"
+
+#include "common/gguf/gguf.h"
+#include "coordinator/worker/run.h"
+
+namespace retort {
+
+namespace fs = std::filesystem;
+
+namespace {
+constexpr const char* kBest = "best.safetensors";
+
+at::Tensor values_of(const SafeTensor& tensor) {
+  at::Tensor values =
+      at::empty(std::vector<std::int64_t>(tensor.shape.begin(), tensor.shape.end()), at::kFloat);
+  tensor.read_f32(0, {values.data_ptr<float>(), static_cast<std::size_t>(values.numel())});
+  return values;
+}
+}  // namespace
+
+Result<void> RunFolder::check_stop() const {
+  std::error_code error;
+  if (fs::exists(folder_ / "cancel", error))
+    return fail(ErrorCode::kCancelled, folder_.string(), "cancelled on request");
+  if (run_interrupted)
+    return fail(ErrorCode::kCancelled, folder_.string(), "interrupted; run again to go on");
+  return {};
+}
+
+Result<void> RunFolder::load(const RunIdentity& identity) {
+  identity_ = identity;
+  const fs::path path = folder_ / "state.json";
+  if (fs::exists(path)) {
+    const json::value value = RETORT_TRY(parse_json(RETORT_TRY(read_file(path)), path.string()));
+    const json::object& object = *RETORT_TRY(as_object(value, path.string()));
+    const std::string recipe = RETORT_TRY(json_string(object, "recipe_sha256", path.string()));
+    const std::string teacher = RETORT_TRY(json_string(object, "teacher_sha256", path.string()));
+    if (recipe != identity.recipe_sha256 || teacher != identity.teacher_sha256)
+      return fail(ErrorCode::kConflict, folder_.string(),
+                  "this folder holds an unfinished run of another {}; give another --out, or empty it",
+                  recipe != identity.recipe_sha256 ? "recipe" : "teacher");
+    state.pass = RETORT_TRY(json_uint(object, "pass", path.string(), identity.passes));
+    state.step = RETORT_TRY(json_uint(object, "step", path.string()));
+    state.steps = RETORT_TRY(json_uint(object, "steps", path.string()));
+    state.checkpoint = RETORT_TRY(json_string(object, "checkpoint", path.string()));
+    state.data_sha256 = RETORT_TRY(json_string(object, "data_sha256", path.string()));
+    state.artifacts = *RETORT_TRY(json_array(object, "artifacts", path.string()));
+    if (json_has(object, "best_step")) {  // older versions did not look
+      state.best_loss = RETORT_TRY(json_number(object, "best_loss", path.string()));
+      state.best_step = RETORT_TRY(json_uint(object, "best_step", path.string()));
+      state.waited = RETORT_TRY(json_uint(object, "waited", path.string()));
+    }
+    const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", path.string()));
+    if (threads != static_cast<std::uint64_t>(identity.threads))
+      progress_.warning(
+          fmt::format("this run began with {} threads and goes on with {}: sums are added in another "
+                      "order, so the result is not bit for bit that of an unbroken run",
+                      threads, identity.threads));
+  }
+  for (const auto& entry : fs::directory_iterator(folder_)) {  // what a crash left behind
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("checkpoint-") && name != state.checkpoint &&
+        entry.path() != encoded_file(state.checkpoint))
+      fs::remove(entry.path());
+  }
+  return {};
+}
+
+Result<void> RunFolder::save_state() {
+  const json::object object{{"recipe_sha256", identity_.recipe_sha256},
+                            {"teacher_sha256", identity_.teacher_sha256},
+                            {"data_sha256", state.data_sha256},
+                            {"threads", identity_.threads},
+                            {"pass", state.pass},
+                            {"step", state.step},
+                            {"steps", state.steps},
+                            {"checkpoint", state.checkpoint},
+                            {"best_loss", state.best_loss},
+                            {"best_step", state.best_step},
+                            {"waited", state.waited},
+                            {"artifacts", state.artifacts}};
+  return on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object)));
+}
+
+fs::path RunFolder::encoded_file(const std::string& checkpoint) const {
+  return folder_ / (checkpoint + ".gguf");
+}
+
+Result<void> RunFolder::save(const Network& network, const Moments& moments) {
+  const std::string name = fmt::format("checkpoint-{}-{}.safetensors", state.pass, state.step);
+  std::vector<TensorSource> all = sources_of(network.weights, "w.");
+  for (const auto& [prefix, some] : {std::pair{"m.", &moments.first}, std::pair{"v.", &moments.second}}) {
+    std::vector<TensorSource> more = sources_of(*some, prefix);
+    std::move(more.begin(), more.end(), std::back_inserter(all));
+  }
+  if (!network.encoded.empty()) {  // a GGUF with Hugging Face's names, beside it
+    GgufWriter writer;
+    for (const auto& [tensor, matrix] : network.encoded)
+      writer.add_matrix(tensor, matrix.columns, matrix.rows, matrix.type,
+                        [&matrix = matrix]() -> Result<std::vector<std::byte>> { return matrix.bytes; });
+    RETORT_TRY(on_disk(writer.write(encoded_file(name))));
+  }
+  RETORT_TRY(on_disk(write_safetensors(folder_ / name, all, SafeTensor::DType::kF32)));
+  const std::string old = std::exchange(state.checkpoint, name);
+  if (auto saved = save_state(); !saved) {
+    state.checkpoint = old;
+    return saved;
+  }
+  std::error_code ignored;
+  if (!old.empty() && old != name) {
+    fs::remove(folder_ / old, ignored);
+    fs::remove(encoded_file(old), ignored);
+  }
+  return {};
+}
+
+Result<void> RunFolder::restore(Network& network, Moments& moments) const {
+  const Safetensors file = RETORT_TRY(Safetensors::open(folder_ / state.checkpoint));
+  RETORT_TRY(load_weights(network, file, "w."));
+  moments = {};
+  for (const auto& [name, tensor] : file.tensors()) {
+    if (name.starts_with("w.distil."))  // a hidden-state loss's projections
+      network.weights.emplace(name.substr(2), values_of(tensor));
+    else if (name.starts_with("m."))
+      moments.first.emplace(name.substr(2), values_of(tensor));
+    else if (name.starts_with("v."))
+      moments.second.emplace(name.substr(2), values_of(tensor));
+  }
+  std::error_code ignored;
+  if (!fs::exists(encoded_file(state.checkpoint), ignored)) return {};
+  const GgufFile encoded = RETORT_TRY(GgufFile::open(encoded_file(state.checkpoint)));
+  for (const GgufTensor& tensor : encoded.tensors())
+    network.encoded.emplace(
+        tensor.name,
+        EncodedMatrix{
+            tensor.type, tensor.rows(), tensor.columns(), {tensor.data.begin(), tensor.data.end()}});
+  return {};
+}
+
+void RunFolder::next_pass() {
+  ++state.pass;
+  state.step = state.steps = state.best_step = state.waited = 0;
+  state.best_loss = 0;
+}
+
+Result<void> RunFolder::save_best(const Network& network) {
+  return on_disk(
+      write_safetensors(folder_ / kBest, sources_of(network.weights, "w."), SafeTensor::DType::kF32));
+}
+
+Result<void> RunFolder::restore_best(Network& network) const {
+  const Safetensors file = RETORT_TRY(Safetensors::open(folder_ / kBest));
+  return load_weights(network, file, "w.");
+}
+
+void RunFolder::forget_best() {
+  std::error_code ignored;
+  fs::remove(folder_ / kBest, ignored);
+}
+
+}  // namespace retort

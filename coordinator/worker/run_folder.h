@@ -1,0 +1,68 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "common/core/json.h"
+#include "coordinator/worker/optimise.h"
+#include "coordinator/worker/progress.h"
+
+namespace retort {
+
+/// Where a run stands: what state.json holds.
+struct RunState {
+  std::size_t pass = 0;
+  std::uint64_t step = 0;
+  std::uint64_t steps = 0;  ///< of the pass in hand, when DIR/finish made it shorter; 0: as planned
+  std::string checkpoint;   ///< file name; empty: the starting weights
+  std::string data_sha256;
+  json::array artifacts;
+  double best_loss = 0;  ///< on held-out data, of the weights in best.safetensors; where best_step is not 0
+  std::uint64_t best_step = 0;  ///< the step they are of
+  std::uint64_t waited = 0;     ///< looks at the held-out data since
+};
+
+/// What a run is of; a folder of another one is refused.
+struct RunIdentity {
+  std::string recipe_sha256, teacher_sha256;
+  std::size_t passes = 0;
+  int threads = 1;
+};
+
+/// A run's output folder: its state and one checkpoint (docs/recipes.md, "The output folder"). A crash at any
+/// moment leaves a whole pair of the two. Thread: one.
+class RunFolder {
+ public:
+  RunFolder(std::filesystem::path folder, Progress& progress)
+      : folder_(std::move(folder)), progress_(progress) {}
+
+  RunState state;
+  const std::filesystem::path& path() const { return folder_; }
+  std::filesystem::path operator/(const std::string& name) const { return folder_ / name; }
+
+  /// kCancelled when the user asked for it, or run_interrupted says so.
+  Result<void> check_stop() const;
+  /// Reads the state that is there, if any, and removes what a crash left behind. kConflict: another run's.
+  Result<void> load(const RunIdentity& identity);
+  Result<void> save_state();
+  /// Weights and moments, then the state that names them, then the old file goes.
+  Result<void> save(const Network& network, const Moments& moments);
+  /// The checkpoint's weights, moments and encoded matrices into a network of the shape that is in it.
+  Result<void> restore(Network& network, Moments& moments) const;
+  /// The state moves to the next pass.
+  void next_pass();
+
+  /// The weights that best_loss is of.
+  Result<void> save_best(const Network& network);
+  Result<void> restore_best(Network& network) const;
+  void forget_best();
+
+ private:
+  std::filesystem::path encoded_file(const std::string& checkpoint) const;
+
+  std::filesystem::path folder_;
+  Progress& progress_;
+  RunIdentity identity_;
+};
+
+}  // namespace retort

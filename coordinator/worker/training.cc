@@ -1,0 +1,108 @@
+#include "coordinator/worker/training.h"
+
+#include <chrono>
+#include <cmath>
+
+namespace retort {
+namespace {
+
+namespace fs = std::filesystem;
+using Time = std::chrono::steady_clock;
+
+double since(Time::time_point then) { return std::chrono::duration<double>(Time::now() - then).count(); }
+
+/// The loss on the held-out data; the weights with the least are kept.
+Result<void> look(RunFolder& folder, Progress& progress, const Network& network, const Training& training) {
+  const double loss = RETORT_TRY(training.held_out_loss());
+  RunState& state = folder.state;
+  const bool better = state.best_step == 0 || loss < state.best_loss;
+  progress.emit("held_out", {{"pass", training.pass.name},
+                             {"pass_index", training.index},
+                             {"step", state.step},
+                             {"loss", loss},
+                             {"best", better}});
+  if (!better) {
+    ++state.waited;
+    return {};
+  }
+  RETORT_TRY(folder.save_best(network));
+  state.best_loss = loss, state.best_step = state.step, state.waited = 0;
+  return {};
+}
+
+}  // namespace
+
+Result<void> train(RunFolder& folder, Progress& progress, Network& network, Moments& moments,
+                   const Training& training) {
+  const OptimisePass& pass = training.pass;
+  RunState& state = folder.state;
+  std::uint64_t steps = state.steps != 0 ? state.steps : training.steps;
+  RunawayLoss runaway;
+  Time::time_point saved = Time::now(), told = {}, mark = Time::now();
+  std::uint64_t mark_step = state.step;
+  double rate = 0;
+  std::error_code ignored;
+  while (state.step < steps && !(pass.patience != 0 && state.waited >= pass.patience)) {
+    if (const auto stop = folder.check_stop(); !stop) {
+      RETORT_TRY(folder.save(network, moments));
+      return fail(stop.error());
+    }
+    if (pass.schedule == OptimisePass::Schedule::kWsd && state.steps == 0 &&
+        fs::exists(folder / "finish", ignored)) {
+      const auto fall = static_cast<std::uint64_t>(pass.decay / (1 - std::min(pass.decay, 0.9)) *
+                                                   static_cast<double>(state.step));
+      steps = state.steps = std::min(steps, state.step + std::max<std::uint64_t>(1, fall));
+      RETORT_TRY(folder.save(network, moments));
+    }
+    const StepReport report = training.step(state.step, steps);
+    runaway.add(std::isfinite(report.loss) ? report.loss : 0);
+    if (!std::isfinite(report.loss) || runaway.gone())
+      return fail(ErrorCode::kInvalid, training.where, "{}: at step {} the {}; lower learning_rate{}",
+                  pass.name, state.step,
+                  std::isfinite(report.loss) ? fmt::format("loss has run away, to {:.2f} from {:.2f}",
+                                                           runaway.mean(), runaway.least())
+                                             : "loss or its gradient is not a number any more",
+                  state.checkpoint.empty() ? std::string()
+                                           : ". " + state.checkpoint + " holds the last good weights");
+    ++state.step;
+    const bool first = state.step == mark_step + 1 && rate == 0, last = state.step == steps;
+    if (since(mark) > 5 || first || last) {
+      rate = static_cast<double>((state.step - mark_step) * training.per_step) / std::max(1e-9, since(mark));
+      if (!first) mark = Time::now(), mark_step = state.step;
+    }
+    if (first || last || since(told) >= 1) {
+      told = Time::now();
+      progress.emit("progress",
+                    {{"pass", pass.name},
+                     {"pass_index", training.index},
+                     {"pass_count", training.passes},
+                     {"step", state.step},
+                     {"steps", steps},
+                     {"tokens", state.step * training.per_step},
+                     {"token_budget", steps * training.per_step},
+                     {"loss", report.loss},
+                     {"learning_rate", report.learning_rate},
+                     {"tokens_per_second", rate},
+                     {"seconds_left", static_cast<double>((steps - state.step) * training.per_step) / rate}});
+    }
+    if (pass.evaluate_every != 0 && (last || state.step % pass.evaluate_every == 0))
+      RETORT_TRY(look(folder, progress, network, training));
+    if (!last && since(saved) >= pass.checkpoint_seconds && !runaway.rising()) {
+      RETORT_TRY(folder.save(network, moments));
+      saved = Time::now();
+    }
+  }
+  for (auto& [name, tensor] : network.weights) tensor = tensor.detach();
+  drop_projections(network);
+  if (state.best_step != 0) {
+    if (state.best_step != state.step) RETORT_TRY(folder.restore_best(network));
+    progress.emit("best", {{"pass_index", training.index},
+                           {"step", state.best_step},
+                           {"stopped_at", state.step},
+                           {"loss", state.best_loss}});
+  }
+  fs::remove(folder / "finish", ignored);
+  return {};
+}
+
+}  // namespace retort

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "coordinator/worker/optimise.h"
+#include "coordinator/worker/run_folder.h"
+
+namespace retort {
+
+/// One pass of training, whatever it learns from.
+struct Training {
+  const OptimisePass& pass;
+  std::size_t index = 0, passes = 0;  ///< of the pass, in the recipe
+  std::uint64_t steps = 0;
+  std::uint64_t per_step = 0;  ///< tokens, or examples
+  std::string where;           ///< of the recipe, for errors
+  std::function<StepReport(std::uint64_t step, std::uint64_t steps)> step;
+  std::function<Result<double>()> held_out_loss;  ///< mean, where the pass looks at it (evaluate_every)
+};
+
+/// Does the steps that are left: events, checkpoints, the end that DIR/finish asks for, a loss that runs away
+/// (kInvalid, and the last good checkpoint stays), early stopping with the best weights. folder.state.step is
+/// then the last one. The pass is not done yet: next_pass() and a checkpoint are the caller's.
+Result<void> train(RunFolder& folder, Progress& progress, Network& network, Moments& moments,
+                   const Training& training);
+
+}  // namespace retort
