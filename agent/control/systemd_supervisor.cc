@@ -95,7 +95,8 @@ class SystemdSupervisor final : public ServeSupervisor {
   Result<pid_t> start_profile(const std::vector<std::string>& arguments) override {
     RETORT_TRY(write_file_atomic(options_.state_folder / "run" / "profile.env",
                                  fmt::format("RETORT_PROFILE_OPTIONS={}\n", fmt::join(arguments, " "))));
-    // The service manager opens the unit's output as root: a file that it made would not be the agent's to read.
+    // The service manager opens the unit's output as root: a file that it made would not be the agent's to
+    // read.
     RETORT_TRY(write_file_atomic(options_.state_folder / "run" / "profile.json", ""));
     ProcessSpec spec;  // without --no-block: it ends with the unit
     spec.arguments = {"systemctl", "start", "retort-agent-profile.service"};

@@ -83,6 +83,9 @@ class Machine:
     def __init__(self, root):
         self.root = root
         self.log = open(root + '.console', 'w', encoding='utf-8')
+        self.boot()
+
+    def boot(self):
         self.nspawn = subprocess.Popen(
             ['systemd-nspawn', '-D', root, '--register=no', '--keep-unit', '--private-network', '--machine=retort-test', '-b'],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
@@ -129,6 +132,14 @@ class Machine:
     def status(self):
         with open(self.root + STATE + '/run/status.json', encoding='utf-8') as file:
             return json.load(file)
+
+    def reboot(self):
+        """As `systemctl reboot` does it, down to process 1; where systemd-nspawn does not start the tree again by itself, a new one does."""
+        self.run('systemctl', 'reboot', check=False)
+        until(lambda: self.nspawn.poll() is not None or self.leader() is None, 'the machine is down', 60)
+        self.nspawn.kill()
+        self.nspawn.wait()
+        self.boot()
 
     def stop(self):
         if self.nspawn.poll() is None:
@@ -253,10 +264,7 @@ def check(root):
         assert machine.answers()
 
         say('reboot')
-        before = machine.leader()
-        machine.run('systemctl', 'reboot', check=False)
-        until(lambda: machine.leader() not in (None, before), 'a new process 1', 60)
-        machine.booted(before)
+        machine.reboot()
         until(machine.answers, 'the student answers after the reboot', 60)
         until(lambda: machine.status().get('link') == 'up', 'the link is up after the reboot', 60)
         assert machine.status()['device_id'] == device

@@ -27,6 +27,10 @@ struct BreakingStore final : Store {
     }
     return inner->write(batch, durable);
   }
+  Result<void> sync() override {
+    if (broken) return fail(ErrorCode::kIo, "store", "the disk is gone");
+    return inner->sync();
+  }
   Result<void> scan(std::string_view table, std::string_view prefix, std::string_view start_after,
                     const std::function<bool(std::string_view, std::string_view)>& visit) const override {
     return inner->scan(table, prefix, start_after, visit);
