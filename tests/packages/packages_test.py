@@ -87,7 +87,7 @@ class Machine:
 
     def boot(self):
         self.nspawn = subprocess.Popen(
-            ['systemd-nspawn', '-D', root, '--register=no', '--keep-unit', '--private-network', '--machine=retort-test', '-b'],
+            ['systemd-nspawn', '-D', self.root, '--register=no', '--keep-unit', '--private-network', '--machine=retort-test', '-b'],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         self.booted(None)
 
