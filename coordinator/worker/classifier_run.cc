@@ -127,10 +127,7 @@ class ClassifierRun final : public RecipeRun {
       train_ = RETORT_TRY(read(*recipe_.train));
       data_sha256_ = RETORT_TRY(sha256_file_hex(recipe_.train->file));
     }
-    if (!out_.state.data_sha256.empty() && out_.state.data_sha256 != data_sha256_)
-      return fail(ErrorCode::kConflict, out_.path().string(),
-                  "the training data has changed since this run began; start anew in another folder");
-    out_.state.data_sha256 = data_sha256_;
+    RETORT_TRY(out_.learn_from(data_sha256_));
     const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
     using Normalize = ClassifierInit::Normalize;
     if (first != nullptr && first->classifier && start_.classifier &&
@@ -444,9 +441,7 @@ class ClassifierRun final : public RecipeRun {
   Result<void> run(std::size_t, const EvaluatePass& pass) {
     const fs::path file = out_ / "evaluate.gguf";
     RETORT_TRY(write(file, TensorType::kF32));
-    json::object event{{"label", pass.label}, {"file", nullptr}};
-    for (const auto& member : RETORT_TRY(judge(file))) event[member.key()] = member.value();
-    progress_.emit("evaluation", std::move(event));
+    tell_evaluation(progress_, pass.label, nullptr, RETORT_TRY(judge(file)));
     std::error_code ignored;
     fs::remove(file, ignored);
     return pass_done(false);
@@ -462,24 +457,15 @@ class ClassifierRun final : public RecipeRun {
       RETORT_TRY(write(path, *shapes_format(index)));
       if (pass.also_huggingface) RETORT_TRY(write_folder(out_.path() / path.stem(), SafeTensor::DType::kF16));
     }
-    std::error_code ignored;
-    const std::uint64_t bytes = fs::file_size(bytes_of, ignored), parameters = parameters_of(network_);
-    json::object artifact{
-        {"file", pass.file},
-        {"label", pass.label},
-        {"sha256", RETORT_TRY(sha256_file_hex(bytes_of))},
-        {"bytes", bytes},
-        {"parameters", parameters},
-        {"bits_per_weight", 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters)},
-        {"format", pass.huggingface ? (pass.dtype == SafeTensor::DType::kF32 ? "F32" : "F16")
-                                    : info(*shapes_format(index)).name}};
+    const std::string_view format = !pass.huggingface                       ? info(*shapes_format(index)).name
+                                    : pass.dtype == SafeTensor::DType::kF32 ? "F32"
+                                                                            : "F16";
+    json::object artifact = RETORT_TRY(exported(pass, bytes_of, parameters_of(network_), format));
     progress_.emit("exported", artifact);
     artifact["evaluation"] = nullptr;
     if (recipe_.held_out && !pass.huggingface) {
       json::object figures = RETORT_TRY(judge(path));
-      json::object event{{"label", pass.label}, {"file", pass.file}};
-      for (const auto& member : figures) event[member.key()] = member.value();
-      progress_.emit("evaluation", std::move(event));
+      tell_evaluation(progress_, pass.label, json::value(pass.file), figures);
       for (const char* table : {"per_class", "confusion"}) figures.erase(table);  // they are in the event
       artifact["evaluation"] = std::move(figures);
     }
@@ -503,12 +489,7 @@ class ClassifierRun final : public RecipeRun {
 
   Result<void> write(const fs::path& path, TensorType type) { return write(path, network_, type); }
   Result<void> write(const fs::path& path, const Network& network, TensorType type) {
-    GgufMetadata extra{{"general.name", path.stem().string()},
-                       {"retort.recipe.sha256", recipe_.sha256},
-                       {"retort.seed", static_cast<std::uint64_t>(recipe_.seed)},
-                       {"retort.tool_version", std::string(RETORT_VERSION)}};
-    if (!teacher_sha256_.empty()) extra.emplace_back("retort.teacher.sha256", teacher_sha256_);
-    if (!data_sha256_.empty()) extra.emplace_back("retort.data.sha256", data_sha256_);
+    GgufMetadata extra = lineage(recipe_, path, teacher_sha256_, data_sha256_);
     // Only blocks of 8 bits and less read quantized inputs.
     if (&network == &network_ && info(type).block_values > 1)
       for (const auto& [weight, scale] : input_scales_)

@@ -90,10 +90,7 @@ class LanguageRun final : public RecipeRun {
     data_sha256_ = recipe_.train      ? RETORT_TRY(sha256_file_hex(recipe_.train->file))
                    : recipe_.held_out ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
                                       : "";
-    if (!out_.state.data_sha256.empty() && out_.state.data_sha256 != data_sha256_)
-      return fail(ErrorCode::kConflict, out_.path().string(),
-                  "the training data has changed since this run began; start anew in another folder");
-    out_.state.data_sha256 = data_sha256_;
+    RETORT_TRY(out_.learn_from(data_sha256_));
     if (teacher_model_) teacher_ = RETORT_TRY(load_network(*teacher_model_));
     if (vocabulary_) RETORT_TRY(take_vocabulary());
     RETORT_TRY(load_weights());
@@ -404,40 +401,27 @@ class LanguageRun final : public RecipeRun {
   Result<void> run(std::size_t index, const ExportPass& pass) {
     const fs::path path = out_ / pass.file;
     const std::optional<TensorType> rewritten = plan_.passes[index].rewritten;
-    const std::uint64_t parameters = parameter_count(network_.config);
-    json::object artifact{{"file", pass.file}, {"label", pass.label}};
     fs::path bytes_of = path;
     if (pass.huggingface) {
       RETORT_TRY(on_disk(
           write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_)));
       bytes_of = path / "model.safetensors";
     } else {
-      GgufMetadata extra{{"general.name", path.stem().string()},
-                         {"retort.recipe.sha256", recipe_.sha256},
-                         {"retort.seed", static_cast<std::uint64_t>(recipe_.seed)},
-                         {"retort.tool_version", std::string(RETORT_VERSION)}};
-      if (!teacher_sha256_.empty()) extra.emplace_back("retort.teacher.sha256", teacher_sha256_);
-      if (!data_sha256_.empty()) extra.emplace_back("retort.data.sha256", data_sha256_);
       RETORT_TRY(on_disk(write_gguf_model(path, network_.config, *tokenizer_, weight_sources(network_),
-                                          rewritten.value_or(TensorType::kF16), extra,
+                                          rewritten.value_or(TensorType::kF16),
+                                          lineage(recipe_, path, teacher_sha256_, data_sha256_),
                                           rewritten ? EncodedWeights{} : network_.encoded)));
       if (pass.also_huggingface)
         RETORT_TRY(on_disk(write_hf_model(out_ / path.stem(), network_.config, weight_sources(network_),
                                           SafeTensor::DType::kF16, tokenizer_folder_)));
     }
-    const std::uint64_t bytes = file_bytes(bytes_of);
-    artifact["sha256"] = RETORT_TRY(sha256_file_hex(bytes_of));
-    artifact["bytes"] = bytes;
-    artifact["parameters"] = parameters;
-    artifact["bits_per_weight"] = 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
-    artifact["format"] = plan_.passes[index].format;
+    json::object artifact =
+        RETORT_TRY(exported(pass, bytes_of, parameter_count(network_.config), plan_.passes[index].format));
     progress_.emit("exported", artifact);
     artifact["evaluation"] = nullptr;
     if (!serve_.empty() && !pass.huggingface) {
       const json::object figures = RETORT_TRY(judge(path));
-      json::object event{{"label", pass.label}, {"file", pass.file}};
-      for (const auto& member : figures) event[member.key()] = member.value();
-      progress_.emit("evaluation", std::move(event));
+      tell_evaluation(progress_, pass.label, json::value(pass.file), figures);
       tell_samples(pass.label);
       artifact["evaluation"] = figures;
     }

@@ -1,7 +1,11 @@
 #pragma once
 
+#include <filesystem>
 #include <memory>
+#include <string>
+#include <string_view>
 
+#include "common/hf/hf_model.h"
 #include "coordinator/worker/plan.h"
 #include "coordinator/worker/progress.h"
 #include "coordinator/worker/run.h"
@@ -17,6 +21,18 @@ class RecipeRun {
   /// Does what is left of it; the artifacts.
   virtual Result<json::array> execute() = 0;
 };
+
+// What runs of every task do alike.
+
+/// Where an exported GGUF comes from. An empty hash: there is none.
+GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file,
+                     const std::string& teacher_sha256, const std::string& data_sha256);
+/// What the event "exported" and the run's list say of a file; `bytes_of` is the one that is measured.
+Result<json::object> exported(const ExportPass& pass, const std::filesystem::path& bytes_of,
+                              std::uint64_t parameters, std::string_view format);
+/// The event "evaluation". `file`: null where nothing is exported.
+void tell_evaluation(Progress& progress, const std::string& label, json::value file,
+                     const json::object& figures);
 
 std::unique_ptr<RecipeRun> make_language_run(const RunOptions& options, Recipe recipe, Progress& progress);
 std::unique_ptr<RecipeRun> make_classifier_run(const RunOptions& options, Recipe recipe, Progress& progress);

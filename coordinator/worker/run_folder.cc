@@ -66,6 +66,14 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
   return {};
 }
 
+Result<void> RunFolder::learn_from(const std::string& data_sha256) {
+  if (!state.data_sha256.empty() && state.data_sha256 != data_sha256)
+    return fail(ErrorCode::kConflict, folder_.string(),
+                "the training data has changed since this run began; start anew in another folder");
+  state.data_sha256 = data_sha256;
+  return {};
+}
+
 Result<void> RunFolder::save_state() {
   const json::object object{{"recipe_sha256", identity_.recipe_sha256},
                             {"teacher_sha256", identity_.teacher_sha256},

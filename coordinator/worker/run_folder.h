@@ -44,6 +44,8 @@ class RunFolder {
   Result<void> check_stop() const;
   /// Reads the state that is there, if any, and removes what a crash left behind. kConflict: another run's.
   Result<void> load(const RunIdentity& identity);
+  /// Notes what the run learns from. kConflict: it began with something else.
+  Result<void> learn_from(const std::string& data_sha256);
   Result<void> save_state();
   /// Weights and moments, then the state that names them, then the old file goes.
   Result<void> save(const Network& network, const Moments& moments);

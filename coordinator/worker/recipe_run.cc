@@ -1,0 +1,40 @@
+#include "coordinator/worker/recipe_run.h"
+
+#include "common/core/sha256.h"
+
+namespace retort {
+
+GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file,
+                     const std::string& teacher_sha256, const std::string& data_sha256) {
+  GgufMetadata out{{"general.name", file.stem().string()},
+                   {"retort.recipe.sha256", recipe.sha256},
+                   {"retort.seed", static_cast<std::uint64_t>(recipe.seed)},
+                   {"retort.tool_version", std::string(RETORT_VERSION)}};
+  if (!teacher_sha256.empty()) out.emplace_back("retort.teacher.sha256", teacher_sha256);
+  if (!data_sha256.empty()) out.emplace_back("retort.data.sha256", data_sha256);
+  return out;
+}
+
+Result<json::object> exported(const ExportPass& pass, const std::filesystem::path& bytes_of,
+                              std::uint64_t parameters, std::string_view format) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(bytes_of, error);
+  const std::uint64_t bytes = error ? 0 : size;
+  const std::string sha256 = RETORT_TRY(sha256_file_hex(bytes_of));
+  return json::object{{"file", pass.file},
+                      {"label", pass.label},
+                      {"sha256", sha256},
+                      {"bytes", bytes},
+                      {"parameters", parameters},
+                      {"bits_per_weight", 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters)},
+                      {"format", format}};
+}
+
+void tell_evaluation(Progress& progress, const std::string& label, json::value file,
+                     const json::object& figures) {
+  json::object event{{"label", label}, {"file", std::move(file)}};
+  for (const auto& member : figures) event[member.key()] = member.value();
+  progress.emit("evaluation", std::move(event));
+}
+
+}  // namespace retort
