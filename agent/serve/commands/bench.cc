@@ -106,6 +106,12 @@ class Roofline {
   std::unique_ptr<std::byte, void (*)(void*)> memory_;
 };
 
+std::vector<TokenId> random_text(SeededRandom& random, std::uint32_t tokens, const ModelConfig& config) {
+  std::vector<TokenId> out(tokens);
+  for (TokenId& id : out) id = static_cast<TokenId>(random.next_u64() % config.n_vocab);
+  return out;
+}
+
 /// Milliseconds of one text at a time, of 32 and 128 tokens or as long as the model takes.
 Result<void> bench_encoder(const ServeArguments& options, const std::shared_ptr<const Model>& model,
                            ThreadTeam& team) {
@@ -119,9 +125,7 @@ Result<void> bench_encoder(const ServeArguments& options, const std::shared_ptr<
   json::array lengths;
   for (const std::uint32_t length : {32u, 128u}) {
     if (length > session->n_ctx()) continue;
-    std::vector<TokenId> text;
-    while (text.size() < length)
-      text.push_back(static_cast<TokenId>(random.next_u64() % model->config().n_vocab));
+    const std::vector<TokenId> text = random_text(random, length, model->config());
     const EncoderSession::Text one = text;
     std::vector<double> seconds;
     for (std::uint32_t round = 0; round <= options.repeat; ++round) {  // the first warms up
@@ -129,13 +133,11 @@ Result<void> bench_encoder(const ServeArguments& options, const std::shared_ptr<
       RETORT_TRY(session->states({&one, 1}));
       if (round != 0) seconds.push_back(std::chrono::duration<double>(clock::now() - begin).count());
     }
-    std::nth_element(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2),
-                     seconds.end());
-    const double median = seconds[seconds.size() / 2];
+    const double middle = median(std::move(seconds));
     lengths.push_back(json::object{
         {"tokens", length},
-        {"ms", median * 1e3},
-        {"peak_used", 2.0 * static_cast<double>(work.multiplications) * length / median / peak}});
+        {"ms", middle * 1e3},
+        {"peak_used", 2.0 * static_cast<double>(work.multiplications) * length / middle / peak}});
   }
   const json::object out{{"model", options.model},
                          {"parameters", model->parameters()},
@@ -181,9 +183,7 @@ Result<void> bench(const ServeArguments& options) {
                 "prompt {}, or depth {} and generate {}, do not fit the context of {}", options.prompt,
                 options.depth, options.generate, session->n_ctx());
   SeededRandom random(1);
-  std::vector<TokenId> prompt;
-  for (std::uint32_t i = 0; i < options.prompt; ++i)
-    prompt.push_back(static_cast<TokenId>(random.next_u64() % model->config().n_vocab));
+  const std::vector<TokenId> prompt = random_text(random, options.prompt, model->config());
   std::vector<double> prompt_seconds, token_seconds, bandwidths, peaks;
   const Work work = work_of(*model);
   std::optional<Roofline> roofline;

@@ -18,17 +18,11 @@ Result<void> serve_encoder(const ServeArguments& options, std::shared_ptr<const 
   const std::uint32_t n_ctx = session->n_ctx();
   ServeMetrics metrics;
   EncoderEngine engine(std::move(session), options.queue, metrics);
-  ServeFront front(served_name(options),
-                   {{"architecture", to_string(c.family)},
-                    {"n_params", model->parameters()},
-                    {"size", model->file().file_length()},
-                    {"n_vocab", c.n_vocab},
-                    {"n_ctx", n_ctx},
-                    {"n_embd", c.n_embd},
-                    {"bits_per_weight", model->bits_per_weight()},
-                    {"pooling", c.encoder.pooling == TextPooling::kCls ? "cls" : "mean"},
-                    {"n_labels", c.encoder.labels.size()}},
-                   SystemClock().unix_millis(), metrics, [&] { return engine.waiting(); });
+  json::object facts = model_facts(*model, n_ctx);
+  facts["pooling"] = c.encoder.pooling == TextPooling::kCls ? "cls" : "mean";
+  facts["n_labels"] = c.encoder.labels.size();
+  ServeFront front(served_name(options), std::move(facts), SystemClock().unix_millis(), metrics,
+                   [&] { return engine.waiting(); });
   const EncodeApi api(front, model, n_ctx, engine, metrics);
   return run_server(
       options, front,

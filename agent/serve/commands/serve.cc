@@ -58,16 +58,8 @@ Result<void> serve(const ServeArguments& options) {
   ServeMetrics metrics;
   SystemRandom random;
   Engine engine(std::move(session), options.queue, metrics);
-  const ModelConfig& c = model->config();
-  ServeFront front(served_name(options),
-                   {{"architecture", to_string(c.family)},
-                    {"n_params", model->parameters()},
-                    {"size", model->file().file_length()},
-                    {"n_vocab", c.n_vocab},
-                    {"n_ctx", n_ctx},
-                    {"n_embd", c.n_embd},
-                    {"bits_per_weight", model->bits_per_weight()}},
-                   SystemClock().unix_millis(), metrics, [&] { return engine.waiting(); });
+  ServeFront front(served_name(options), model_facts(*model, n_ctx), SystemClock().unix_millis(), metrics,
+                   [&] { return engine.waiting(); });
   ServeApi api(front, {model, n_ctx, std::move(chat)},
                {options.request_tokens, std::chrono::seconds(options.request_seconds)}, engine, metrics,
                random);

@@ -38,6 +38,16 @@ std::string served_name(const ServeArguments& options) {
   return options.name.empty() ? std::filesystem::path(options.model).stem().string() : options.name;
 }
 
+json::object model_facts(const Model& model, std::uint32_t n_ctx) {
+  return {{"architecture", to_string(model.config().family)},
+          {"n_params", model.parameters()},
+          {"size", model.file().file_length()},
+          {"n_vocab", model.config().n_vocab},
+          {"n_ctx", n_ctx},
+          {"n_embd", model.config().n_embd},
+          {"bits_per_weight", model.bits_per_weight()}};
+}
+
 Result<void> run_server(const ServeArguments& options, ServeFront& front, const std::string& told,
                         const std::function<bool()>& idle) {
   front.require_token(RETORT_TRY(bearer_token(options)));

@@ -16,4 +16,7 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
 /// The model's name in answers.
 std::string served_name(const ServeArguments& options);
 
+/// What /v1/models tells of a model of text.
+json::object model_facts(const Model& model, std::uint32_t n_ctx);
+
 }  // namespace retort

@@ -5,7 +5,6 @@
 
 #include "agent/serve/kernels/maps.h"
 #include "agent/serve/kernels/own_formats.h"
-#include "agent/serve/kernels/static_quantize.h"
 #include "common/core/units.h"
 #include "common/hf/classifier_model.h"
 

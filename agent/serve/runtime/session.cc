@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "agent/serve/kernels/own_formats.h"
-#include "agent/serve/kernels/static_quantize.h"
 #include "common/blocks/matrix.h"
 #include "common/core/units.h"
 
