@@ -1,18 +1,19 @@
 // Packed matrices. Groups of 16 rows, a lane each, so that no sum ever has to be added up across lanes:
 //   F32, F16, BF16   [group][column][16]
-// and in blocks of 32 columns, their values unsigned, then the blocks' scales in F16:
-//   Q8_0             [group]{[block]{[8][16 rows][4 columns] q + 128}; [block][16] scale}
-//   4 bits           [group]{[block]{[4][16 rows][4] column c | column c + 16 << 4}; [block][16] scale}
-//                    Q4_0 q + 8; IQ4_NL the index; Q4_K q; Q3_K q + 4
-//   Q5_K             the same with the fifth bits in 64 more bytes a block
-//   Q6_K             [group]{[block][2]{[3][16 rows][4]}; [block][2][16] scale}, q + 32: twelve columns in
-//   the
-//                    low six bits of bytes, four in their high two
-// Q3_K and Q6_K have a scale for each half of a block, Q4_K and Q5_K a scale and an eighth of a min: two [16]
-// a block. Four columns of a row fill a 32-bit lane, as the dot products of x86 (VNNI) and ARM want them. An
-// offset comes off by starting each block's sum at −offset · Σ q of the activations (made of q8_start), and
-// min · Σ q likewise. A row's sum runs over the columns in order whatever the tile, so that neither batch nor
-// split changes a bit.
+// The formats of blocks stand in tiles of as many groups as one pass over the weights takes at once (W of
+// them: kTileGroups, fewer in the last tile), so that it reads memory in order:
+//   [tile][block]{[line][W groups][16 rows] four bytes; [scale][W groups][16 rows] F16}
+// A block is 32 columns; its values are unsigned. Lines:
+//   Q8_0    8: columns 0 … 3, 16 … 19, 4 … 7, 20 … 23, …; q + 128
+//   4 bits  4: columns 4 j … 4 j + 3, and those 16 further in the high nibbles;
+//           Q4_0 q + 8; IQ4_NL the index; Q4_K q; Q3_K q + 4
+//   Q5_K    5: the same, and the fifth bits
+//   Q6_K    3 for each half: twelve columns in the low six bits of bytes, four in their high two; q + 32
+// Q3_K and Q6_K have a scale for each half of a block, Q4_K and Q5_K a scale and an eighth of a min. Four
+// columns of a row fill a 32-bit lane, as the dot products of x86 (VNNI) and ARM want them. An offset comes
+// off by starting each block's sum at −offset · Σ q of the activations (made of q8_start), and min · Σ q
+// likewise. A row's sum runs over the columns in order whatever the tile, so that neither batch nor split
+// changes a bit.
 #include "agent/serve/kernels/packed.h"
 
 #include "agent/serve/kernels/own_formats.h"
@@ -55,6 +56,9 @@ using F = hn::Vec<Floats>;
 #define RETORT_REGISTERS 16
 #endif
 #define RETORT_DOT (HWY_ARCH_X86 || HWY_ARCH_ARM_A64)
+
+/// Groups of a tile: as many as there are registers for their sums.
+constexpr std::uint32_t kTileGroups = RETORT_PARTS == 1 && RETORT_REGISTERS == 32 ? 8 : 1;
 
 /// Puts a unit's sums for one token where they belong: `left` rows of it exist.
 HWY_INLINE void put(F sum, std::size_t row, std::size_t token, std::size_t left, const Output& out) {
@@ -140,19 +144,18 @@ HWY_INLINE void walk(std::uint32_t begin, std::uint32_t end, std::uint32_t count
   const integral_constant<int, 4> four;
   std::uint32_t u = begin;
   if (count < 4) {
-    const integral_constant<int, kFew> few;
-    for (; u + kFew <= end; u += kFew) {
-      std::uint32_t t = 0;
-      if constexpr (RETORT_PARTS == 1 && kFew <= 4)
-        for (; t + 2 <= count; t += 2) tile(few, two, u, t);
-      for (; t < count; ++t) tile(few, one, u, t);
-    }
     if constexpr (kFew > 4)
-      for (; u + 4 <= end; u += 4)
-        for (std::uint32_t t = 0; t < count; ++t) tile(four, one, u, t);
-    if constexpr (kFew > 2)
-      for (; u + 2 <= end; u += 2)
-        for (std::uint32_t t = 0; t < count; ++t) tile(two, one, u, t);
+      if (count == 1)
+        for (; u + kFew <= end; u += kFew) tile(integral_constant<int, kFew>(), one, u, 0);
+    if constexpr (kFew >= 4)
+      for (; u + 4 <= end; u += 4) {
+        std::uint32_t t = 0;
+        if constexpr (RETORT_PARTS == 1)
+          for (; t + 2 <= count; t += 2) tile(four, two, u, t);
+        for (; t < count; ++t) tile(four, one, u, t);
+      }
+    for (; u + 2 <= end; u += 2)
+      for (std::uint32_t t = 0; t < count; ++t) tile(two, one, u, t);
   } else if constexpr (kUnits > 1) {
     const integral_constant<int, kUnits> units;
     for (; u + kUnits <= end; u += kUnits) {
@@ -195,7 +198,7 @@ using Ints = hn::Rebind<std::int32_t, Floats>;
 using I = hn::Vec<Ints>;
 
 HWY_INLINE O load_octets(const std::byte* p) {
-  return hn::Load(Octets(), reinterpret_cast<const std::uint8_t*>(p));
+  return hn::LoadU(Octets(), reinterpret_cast<const std::uint8_t*>(p));
 }
 template <int kBits>
 HWY_INLINE O shift_right(O v) {
@@ -207,23 +210,26 @@ HWY_INLINE O shift_left(O v) {
 }
 HWY_INLINE O octets(int value) { return hn::Set(Octets(), static_cast<std::uint8_t>(value)); }
 
-// How the unsigned values of a block lie in memory: load() gives a unit's columns 4 j … 4 j + 3, and those 16
-// further. kLargest bounds them.
+// How the unsigned values of a block lie in its lines, which are `stride` bytes apart: load() gives a unit's
+// columns 4 j … 4 j + 3, and those 16 further. kLargest bounds them; kAlike: each step takes its own lines,
+// in the same way.
 struct Bytes {
-  static constexpr std::size_t kBytes = 512;
+  static constexpr std::size_t kLines = 8;
   static constexpr int kLargest = 255;
+  static constexpr bool kAlike = true;
   template <int j>
-  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
-    first = load_octets(w + 64 * j);
-    second = load_octets(w + 256 + 64 * j);
+  static HWY_INLINE void load(const std::byte* w, std::size_t stride, O& first, O& second) {
+    first = load_octets(w + 2 * j * stride);
+    second = load_octets(w + (2 * j + 1) * stride);
   }
 };
 struct Nibbles {
-  static constexpr std::size_t kBytes = 256;
+  static constexpr std::size_t kLines = 4;
   static constexpr int kLargest = 15;
+  static constexpr bool kAlike = true;
   template <int j>
-  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
-    const O both = load_octets(w + 64 * j);
+  static HWY_INLINE void load(const std::byte* w, std::size_t stride, O& first, O& second) {
+    const O both = load_octets(w + j * stride);
     first = hn::And(both, octets(15));
     second = hn::And(shift_right<4>(both), octets(15));
   }
@@ -232,24 +238,26 @@ struct Nibbles {
 alignas(16) constexpr std::uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                                  129, 141, 153, 166, 181, 197, 217, 241};
 struct Looked {
-  static constexpr std::size_t kBytes = 256;
+  static constexpr std::size_t kLines = 4;
   static constexpr int kLargest = 241;
+  static constexpr bool kAlike = true;
   template <int j>
-  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
+  static HWY_INLINE void load(const std::byte* w, std::size_t stride, O& first, O& second) {
     const O table = hn::LoadDup128(Octets(), kTable);
-    Nibbles::load<j>(w, first, second);
+    Nibbles::load<j>(w, stride, first, second);
     first = hn::TableLookupBytes(table, first);
     second = hn::TableLookupBytes(table, second);
   }
 };
-/// Bit j of the plane's bytes is the fifth of the first columns, bit j + 4 that of the second.
+/// Bit j of the fifth line's bytes is the fifth of the first columns, bit j + 4 that of the second.
 struct FiveBits {
-  static constexpr std::size_t kBytes = 320;
+  static constexpr std::size_t kLines = 5;
   static constexpr int kLargest = 31;
+  static constexpr bool kAlike = false;
   template <int j>
-  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
-    const O plane = load_octets(w + 256);
-    Nibbles::load<j>(w, first, second);
+  static HWY_INLINE void load(const std::byte* w, std::size_t stride, O& first, O& second) {
+    const O plane = load_octets(w + 4 * stride);
+    Nibbles::load<j>(w, stride, first, second);
     first = hn::OrAnd(first, shift_left<4 - j>(plane), octets(16));
     second = hn::OrAnd(second, shift_right<j>(plane), octets(16));
   }
@@ -257,19 +265,20 @@ struct FiveBits {
 /// For each half of the block three lines: columns 0 … 3, 4 … 7 and 8 … 11 in the low six bits, and two bits
 /// each of 12 … 15 in the high two.
 struct SixBits {
-  static constexpr std::size_t kBytes = 384;
+  static constexpr std::size_t kLines = 6;
   static constexpr int kLargest = 63;
+  static constexpr bool kAlike = false;
   template <int j>
-  static HWY_INLINE O half(const std::byte* w) {
-    if constexpr (j < 3) return hn::And(load_octets(w + 64 * j), octets(63));
+  static HWY_INLINE O half(const std::byte* w, std::size_t stride) {
+    if constexpr (j < 3) return hn::And(load_octets(w + j * stride), octets(63));
     const O low = hn::And(shift_right<6>(load_octets(w)), octets(3));
-    const O middle = hn::OrAnd(low, shift_right<4>(load_octets(w + 64)), octets(12));
-    return hn::OrAnd(middle, shift_right<2>(load_octets(w + 128)), octets(48));
+    const O middle = hn::OrAnd(low, shift_right<4>(load_octets(w + stride)), octets(12));
+    return hn::OrAnd(middle, shift_right<2>(load_octets(w + 2 * stride)), octets(48));
   }
   template <int j>
-  static HWY_INLINE void load(const std::byte* w, O& first, O& second) {
-    first = half<j>(w);
-    second = half<j>(w + 192);
+  static HWY_INLINE void load(const std::byte* w, std::size_t stride, O& first, O& second) {
+    first = half<j>(w, stride);
+    second = half<j>(w + 3 * stride, stride);
   }
 };
 
@@ -283,8 +292,8 @@ struct Format {
   using Values = ItsValues;
   static constexpr Scales kScales = kItsScales;
   static constexpr int kSums = kScales == Scales::kHalves ? 2 : 1;
-  static constexpr std::size_t kScaleBytes = kScales == Scales::kOne ? 32 : 64;
-  static constexpr std::size_t kBlockBytes = Values::kBytes + kScaleBytes;
+  /// Of one group.
+  static constexpr std::size_t kBlockBytes = 64 * Values::kLines + (kScales == Scales::kOne ? 32 : 64);
   template <bool kSigned>
   static HWY_INLINE I start(const std::int32_t* q8_start) {
     const Ints d;
@@ -312,12 +321,13 @@ HWY_INLINE O broadcast(const std::int8_t* p) {
 
 // The ways to add to each lane the products of four values of a row with four of a token. kSigned: values
 // with a sign, so that those that have an offset (of 128) lose it first, and sums start at zero.
-// Sum<Values, kAdds>: kAdds products are added between two flushes of the block.
+// Sum<Values, kAdds>: kAdds products are added between two flushes of the block. kLoops: steps may be
+// computed in a loop, as step 0 of what lies further on.
 
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
 /// VNNI multiplies unsigned by signed. In assembly where the target's code may run without it.
 struct Vnni {
-  static constexpr bool kSigned = false;
+  static constexpr bool kSigned = false, kLoops = true;
   template <class Values, int kAdds>
   struct Sum {
     using Weights = O;
@@ -343,7 +353,7 @@ struct Vnni {
 #if HWY_ARCH_ARM_A64
 /// ARMv8.2's dot product, of four signed bytes each; one lane of x holds the columns of step j.
 struct ArmDot {
-  static constexpr bool kSigned = true;
+  static constexpr bool kSigned = true, kLoops = false;
   template <class Values, int kAdds>
   struct Sum {
     using Weights = O;
@@ -378,7 +388,7 @@ struct ArmDot {
 #if !HWY_ARCH_X86 || HWY_TARGET > HWY_AVX3
 /// Without a dot product: products of 8 bits, added in pairs to 16, as many as fit, and then to 32.
 struct Pairs {
-  static constexpr bool kSigned = true;
+  static constexpr bool kSigned = true, kLoops = false;
   template <class Values, int kAdds>
   struct Sum {
     static constexpr bool kFull = Values::kLargest > 127;
@@ -455,21 +465,21 @@ HWY_INLINE F load_scale(const std::byte* p) {
       Floats(), hn::Load(hn::Rebind<hwy::float16_t, Floats>(), reinterpret_cast<const hwy::float16_t*>(p)));
 }
 
-/// Step j of a block: its four columns and those 16 further, of R units and T tokens.
+/// Step j of a block: its four columns and those 16 further, of R units and T tokens. w: the first unit's
+/// lines; x: the first token's block.
 template <class Dot, class Format, int j, int R, int T, class Sum>
-HWY_INLINE void step(const std::byte* const (&w)[R], std::size_t block, const std::int8_t* q,
-                     std::size_t columns, Sum (&sums)[Format::kSums][R][T]) {
+HWY_INLINE void step(const std::byte* w, std::size_t stride, const std::int8_t* x, std::size_t columns,
+                     Sum (&sums)[Format::kSums][R][T]) {
   using Values = typename Format::Values;
   typename Sum::Weights first[R], second[R];
   for (int r = 0; r < R; ++r) {
     O a, b;
-    Values::template load<j>(w[r] + block * Values::kBytes, a, b);
+    Values::template load<j>(w + r * sizeof(float) * hn::Lanes(Floats()), stride, a, b);
     first[r] = Sum::prepare(a);
     second[r] = Sum::prepare(b);
   }
   for (int t = 0; t < T; ++t) {
-    const std::int8_t* const x = q + t * columns + block * 32;
-    const O a = Dot::activations(x, j), b = Dot::activations(x + 16, j);
+    const O a = Dot::activations(x + t * columns, j), b = Dot::activations(x + t * columns + 16, j);
     for (int r = 0; r < R; ++r) {
       sums[0][r][t].template add<j>(first[r], a);
       sums[Format::kSums - 1][r][t].template add<j>(second[r], b);
@@ -478,46 +488,58 @@ HWY_INLINE void step(const std::byte* const (&w)[R], std::size_t block, const st
   }
 }
 
+/// A tile's weights from one of its units on.
+struct TileUnits {
+  const std::byte *lines, *scales;  ///< of the unit's first block
+  std::size_t stride;     ///< from one line of a group to the next: 64 bytes for each group of the tile
+  std::size_t row, left;  ///< the unit's first row, and how many of the matrix there are from it on
+};
+
 template <class Dot, class Format, int R, int T>
-HWY_INLINE void tile_dot(const Matrix& m, std::size_t group_bytes, const Activations& x, std::size_t unit,
-                         std::size_t token, const Output& out) {
+HWY_INLINE void tile_dot(const TileUnits& units, const Activations& x, std::size_t token, const Output& out) {
   using Values = typename Format::Values;
   constexpr int kSums = Format::kSums;
   using Sum = typename Dot::template Sum<Values, 2 / kSums>;
   constexpr bool kSigned = Dot::kSigned && Values::kLargest > 127;
   const Floats d;
   const Ints d32;
-  const std::size_t columns = x.columns, blocks = columns / 32, lanes = hn::Lanes(d);
-  const std::int8_t* const q = x.q8 + token * columns;
+  const std::size_t columns = x.columns, blocks = columns / 32, lanes = hn::Lanes(d), stride = units.stride;
+  const std::size_t block_bytes = Format::kBlockBytes * stride / 64;
+  const std::int8_t* q = x.q8 + token * columns;
   const float* const scales = x.q8_scale + token * blocks;
   const std::int32_t* const starts =
       kSums == 2 ? x.q8_half_start + token * blocks * 2 : x.q8_start + token * blocks;
-  const std::byte *w[R], *w_scales[R];
-  for (int r = 0; r < R; ++r) {
-    const std::byte* const group = m.data + (unit + r) / RETORT_PARTS * group_bytes;
-    const std::size_t part = (unit + r) % RETORT_PARTS * lanes;
-    w[r] = group + 4 * part;
-    w_scales[r] = group + blocks * Values::kBytes + 2 * part;
-  }
+  const std::byte *w = units.lines, *w_scales = units.scales;
   F totals[R][T];
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) totals[r][t] = hn::Zero(d);
-  for (std::size_t b = 0; b < blocks; ++b) {
+  for (std::size_t b = 0; b < blocks; ++b, w += block_bytes, w_scales += block_bytes, q += 32) {
     Sum sums[kSums][R][T];
     for (int t = 0; t < T; ++t)
       for (int half = 0; half < kSums; ++half) {
         const I start = Format::template start<kSigned>(starts + (t * blocks + b) * kSums + half);
         for (int r = 0; r < R; ++r) sums[half][r][t].begin(start);
       }
-    step<Dot, Format, 0>(w, b, q, columns, sums);
-    step<Dot, Format, 1>(w, b, q, columns, sums);
-    step<Dot, Format, 2>(w, b, q, columns, sums);
-    step<Dot, Format, 3>(w, b, q, columns, sums);
+    if constexpr (Dot::kLoops && Values::kAlike && T == 1) {
+      // A loop for the sake of the processor's prefetcher, which learns from each load's own addresses: few
+      // loads that go over the tile in small steps are read a fifth faster from memory than many in large
+      // ones.
+      const std::byte* line = w;
+      const std::int8_t* four = q;
+#pragma GCC unroll 1
+      for (int j = 0; j < 4; ++j, line += Values::kLines / 4 * stride, four += 4)
+        step<Dot, Format, 0>(line, stride, four, columns, sums);
+    } else {
+      step<Dot, Format, 0>(w, stride, q, columns, sums);
+      step<Dot, Format, 1>(w, stride, q, columns, sums);
+      step<Dot, Format, 2>(w, stride, q, columns, sums);
+      step<Dot, Format, 3>(w, stride, q, columns, sums);
+    }
     for (int r = 0; r < R; ++r) {
-      const std::byte* const at = w_scales[r] + b * Format::kScaleBytes;
-      const F scale = load_scale(at);
+      const F scale = load_scale(w_scales + 2 * lanes * r);
       [[maybe_unused]] F other;
-      if constexpr (Format::kScales != Scales::kOne) other = load_scale(at + 32);
+      if constexpr (Format::kScales != Scales::kOne)
+        other = load_scale(w_scales + stride / 2 + 2 * lanes * r);
       for (int t = 0; t < T; ++t) {
         const F its = hn::Set(d, scales[t * blocks + b]);
         totals[r][t] = hn::MulAdd(hn::ConvertTo(d, sums[0][r][t].sum), hn::Mul(scale, its), totals[r][t]);
@@ -531,20 +553,35 @@ HWY_INLINE void tile_dot(const Matrix& m, std::size_t group_bytes, const Activat
   }
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t)
-      put(totals[r][t], (unit + r) * lanes, token + t, rows_left(m.rows, (unit + r) * lanes), out);
+      put(totals[r][t], units.row + r * lanes, token + t, units.left > r * lanes ? units.left - r * lanes : 0,
+          out);
 }
 
 template <class Dot, class Format>
 void matmul_format(const Matrix& m, const Activations& x, std::uint32_t begin, std::uint32_t end,
                    const Output& out) {
-  const std::size_t group_bytes = packed_bytes(m.type, kGroupRows, m.columns);
   constexpr bool kMany = RETORT_REGISTERS == 32, kOne = Format::kScales == Scales::kOne;
   constexpr int kTokens = RETORT_PARTS == 1 && Format::kSums == 1 ? 6 : 4;
-  walk<kMany && kOne ? 4 : 2, kMany ? 2 : 1, kTokens, kMany && Format::kSums == 1 ? 8 : 4>(
-      begin * RETORT_PARTS, end * RETORT_PARTS, x.count,
-      [&](auto r, auto t, std::uint32_t unit, std::uint32_t token) HWY_ATTR {
-        tile_dot<Dot, Format, decltype(r)::value, decltype(t)::value>(m, group_bytes, x, unit, token, out);
-      });
+  const std::size_t group_bytes = m.columns / 32 * Format::kBlockBytes, lanes = hn::Lanes(Floats());
+  const std::uint32_t groups = (m.rows + kGroupRows - 1) / kGroupRows;
+  for (std::uint32_t first = begin / kTileGroups * kTileGroups; first < end; first += kTileGroups) {
+    const std::uint32_t width = std::min(kTileGroups, groups - first);
+    const std::byte* const tile = m.data + first * group_bytes;
+    const std::size_t stride = 64 * width;
+    walk<kTileGroups == 8 ? 8
+         : kMany && kOne  ? 4
+                          : 2,
+         kMany ? 2 : 1, kTokens, kMany && Format::kSums == 1 ? 8 : 4>(
+        (std::max(begin, first) - first) * RETORT_PARTS,
+        (std::min(end, first + width) - first) * RETORT_PARTS, x.count,
+        [&](auto r, auto t, std::uint32_t unit, std::uint32_t token) HWY_ATTR {
+          const std::size_t row = first * kGroupRows + unit * lanes;
+          const TileUnits units{tile + unit * 4 * lanes,
+                                tile + Format::Values::kLines * stride + unit * 2 * lanes, stride, row,
+                                rows_left(m.rows, row)};
+          tile_dot<Dot, Format, decltype(r)::value, decltype(t)::value>(units, x, token, out);
+        });
+  }
 }
 
 template <class Dot>
@@ -599,9 +636,9 @@ void MatmulPacked(const Matrix& m, const Activations& x, std::uint32_t begin, st
   }
 }
 
-/// Bytes of a group of rows; 0 where this instruction set has no packed layout of the type.
+/// Bytes of a group of rows, before the matrix is rounded up to whole lines of the cache; 0 where this
+/// instruction set has no packed layout of the type.
 std::size_t GroupBytes(TensorType type, std::size_t columns) {
-  const auto aligned = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
   switch (type) {
     case TensorType::kF32:
     case TensorType::kF16:
@@ -609,25 +646,25 @@ std::size_t GroupBytes(TensorType type, std::size_t columns) {
       return info(type).block_bytes * columns * kGroupRows;
 #if RETORT_DOT
     case TensorType::kQ8_0:
-      return aligned(columns / 32 * FormatQ8_0::kBlockBytes);
+      return columns / 32 * FormatQ8_0::kBlockBytes;
     case TensorType::kQ4_0:
-      return aligned(columns / 32 * FormatQ4_0::kBlockBytes);
+      return columns / 32 * FormatQ4_0::kBlockBytes;
     case TensorType::kIq4Nl:
-      return aligned(columns / 32 * FormatIq4Nl::kBlockBytes);
+      return columns / 32 * FormatIq4Nl::kBlockBytes;
     case TensorType::kQ3K:
-      return aligned(columns / 32 * FormatQ3K::kBlockBytes);
+      return columns / 32 * FormatQ3K::kBlockBytes;
     case TensorType::kQ4K:
-      return aligned(columns / 32 * FormatQ4K::kBlockBytes);
+      return columns / 32 * FormatQ4K::kBlockBytes;
     case TensorType::kQ5K:
-      return aligned(columns / 32 * FormatQ5K::kBlockBytes);
+      return columns / 32 * FormatQ5K::kBlockBytes;
     case TensorType::kQ6K:
-      return aligned(columns / 32 * FormatQ6K::kBlockBytes);
+      return columns / 32 * FormatQ6K::kBlockBytes;
 #endif
     default:
-      (void)aligned;
       return 0;
   }
 }
+std::uint32_t TileGroups() { return kTileGroups; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace retort::kernels
@@ -638,12 +675,13 @@ namespace retort::kernels {
 
 RETORT_EXPORT(MatmulPacked);
 RETORT_EXPORT(GroupBytes);
+RETORT_EXPORT(TileGroups);
 
 std::size_t packed_bytes(TensorType type, std::uint32_t rows, std::uint32_t columns) {
-  return (rows + kGroupRows - 1) / kGroupRows * RETORT_CALL(GroupBytes)(type, columns);
+  return ((rows + kGroupRows - 1) / kGroupRows * RETORT_CALL(GroupBytes)(type, columns) + 63) / 64 * 64;
 }
 
-std::uint32_t packing_version() { return 3; }
+std::uint32_t packing_version() { return 4; }
 
 namespace {
 
@@ -701,61 +739,65 @@ void unpack_row(TensorType type, const std::byte* row, std::size_t columns, Put 
   }
 }
 
-/// Writes the values of one row's block where its lane has them.
-void put_values(TensorType type, const std::uint8_t* q, std::size_t lane, std::byte* block) {
-  const auto at = [&](std::size_t c) { return c / 4 * 64 + lane * 4 + c % 4; };
-  if (type == TensorType::kQ8_0) {
-    for (std::size_t c = 0; c < 32; ++c) block[at(c)] = std::byte{q[c]};
-    return;
-  }
-  if (type == TensorType::kQ6K) {
-    for (std::size_t c = 0; c < 32; ++c) {
-      std::byte* const half = block + c / 16 * 192;
-      if (c % 16 < 12)
-        half[at(c % 16)] |= std::byte{q[c]};
-      else
-        for (std::size_t line = 0; line < 3; ++line)
-          half[at(c % 4) + 64 * line] |= static_cast<std::byte>((q[c] >> (2 * line) & 3) << 6);
-    }
-    return;
-  }
+/// Writes the values of one row's block into the block's lines, `stride` bytes apart; `at` are the row's four
+/// bytes in the first. Bits are added to zeros.
+void put_values(TensorType type, const std::uint8_t* q, std::byte* at, std::size_t stride) {
+  const auto add = [&](std::size_t line, std::size_t byte, unsigned bits) {
+    at[line * stride + byte] |= static_cast<std::byte>(bits);
+  };
   for (std::size_t c = 0; c < 16; ++c) {
-    const std::size_t j = c / 4, byte = lane * 4 + c % 4;  // of its plane's register
+    const std::size_t j = c / 4, byte = c % 4;
     const unsigned first = q[c], second = q[c + 16];
-    block[at(c)] = static_cast<std::byte>((first & 15) | (second & 15) << 4);
-    if (type == TensorType::kQ5K)
-      block[256 + byte] |= static_cast<std::byte>((first >> 4) << j | (second >> 4) << (j + 4));
+    if (type == TensorType::kQ8_0) {
+      add(2 * j, byte, first);
+      add(2 * j + 1, byte, second);
+    } else if (type == TensorType::kQ6K) {
+      for (std::size_t half = 0; half < 2; ++half) {
+        const unsigned value = half == 0 ? first : second;
+        if (j < 3)
+          add(3 * half + j, byte, value);
+        else
+          for (std::size_t line = 0; line < 3; ++line)
+            add(3 * half + line, byte, (value >> 2 * line & 3) << 6);
+      }
+    } else {
+      add(j, byte, (first & 15) | (second & 15) << 4);
+      if (type == TensorType::kQ5K) add(4, byte, (first >> 4) << j | (second >> 4) << (j + 4));
+    }
   }
 }
 
 }  // namespace
 
-void pack(const Matrix& matrix, std::uint32_t first_row, [[maybe_unused]] std::uint32_t rows,
-          std::byte* out) {
+void pack(const Matrix& matrix, std::uint32_t first_row, std::uint32_t rows, std::byte* out) {
   const TensorType type = matrix.type;
-  const std::size_t group_bytes = packed_bytes(type, kGroupRows, matrix.columns);
-  const std::size_t row_size = *row_bytes(type, matrix.columns), all = matrix.columns / 32;
+  const std::size_t row_size = *row_bytes(type, matrix.columns);
+  const std::size_t group_bytes = RETORT_CALL(GroupBytes)(type, matrix.columns);
+  const std::size_t tile_groups = RETORT_CALL(TileGroups)(), groups = (rows + kGroupRows - 1) / kGroupRows;
+  const std::size_t lines = type == TensorType::kQ8_0  ? 8
+                            : type == TensorType::kQ6K ? 6
+                            : type == TensorType::kQ5K ? 5
+                                                       : 4;
   const bool two = type == TensorType::kQ3K || type == TensorType::kQ4K || type == TensorType::kQ5K ||
                    type == TensorType::kQ6K;
-  const std::size_t value_bytes = type == TensorType::kQ8_0  ? 512
-                                  : type == TensorType::kQ6K ? 384
-                                  : type == TensorType::kQ5K ? 320
-                                                             : 256;
   for (std::uint32_t r = 0; r < matrix.rows; ++r) {
     const std::byte* const row = matrix.data + r * row_size;
-    const std::size_t lane = (first_row + r) % kGroupRows;
-    std::byte* const group = out + (first_row + r) / kGroupRows * group_bytes;
+    const std::size_t lane = (first_row + r) % kGroupRows, group = (first_row + r) / kGroupRows;
     if (info(type).block_values == 1) {
       const std::size_t size = info(type).block_bytes;
       for (std::size_t c = 0; c < matrix.columns; ++c)
-        std::memcpy(group + (c * kGroupRows + lane) * size, row + c * size, size);
+        std::memcpy(out + group * group_bytes + (c * kGroupRows + lane) * size, row + c * size, size);
       continue;
     }
+    const std::size_t first = group / tile_groups * tile_groups,
+                      width = std::min(tile_groups, groups - first);
+    const std::size_t stride = 64 * width, lane_in_tile = (group - first) * kGroupRows + lane;
     unpack_row(type, row, matrix.columns, [&](std::size_t b, const Unpacked& block) {
-      put_values(type, block.q, lane, group + b * value_bytes);
-      std::byte* const scales = group + all * value_bytes + b * (two ? 64 : 32);
-      std::memcpy(scales + lane * 2, &block.scale[0], 2);
-      if (two) std::memcpy(scales + 32 + lane * 2, &block.scale[1], 2);
+      std::byte* const at = out + first * group_bytes + b * (lines * stride + (two ? 64 : 32) * width);
+      put_values(type, block.q, at + 4 * lane_in_tile, stride);
+      std::byte* const scales = at + lines * stride;
+      std::memcpy(scales + 2 * lane_in_tile, &block.scale[0], 2);
+      if (two) std::memcpy(scales + stride / 2 + 2 * lane_in_tile, &block.scale[1], 2);
     });
   }
 }
