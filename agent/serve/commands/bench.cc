@@ -175,7 +175,7 @@ Result<void> bench(const ServeArguments& options) {
   if (model->config().is_encoder()) return bench_encoder(options, model, team);
   const auto session = RETORT_TRY(Session::create(model, team,
                                                   {.n_ctx = options.ctx,
-                                                   .cache = cache_type(options),
+                                                   .cache = cache_type(options, *model),
                                                    .memory_limit = RETORT_TRY(memory_limit(options))}));
   if (options.prompt < 1 || options.generate < 1 || options.repeat < 1 ||
       std::max(options.prompt, options.depth + options.generate) > session->n_ctx())

@@ -35,7 +35,7 @@ Result<void> describe(const ServeArguments& options);
 /// What the arguments come down to, for more than one command.
 std::uint32_t thread_count(const ServeArguments& options);
 Result<std::uint64_t> memory_limit(const ServeArguments& options);  ///< bytes; 0: none
-kernels::CacheType cache_type(const ServeArguments& options);
+kernels::CacheType cache_type(const ServeArguments& options, const Model& model);
 /// --pack-cache: whether weights are packed, and the folder that keeps them (empty: none).
 struct PackingChoice {
   bool pack = true;

@@ -20,7 +20,7 @@ Result<void> eval(const ServeArguments& options) {
   ThreadTeam team(thread_count(options));
   const Evaluation result = RETORT_TRY(
       evaluate(student, teacher, documents,
-               {.max_tokens = options.max_tokens, .n_ctx = options.ctx, .cache = cache_type(options)}, team));
+               {.max_tokens = options.max_tokens, .n_ctx = options.ctx, .cache = cache_type(options, *student)}, team));
   std::cout << json::serialize(result.to_json()) << "\n";
   return {};
 }

@@ -16,7 +16,7 @@ Result<void> describe(const ServeArguments& options) {
   const auto model = RETORT_TRY(Model::from_file(std::move(file)));  // packed, to know what serving takes
   const ModelConfig& c = model->config();
   const SessionOptions session{
-      .n_ctx = options.ctx, .streams = options.streams, .cache = cache_type(options)};
+      .n_ctx = options.ctx, .streams = options.streams, .cache = cache_type(options, *model)};
   const MemoryPlan plan = c.is_encoder()
                               ? plan_encoder_memory(*model, {.n_ctx = options.ctx}, thread_count(options))
                               : plan_memory(*model, session, thread_count(options));

@@ -20,10 +20,12 @@ Result<std::uint64_t> memory_limit(const ServeArguments& options) {
   return parse_bytes(options.memory_limit);
 }
 
-kernels::CacheType cache_type(const ServeArguments& options) {
-  return options.kv_cache == "f16"  ? kernels::CacheType::kF16
-         : options.kv_cache == "q8" ? kernels::CacheType::kQ8
-                                    : kernels::CacheType::kF32;
+kernels::CacheType cache_type(const ServeArguments& options, const Model& model) {
+  if (options.kv_cache == "f32") return kernels::CacheType::kF32;
+  if (options.kv_cache == "q8") return kernels::CacheType::kQ8;
+  // Rounding K and V to F16 is far finer than what such weights have been through.
+  if (options.kv_cache == "f16" || model.bits_per_weight() <= 16) return kernels::CacheType::kF16;
+  return kernels::CacheType::kF32;
 }
 
 PackingChoice packing_choice(const ServeArguments& options) {
@@ -43,7 +45,7 @@ Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, G
     how.pack_if = [&options, limit](const Model& unpacked, std::uint64_t packed_bytes) {
       // A narrow KV cache costs less than weights that are not packed.
       const kernels::CacheType cache =
-          options.kv_cache == "auto" ? kernels::CacheType::kQ8 : cache_type(options);
+          options.kv_cache == "auto" ? kernels::CacheType::kQ8 : cache_type(options, unpacked);
       const std::uint32_t threads = thread_count(options);
       const MemoryPlan plan = unpacked.config().is_encoder()
                                   ? plan_encoder_memory(unpacked, {.n_ctx = options.ctx}, threads)

@@ -36,7 +36,7 @@ Result<void> serve(const ServeArguments& options) {
   ThreadTeam team(thread_count(options));
   SessionOptions wanted{.n_ctx = options.ctx,
                         .streams = options.streams,
-                        .cache = cache_type(options),
+                        .cache = cache_type(options, *model),
                         .memory_limit = RETORT_TRY(memory_limit(options))};
   // A narrower cache and fewer streams where memory is short; the least that is needed is told when even one
   // is too many.
@@ -44,9 +44,10 @@ Result<void> serve(const ServeArguments& options) {
     return wanted.memory_limit != 0 && plan_memory(*model, wanted, team.size()).total() > wanted.memory_limit;
   };
   if (options.kv_cache == "auto") {
+    const kernels::CacheType widest = wanted.cache;
     for (const auto narrower : {kernels::CacheType::kF16, kernels::CacheType::kQ8})
       if (too_much()) wanted.cache = narrower;
-    if (wanted.cache != kernels::CacheType::kF32)
+    if (wanted.cache != widest)
       log_warn("the memory limit leaves room for a KV cache of {} bits alone",
                wanted.cache == kernels::CacheType::kF16 ? 16 : 8);
   }
