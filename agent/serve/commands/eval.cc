@@ -18,9 +18,10 @@ Result<void> eval(const ServeArguments& options) {
   if (!options.teacher.empty()) teacher = RETORT_TRY(Model::open(options.teacher));
   const auto documents = RETORT_TRY(read_documents(options.data));
   ThreadTeam team(thread_count(options));
-  const Evaluation result = RETORT_TRY(
-      evaluate(student, teacher, documents,
-               {.max_tokens = options.max_tokens, .n_ctx = options.ctx, .cache = cache_type(options, *student)}, team));
+  const Evaluation result = RETORT_TRY(evaluate(
+      student, teacher, documents,
+      {.max_tokens = options.max_tokens, .n_ctx = options.ctx, .cache = cache_type(options, *student)},
+      team));
   std::cout << json::serialize(result.to_json()) << "\n";
   return {};
 }
