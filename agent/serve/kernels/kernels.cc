@@ -312,6 +312,16 @@ void MatmulRows(const Matrix& m, const Activations& x, std::uint32_t begin, std:
   }
 }
 
+/// The scale of a block of 8-bit activations: rounded to F16, as llama.cpp keeps it, so that both compute the
+/// same; where F16 ends, as it is.
+HWY_INLINE float block_scale(float top) {
+  const float scale = top / 127.0f;
+  if (!(scale >= 0x1p-24f && scale <= 65504.0f)) return scale;
+  const hn::CappedTag<float, 1> d;
+  return hn::GetLane(
+      hn::PromoteTo(d, hn::DemoteTo(hn::Rebind<hwy::float16_t, decltype(d)>(), hn::Set(d, scale))));
+}
+
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
 /// A block of 32 in two registers: takes 60 % of the time of the way below.
 void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start,
@@ -320,7 +330,7 @@ void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* sc
   for (std::uint32_t b = 0; b < columns; b += 32, ++scale, ++start, half_start += 2) {
     const __m512 low = _mm512_loadu_ps(x + b), high = _mm512_loadu_ps(x + b + 16);
     const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-    *scale = top / 127.0f;
+    *scale = block_scale(top);
     const __m512 inverse = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
     // What rounds to more than 127 cannot be; what is no number becomes −128.
     const __m128i first = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)));
@@ -349,7 +359,7 @@ void QuantizeQ8(const float* x, std::uint32_t columns, std::int8_t* q, float* sc
     F largest = hn::Zero(d);
     for (std::size_t i = 0; i < 32; i += lanes) largest = hn::Max(largest, hn::Abs(hn::LoadU(d, x + b + i)));
     const float top = hn::GetLane(hn::MaxOfLanes(d, largest));
-    *scale = top / 127.0f;
+    *scale = block_scale(top);
     const F inverse = hn::Set(d, top > 0 ? 127.0f / top : 0.0f);
     for (std::size_t i = 0; i < 32; i += lanes) {
       const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + b + i), inverse));

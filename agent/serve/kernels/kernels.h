@@ -45,9 +45,9 @@ struct Activations {
   const std::int32_t* q8_half_start = nullptr;  ///< [count][columns / 16], the same of its halves
 };
 
-/// Blocks of 32: scale = max|x| / 127, q = round(x / scale), as llama.cpp does with activations. start = −8 Σ
-/// q is what the sums of packed matrices begin with, so that the offset of their unsigned values comes off
-/// again.
+/// Blocks of 32: scale = max|x| / 127, q = round(x / scale), and the scale then rounded to F16, as llama.cpp
+/// does with activations. start = −8 Σ q is what the sums of packed matrices begin with, so that the offset
+/// of their unsigned values comes off again.
 void quantize_q8(const float* x, std::uint32_t columns, std::int8_t* q, float* scale, std::int32_t* start,
                  std::int32_t* half_start);
 

@@ -213,19 +213,23 @@ TEST_P(Kernels, QuantizedActivationsAreWithinHalfAStep) {
   std::mt19937 random(3);
   Floats x = normal(320, random, 3.0f);
   std::fill(x.begin() + 64, x.begin() + 96, 0.0f);
+  for (std::size_t i = 96; i < 128; ++i) x[i] *= 1e9f;    // a scale beyond F16
+  for (std::size_t i = 128; i < 160; ++i) x[i] *= 1e-9f;  // and one below
   std::vector<std::int8_t> q(x.size());
   Floats scale(x.size() / 32);
   std::vector<std::int32_t> start(x.size() / 32), half_start(x.size() / 16);
   quantize_q8(x.data(), 320, q.data(), scale.data(), start.data(), half_start.data());
   for (std::size_t i = 0; i < x.size(); ++i) {
     EXPECT_LE(std::abs(q[i]), 127);
-    EXPECT_NEAR(q[i] * scale[i / 32], x[i], scale[i / 32] * 0.5001f);
+    // The scale is rounded to F16 after the values.
+    EXPECT_NEAR(q[i] * scale[i / 32], x[i], scale[i / 32] * (0.5001f + 127.0f / 2048));
     if (i % 32 == 0) {
       EXPECT_EQ(start[i / 32], -8 * std::accumulate(&q[i], &q[i] + 32, 0));
       EXPECT_EQ(half_start[i / 16 + 1], -8 * std::accumulate(&q[i] + 16, &q[i] + 32, 0));
     }
   }
   EXPECT_EQ(scale[2], 0.0f);
+  EXPECT_EQ(scale[0], f16_to_f32(f32_to_f16(scale[0])));
 }
 
 TEST_P(Kernels, NormsAndActivationsAgreeWithTheirDefinitions) {

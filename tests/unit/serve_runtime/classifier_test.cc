@@ -95,9 +95,11 @@ class Reference {
         double top = 0;
         for (std::size_t i = 0; i < 32; ++i) top = std::max(top, std::fabs(x[b + i]));
         const auto fixed = input_scales_.find(tensor);
-        const double scale = fixed == input_scales_.end() ? top / 127 : fixed->second;
+        const bool dynamic = fixed == input_scales_.end();
+        const double scale = dynamic ? top / 127 : fixed->second;
+        const double kept = dynamic ? f16_to_f32(f32_to_f16(static_cast<float>(scale))) : scale;
         for (std::size_t i = 0; i < 32; ++i)
-          x[b + i] = scale == 0 ? 0 : std::clamp(std::nearbyint(x[b + i] / scale), -127.0, 127.0) * scale;
+          x[b + i] = scale == 0 ? 0 : std::clamp(std::nearbyint(x[b + i] / scale), -127.0, 127.0) * kept;
       }
     }
     double sum = 0;
