@@ -31,7 +31,16 @@ void Tokenizer::Impl::merge(std::string_view text, std::vector<TokenId> symbols,
     if (left == kEnd || next[left] == kEnd) return;
     const TokenId a = symbols[left], b = symbols[next[left]];
     if (a < 0 || b < 0) return;
-    if (const Merges::Merge* found = merges.find(a, b)) heap.push({found->rank, left, a, b, found->merged});
+    if (piece_ranks.empty()) {
+      if (const Merges::Merge* found = merges.find(a, b)) heap.push({found->rank, left, a, b, found->merged});
+      return;
+    }
+    const std::uint32_t after = next[next[left]];
+    const std::size_t end = after == kEnd ? text.size() : starts[after];
+    if (end - starts[left] > kLongestPiece) return;
+    const TokenId whole = tokens.find(text.substr(starts[left], end - starts[left]));
+    if (whole < 0 || piece_ranks[static_cast<std::size_t>(whole)] == kNoRank) return;
+    heap.push({piece_ranks[static_cast<std::size_t>(whole)], left, a, b, whole});
   };
   for (std::uint32_t i = 0; i + 1 < n; ++i) offer(i);
   while (!heap.empty()) {

@@ -187,20 +187,11 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     std::vector<double> order(*scores);
     std::sort(order.begin(), order.end(), std::greater<>());
     order.erase(std::unique(order.begin(), order.end()), order.end());
-    for (std::size_t i = 0; i < t.tokens.size(); ++i) {
-      const std::string_view token = t.tokens[static_cast<TokenId>(i)];
-      if (t.types[i] != TokenType::kNormal || token.size() > 1024) continue;
-      const auto rank = static_cast<std::uint32_t>(
-          std::lower_bound(order.begin(), order.end(), (*scores)[i], std::greater<>()) - order.begin());
-      for (std::size_t cut = code_point(token, 0).second; cut < token.size();
-           cut += code_point(token, cut).second) {
-        const TokenId a = t.tokens.find(token.substr(0, cut)), b = t.tokens.find(token.substr(cut));
-        if (a < 0 || b < 0 || t.types[static_cast<std::size_t>(a)] != TokenType::kNormal ||
-            t.types[static_cast<std::size_t>(b)] != TokenType::kNormal)
-          continue;
-        t.merges.add({a, b, static_cast<TokenId>(i), rank});
-      }
-    }
+    t.piece_ranks.assign(t.tokens.size(), Impl::kNoRank);
+    for (std::size_t i = 0; i < t.tokens.size(); ++i)
+      if (t.types[i] == TokenType::kNormal && t.tokens[static_cast<TokenId>(i)].size() <= Impl::kLongestPiece)
+        t.piece_ranks[i] = static_cast<std::uint32_t>(
+            std::lower_bound(order.begin(), order.end(), (*scores)[i], std::greater<>()) - order.begin());
   }
   RETORT_TRY(t.finish(where));
   return Tokenizer(std::move(impl));
@@ -263,6 +254,8 @@ void Tokenizer::write_gguf(GgufWriter& writer) const {
       double& score = scores[static_cast<std::size_t>(merge.merged)];
       score = std::max(score, -static_cast<double>(merge.rank));
     }
+    for (std::size_t i = 0; i < t.piece_ranks.size(); ++i)
+      if (t.piece_ranks[i] != Impl::kNoRank) scores[i] = -static_cast<double>(t.piece_ranks[i]);
     writer.set("tokenizer.ggml.scores", scores);
     writer.set("tokenizer.ggml.add_space_prefix", t.space_prefix);
     if (!t.escape_spaces) writer.set("retort.tokenizer.escape_spaces", false);

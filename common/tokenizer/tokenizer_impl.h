@@ -66,7 +66,13 @@ struct Tokenizer::Impl {
   Kind kind = Kind::kByteLevel;
   Vocabulary tokens;  ///< as the vocabulary writes them
   std::vector<TokenType> types;
+  /// Neighbours merge where `merges` has the pair; or, of a SentencePiece vocabulary without merges, where
+  /// their concatenation is a token with a rank here, that is not kNoRank: to make the pairs of it at the
+  /// start would take most of the time to the first token.
   Merges merges;
+  std::vector<std::uint32_t> piece_ranks;
+  static constexpr std::uint32_t kNoRank = UINT32_MAX;
+  static constexpr std::size_t kLongestPiece = 1024;  ///< bytes
   std::array<TokenId, 256> byte_tokens;
   TokenId bos = -1, eos = -1, end_of_turn = -1, unknown = -1, mask = -1, padding = -1;
   std::vector<TokenId> ends;  ///< see ends_generation()
