@@ -733,12 +733,26 @@ HWY_INLINE void put_columns(const Stored& x, const float* head, std::uint32_t po
   for (std::uint32_t t = 0; t < x.count; ++t)
     to[t] = reinterpret_cast<Value*>(cache + (position + t) / kPositionBlock * block_bytes) +
             (position + t) % kPositionBlock;
+  using Bits = hwy::UnsignedFromSize<sizeof(Value)>;
+  const hn::Rebind<Bits, Floats> bits;
+  static_assert(kAttentionTokens == 4);
+  const bool side_by_side = x.count == 4 && position % kPositionBlock <= kPositionBlock - 4;
   HWY_ALIGN Value values[kAttentionTokens][16];
   for (std::uint32_t i = 0; i < x.dim; i += lanes) {
     const std::size_t n = std::min<std::size_t>(lanes, x.dim - i);
     for (std::uint32_t t = 0; t < x.count; ++t) {
       const float* const from = head + t * x.stride + i;
       narrow(t, n == lanes ? hn::LoadU(d, from) : load_first(from, n), values[t]);
+    }
+    if (side_by_side) {
+      HWY_ALIGN Bits turned[kAttentionTokens * 16];
+      const auto row = [&](std::size_t t)
+                           HWY_ATTR { return hn::Load(bits, reinterpret_cast<const Bits*>(values[t])); };
+      hn::StoreInterleaved4(row(0), row(1), row(2), row(3), bits, turned);
+      for (std::size_t j = 0; j < n; ++j)
+        std::memcpy(to[0] + (i + j) * kPositionBlock, turned + j * kAttentionTokens,
+                    kAttentionTokens * sizeof(Value));
+      continue;
     }
     for (std::size_t j = 0; j < n; ++j)
       for (std::uint32_t t = 0; t < x.count; ++t) to[t][(i + j) * kPositionBlock] = values[t][j];

@@ -492,6 +492,7 @@ HWY_INLINE void step(const std::byte* w, std::size_t stride, const std::int8_t* 
 struct TileUnits {
   const std::byte *lines, *scales;  ///< of the unit's first block
   std::size_t stride;     ///< from one line of a group to the next: 64 bytes for each group of the tile
+  bool far;               ///< Matrix::far
   std::size_t row, left;  ///< the unit's first row, and how many of the matrix there are from it on
 };
 
@@ -505,6 +506,7 @@ HWY_INLINE void tile_dot(const TileUnits& units, const Activations& x, std::size
   const Ints d32;
   const std::size_t columns = x.columns, blocks = columns / 32, lanes = hn::Lanes(d), stride = units.stride;
   const std::size_t block_bytes = Format::kBlockBytes * stride / 64;
+  constexpr std::size_t kWholeBytes = Format::kBlockBytes * R / RETORT_PARTS, kAhead = 4096;
   const std::int8_t* q = x.q8 + token * columns;
   const float* const scales = x.q8_scale + token * blocks;
   const std::int32_t* const starts =
@@ -527,8 +529,12 @@ HWY_INLINE void tile_dot(const TileUnits& units, const Activations& x, std::size
       const std::byte* line = w;
       const std::int8_t* four = q;
 #pragma GCC unroll 1
-      for (int j = 0; j < 4; ++j, line += Values::kLines / 4 * stride, four += 4)
+      for (int j = 0; j < 4; ++j, line += Values::kLines / 4 * stride, four += 4) {
+        if (units.far)
+          for (std::size_t at = 0; at < kWholeBytes / 4; at += 64)
+            __builtin_prefetch(w + kAhead + j * (kWholeBytes / 4) + at);
         step<Dot, Format, 0>(line, stride, four, columns, sums);
+      }
     } else {
       step<Dot, Format, 0>(w, stride, q, columns, sums);
       step<Dot, Format, 1>(w, stride, q, columns, sums);
@@ -577,7 +583,10 @@ void matmul_format(const Matrix& m, const Activations& x, std::uint32_t begin, s
         [&](auto r, auto t, std::uint32_t unit, std::uint32_t token) HWY_ATTR {
           const std::size_t row = first * kGroupRows + unit * lanes;
           const TileUnits units{tile + unit * 4 * lanes,
-                                tile + Format::Values::kLines * stride + unit * 2 * lanes, stride, row,
+                                tile + Format::Values::kLines * stride + unit * 2 * lanes,
+                                stride,
+                                m.far,
+                                row,
                                 rows_left(m.rows, row)};
           tile_dot<Dot, Format, decltype(r)::value, decltype(t)::value>(units, x, token, out);
         });

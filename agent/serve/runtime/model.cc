@@ -11,7 +11,8 @@ namespace {
 /// size, then with the memory.
 class Layout {
  public:
-  Layout(bool pack, std::byte* memory, bool fill) : pack_(pack), memory_(memory), fill_(fill) {}
+  Layout(bool pack, std::byte* memory, bool fill, bool far)
+      : pack_(pack), memory_(memory), fill_(fill), far_(far) {}
 
   Model::Projection place(std::initializer_list<kernels::Matrix> matrices, const float* bias) {
     Model::Projection out;
@@ -47,6 +48,7 @@ class Layout {
     if (kernels::is_own_format(out.type)) return alone(out);
     out.rows = rows;
     out.packed = true;
+    out.far = far_;
     out.data = nullptr;
     const std::uint64_t bytes = pack_ ? kernels::packed_bytes(out.type, rows, out.columns) : 0;
     if (memory_ != nullptr && bytes != 0) {
@@ -66,13 +68,14 @@ class Layout {
     kernels::Matrix out = matrix;
     out.data = nullptr;
     if (memory_ != nullptr && bytes != 0) out = kernels::pack(matrix, memory_ + size_, fill_);
+    out.far = far_;
     size_ += (bytes + 63) / 64 * 64;
     return out;
   }
 
   const bool pack_;
   std::byte* const memory_;
-  const bool fill_;
+  const bool fill_, far_;
   std::uint64_t size_ = 0;
 };
 
@@ -150,7 +153,7 @@ void Model::join_biases(std::size_t layer) {
 std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
   const auto matrix = [&](const std::string& name) { return matrix_in(file_, name); };
   const auto vector = [&](const std::string& name) { return vector_in(file_, name); };
-  Layout layout(pack, memory, fill);
+  Layout layout(pack, memory, fill, packed_.size() >= kernels::kCachedBytes);
   token_embedding_ = matrix("token_embd.weight");
   if (config_.is_encoder()) {
     lay_out_encoder(layout);

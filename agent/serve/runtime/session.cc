@@ -16,6 +16,9 @@ using kernels::kGroupRows;
 using kernels::kPositionBlock;
 using kernels::kScoreRows;
 
+/// Of a layer's KV cache, at most; it shares the second-level cache with the weights that pass.
+constexpr std::size_t kPrefetchedBytes = 256 << 10;
+
 struct Widths {
   std::uint64_t query = 0, qkv = 0, ff = 0, input = 0;
 };
@@ -191,6 +194,19 @@ std::byte* Session::cache(std::uint32_t stream, std::size_t layer, bool values, 
          head_bytes(options_, options_.n_ctx, c.head_dim) * (head + (values ? c.layers[layer].n_head_kv : 0));
 }
 
+/// Asks for a layer's keys and values while its first product is computed: in the weights' wake they come
+/// from memory, and attention alone would wait for each head's.
+void Session::prefetch_cache(std::uint32_t stream, std::size_t layer) const {
+  const ModelConfig& c = model_->config();
+  const std::size_t bytes = std::min<std::size_t>(head_bytes(options_, position_[stream], c.head_dim),
+                                                  kPrefetchedBytes / (2 * c.layers[layer].n_head_kv));
+  for (const bool values : {false, true})
+    for (std::uint32_t head = 0; head < c.layers[layer].n_head_kv; ++head) {
+      const std::byte* const at = cache(stream, layer, values, head);
+      for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+    }
+}
+
 void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
   const ModelConfig& c = model_->config();
   count = std::min(count, position_[from]);
@@ -350,6 +366,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
     const std::size_t ff = c.layers[i].n_ff;
     normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, layer.qkv.input_scale,
               count);
+    if (count == 1) prefetch_cache(chunks[0].stream, i);
     share_rows(team_, layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
       multiply(layer.qkv, normed_, input_, count, first, last, qkv_, layer.qkv.rows, false);
     });

@@ -85,6 +85,7 @@ class Session {
                  std::size_t count);
   void embed(std::span<const Chunk> chunks);
   void attend(std::size_t layer, std::size_t count);
+  void prefetch_cache(std::uint32_t stream, std::size_t layer) const;
   void turn_and_store(std::size_t layer, std::size_t run);
   std::byte* cache(std::uint32_t stream, std::size_t layer, bool values, std::size_t head) const;
 
