@@ -341,6 +341,12 @@ std::vector<std::int64_t> gguf_row_order(const ModelConfig& config, std::string_
   return {};
 }
 
+std::string gguf_name(const ModelConfig& config, std::string_view hf_name) {
+  for (Mapping& m : mappings(config))
+    if (m.hf_name == hf_name) return std::move(m.gguf_name);
+  return {};
+}
+
 std::vector<WeightShape> hf_weights(const ModelConfig& config) {
   std::vector<WeightShape> out;
   for (Mapping& m : mappings(config)) out.push_back({std::move(m.hf_name), std::move(m.hf_shape)});

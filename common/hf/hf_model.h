@@ -43,6 +43,9 @@ std::vector<WeightShape> hf_weights(const ModelConfig& config);
 /// empty where the order is the same.
 std::vector<std::int64_t> gguf_row_order(const ModelConfig& config, std::string_view name);
 
+/// What a weight is called in a GGUF file.
+std::string gguf_name(const ModelConfig& config, std::string_view hf_name);
+
 /// Extra metadata for a GGUF file: general.name, lineage ("retort.teacher.sha256", "retort.recipe.sha256",
 /// …).
 using GgufMetadata = std::vector<std::pair<std::string, GgufValue>>;

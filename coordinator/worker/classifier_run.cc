@@ -7,7 +7,6 @@
 #include "coordinator/worker/classifier.h"
 #include "coordinator/worker/data.h"
 #include "coordinator/worker/distil.h"
-#include "coordinator/worker/input_histogram.h"
 #include "coordinator/worker/judge.h"
 #include "coordinator/worker/prune.h"
 #include "coordinator/worker/recipe_run.h"
@@ -251,6 +250,17 @@ class ClassifierRun final : public RecipeRun {
           planned.tokens = cut->calibration_tokens;
           planned.flops = cost_of(shape).flops * static_cast<double>(planned.tokens);
         }
+      } else if (const auto* scales = std::get_if<ActivationPass>(&pass)) {
+        if (shape.classifier && scales->smooth)
+          return fail(
+              ErrorCode::kInvalid, recipe_.where,
+              "quantize.activations: nothing stands before an {}'s matrices that 'smooth' could scale",
+              to_string(shape.classifier->family));
+        if (!shape.classifier && scales->bytes)
+          return fail(ErrorCode::kInvalid, recipe_.where,
+                      "quantize.activations: 'bytes' are inputs of an mlp or a cnn; a bert reads text");
+        planned.tokens = scales->calibration;
+        planned.flops = cost_of(shape).flops * static_cast<double>(planned.tokens);
       } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
         format = rounding->format;
       } else if (const auto* out = std::get_if<ExportPass>(&pass)) {
@@ -294,13 +304,6 @@ class ClassifierRun final : public RecipeRun {
     const Network& shape = out_.state.pass == 0 ? start_ : shapes_[out_.state.pass - 1];
     network_ = {};
     network_.config = shape.config, network_.classifier = shape.classifier;
-    RETORT_TRY(restore_weights());
-    for (std::size_t i = 0; i < out_.state.pass; ++i)
-      if (const auto* pass = std::get_if<ActivationPass>(&recipe_.passes[i])) RETORT_TRY(calibrate(i, *pass));
-    return {};
-  }
-
-  Result<void> restore_weights() {
     if (!out_.state.checkpoint.empty()) return out_.restore(network_, moments_);
     const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
     if (first != nullptr && first->classifier)
@@ -384,42 +387,28 @@ class ClassifierRun final : public RecipeRun {
     return pass_done(true);
   }
 
-  /// What there is to tell of each matrix's inputs; their scales and, where asked for, the bytes that inputs
-  /// and logits come and go in (int8 over the range seen, with zero in it).
-  Result<json::array> calibrate(std::size_t index, const ActivationPass& pass) {
-    torch::NoGradGuard no_grad;
-    if (!network_.classifier)
-      return fail(ErrorCode::kUnsupported, recipe_.where,
-                  "quantize.activations: only of an mlp or a cnn yet");
+  /// Scales of the inputs, and where asked for the bytes that inputs and logits come and go in (int8 over the
+  /// range seen, with zero in it).
+  Result<void> run(std::size_t index, const ActivationPass& pass) {
     if (train_->size() < 16)
       return fail(ErrorCode::kInvalid, recipe_.train->file.string(),
                   "{} examples are too few to calibrate by; give at least 16", train_->size());
-    std::map<std::string, InputHistogram> inputs;
-    Trace trace;
-    trace.inputs = [&](const std::string& weight, const at::Tensor& input) {
-      const at::Tensor values = input.contiguous();
-      inputs[weight].add({values.data_ptr<float>(), static_cast<std::size_t>(values.numel())});
-    };
     float low[2] = {0, 0}, high[2] = {0, 0};  // of inputs, of logits
-    const std::uint64_t wanted = std::min<std::uint64_t>(pass.calibration_examples, train_->size());
-    for (std::uint64_t first = 0; first < wanted; first += kBatch) {
-      RETORT_TRY(out_.check_stop());
-      const ExampleBatch examples =
-          train_->draw(recipe_.seed * 1000003 + index, first, std::min(kBatch, wanted - first));
-      const at::Tensor logits = class_logits(network_, examples, nullptr, &trace);
-      for (const auto& [place, tensor] : {std::pair{0, &examples.inputs}, {1, &logits}}) {
-        low[place] = std::min(low[place], tensor->min().item<float>());
-        high[place] = std::max(high[place], tensor->max().item<float>());
+    const std::uint64_t wanted = std::min<std::uint64_t>(pass.calibration, train_->size());
+    const std::uint64_t batch = network_.classifier ? kBatch : 1;  // what fills up a text is no input
+    const auto found = RETORT_TRY(calibrate_inputs(network_, pass, [&](Trace& trace) -> Result<void> {
+      for (std::uint64_t first = 0; first < wanted; first += batch) {
+        RETORT_TRY(out_.check_stop());
+        const ExampleBatch examples =
+            train_->draw(recipe_.seed * 1000003 + index, first, std::min(batch, wanted - first));
+        const at::Tensor logits = class_logits(network_, examples, nullptr, &trace);
+        for (const auto& [place, tensor] : {std::pair{0, &examples.inputs}, {1, &logits}}) {
+          low[place] = std::min(low[place], tensor->min().item<float>());
+          high[place] = std::max(high[place], tensor->max().item<float>());
+        }
       }
-    }
-    json::array told;
-    input_scales_.clear();
-    for (const auto& [weight, histogram] : inputs) {
-      const double clip = histogram.threshold(pass.method, pass.percentile);
-      if (clip > 0) input_scales_[weight] = clip / 127;  // else the runtime's own way
-      told.push_back(
-          json::object{{"tensor", weight}, {"largest", histogram.largest()}, {"clipped_at", clip}});
-    }
+      return {};
+    }));
     if (pass.bytes)
       for (const auto& [place, bytes] :
            {std::pair{0, &network_.classifier->input_bytes}, {1, &network_.classifier->output_bytes}}) {
@@ -427,12 +416,8 @@ class ClassifierRun final : public RecipeRun {
         const auto zero = static_cast<std::int32_t>(std::lround(-128 - low[place] / scale));
         *bytes = ByteTensor{true, scale, std::clamp(zero, -128, 127)};
       }
-    return told;
-  }
-
-  Result<void> run(std::size_t index, const ActivationPass& pass) {
-    progress_.emit("calibrated", {{"pass_index", index}, {"tensors", RETORT_TRY(calibrate(index, pass))}});
-    return pass_done(false);
+    tell_calibrated(progress_, index, found);
+    return pass_done(true);
   }
 
   /// Only the format of later exports: a classifier's weights are rounded when they are written.
@@ -490,10 +475,11 @@ class ClassifierRun final : public RecipeRun {
   Result<void> write(const fs::path& path, TensorType type) { return write(path, network_, type); }
   Result<void> write(const fs::path& path, const Network& network, TensorType type) {
     GgufMetadata extra = lineage(recipe_, path, teacher_sha256_, data_sha256_);
-    // Only blocks of 8 bits and less read quantized inputs.
-    if (&network == &network_ && info(type).block_values > 1)
-      for (const auto& [weight, scale] : input_scales_)
-        extra.emplace_back("retort.input_scale." + weight, scale);
+    for (auto& scale : input_scale_metadata(network, [&](const std::string& name) {
+           if (network.classifier) return type;  // whose rows are filled up to whole blocks
+           return stored_type(type, static_cast<std::uint64_t>(network.weight(name).size(1)));
+         }))
+      extra.push_back(std::move(scale));
     return on_disk(
         network.classifier
             ? write_gguf_classifier(path, *network.classifier, weight_sources(network), type, extra)
@@ -530,7 +516,6 @@ class ClassifierRun final : public RecipeRun {
   Network start_;                ///< its shape; no weights
   std::vector<Network> shapes_;  ///< after each pass; no weights
   std::optional<Examples> train_, held_out_;
-  std::map<std::string, double> input_scales_;  ///< by quantize.activations; of matrices
   Network network_;
   Moments moments_;
 };

@@ -5,6 +5,7 @@
 #include "common/core/sha256.h"
 #include "common/gguf/gguf.h"
 #include "common/tokenizer/unicode_text.h"
+#include "coordinator/worker/activations.h"
 #include "coordinator/worker/data.h"
 #include "coordinator/worker/evaluate.h"
 #include "coordinator/worker/judge.h"
@@ -320,13 +321,25 @@ class LanguageRun final : public RecipeRun {
     return pass_done(true);
   }
 
-  Result<void> run(std::size_t, const ActivationPass&) {  // which the reader refuses
-    return fail(ErrorCode::kInternal, recipe_.where, "no pass of this task");
+  Result<void> run(std::size_t index, const ActivationPass& pass) {
+    const std::vector<at::Tensor> text = RETORT_TRY(calibration(index, pass.calibration));
+    const auto found = RETORT_TRY(calibrate_inputs(network_, pass, [&](Trace& trace) -> Result<void> {
+      for (const at::Tensor& ids : text) {
+        RETORT_TRY(out_.check_stop());
+        forward(network_, ids, &trace);
+      }
+      return {};
+    }));
+    tell_calibrated(progress_, index, found);
+    return pass_done(true);
   }
 
   /// Token ids [batch, window] of the training text, at least `tokens` of them as far as it goes.
   Result<std::vector<at::Tensor>> calibration(std::size_t index, std::uint64_t tokens) {
     RETORT_TRY(need_stream());
+    if (stream_->tokens() < 16)
+      return fail(ErrorCode::kInvalid, recipe_.train->file.string(),
+                  "{} tokens are too few to calibrate by; give at least 16", stream_->tokens());
     const std::uint32_t window = stream_->window_length(network_.config.n_ctx);
     const std::uint64_t windows = (std::min(tokens, stream_->tokens()) + window - 1) / window;
     const std::uint64_t batch = calibration_batch(network_.config, window);
@@ -407,9 +420,16 @@ class LanguageRun final : public RecipeRun {
           write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_)));
       bytes_of = path / "model.safetensors";
     } else {
+      GgufMetadata extra = lineage(recipe_, path, teacher_sha256_, data_sha256_);
+      for (auto& scale : input_scale_metadata(network_, [&](const std::string& name) {
+             const auto encoded = network_.encoded.find(name);
+             if (!rewritten && encoded != network_.encoded.end()) return encoded->second.type;
+             return stored_type(rewritten.value_or(TensorType::kF16),
+                                static_cast<std::uint64_t>(matrix_of(network_, name).size(1)));
+           }))
+        extra.push_back(std::move(scale));
       RETORT_TRY(on_disk(write_gguf_model(path, network_.config, *tokenizer_, weight_sources(network_),
-                                          rewritten.value_or(TensorType::kF16),
-                                          lineage(recipe_, path, teacher_sha256_, data_sha256_),
+                                          rewritten.value_or(TensorType::kF16), extra,
                                           rewritten ? EncodedWeights{} : network_.encoded)));
       if (pass.also_huggingface)
         RETORT_TRY(on_disk(write_hf_model(out_ / path.stem(), network_.config, weight_sources(network_),

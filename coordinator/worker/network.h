@@ -31,6 +31,8 @@ struct Network {
   EncodedWeights encoded;
   /// Matrices whose zeros stay zero in training (prune.unstructured).
   std::set<std::string> sparse{};
+  /// Of matrices' inputs, where quantize.activations found them beforehand.
+  std::map<std::string, float> input_scales{};
   std::optional<ClassifierConfig> classifier{};
 
   const at::Tensor& weight(const std::string& name) const;

@@ -291,6 +291,14 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
                  calibration_batch(config, config.n_ctx) * std::uint64_t{config.n_ctx} *
                      activation_bytes(config, config.n_ctx, false);
       }
+    } else if (const auto* scales = std::get_if<ActivationPass>(&pass)) {
+      const int looks = scales->smooth ? 2 : 1;
+      planned.tokens = scales->calibration;
+      planned.flops = looks * forward_flops(config, config.n_ctx) * static_cast<double>(planned.tokens);
+      extra += scales->calibration * 8 + 4 * parameter_count(config) +  // token ids; smoothed copies
+               calibration_batch(config, config.n_ctx) * std::uint64_t{config.n_ctx} *
+                   (activation_bytes(config, config.n_ctx, false) + 4ull * config.n_vocab) +
+               config.n_layer() * (64ull << 10);  // four histograms each
     } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
       RETORT_TRY(check_rules(*rounding, config, recipe.where));
       quantized = *rounding;

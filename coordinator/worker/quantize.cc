@@ -4,6 +4,7 @@
 
 #include "common/hf/hf_model.h"
 #include "coordinator/worker/format_budget.h"
+#include "coordinator/worker/input_groups.h"
 #include "coordinator/worker/matrix_quantizer.h"
 #include "coordinator/worker/plan.h"
 
@@ -11,29 +12,6 @@ namespace retort {
 namespace {
 
 using at::Tensor;
-
-/// Matrices of a layer that share one input, in the order of the computation, and the weight whose output
-/// that input is, up to a factor a column (AWQ folds its scale in there): a norm, or the rows of a matrix.
-struct InputGroup {
-  std::vector<std::string> matrices;
-  std::string source;  ///< empty: none that a scale could pass through
-};
-
-std::vector<InputGroup> input_groups(const ModelConfig& c, std::size_t layer) {
-  const std::string p = layer_prefix(c, layer);
-  // A grouped head's values feed several columns, and GELU lets no factor through; nor is a bias scaled.
-  const bool own_values = c.layers[layer].n_head == c.layers[layer].n_head_kv && !c.qkv_bias;
-  if (c.family == ModelFamily::kLlama)
-    return {{{p + "self_attn.q_proj.weight", p + "self_attn.k_proj.weight", p + "self_attn.v_proj.weight"},
-             p + "input_layernorm.weight"},
-            {{p + "self_attn.o_proj.weight"}, own_values ? p + "self_attn.v_proj.weight" : ""},
-            {{p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"}, p + "post_attention_layernorm.weight"},
-            {{p + "mlp.down_proj.weight"}, c.mlp_bias ? "" : p + "mlp.up_proj.weight"}};
-  return {{{p + "attn.c_attn.weight"}, p + "ln_1.weight"},
-          {{p + "attn.c_proj.weight"}, ""},
-          {{p + "mlp.c_fc.weight"}, p + "ln_2.weight"},
-          {{p + "mlp.c_proj.weight"}, ""}};
-}
 
 /// The matrices of one network as rows of outputs by columns of inputs, whatever the family's layout.
 class Matrices {
@@ -54,10 +32,6 @@ class Matrices {
   }
   Tensor get(const std::string& name) const { return matrix_of(network_, name); }
   void set(const std::string& name, const Tensor& values) { set_matrix(network_, name, values); }
-  /// Multiplies each column by its factor.
-  void scale_columns(const std::string& name, const Tensor& factor) {
-    set(name, get(name) * factor.unsqueeze(0));
-  }
 
  private:
   StoredAs stored(const std::string& name) const {
@@ -148,16 +122,8 @@ class Quantizer {
     for (const std::string& name : group.matrices)
       matrices.emplace_back(matrices_.get(name), matrices_.type(name));
     const AwqScale found = awq_scale(matrices, input, pass_.method != QuantizePass::Method::kNearest);
-    for (const std::string& name : group.matrices) {
-      matrices_.scale_columns(name, found.scale);
-      alpha_[name] = found.alpha;
-    }
-    Tensor& source = network_.weights.at(group.source);
-    source = source.detach() / (source.dim() == 1 ? found.scale : found.scale.unsqueeze(1));
-    if (network_.config.family == ModelFamily::kGpt2) {  // a layer norm's bias passes there too
-      Tensor& bias = network_.weights.at(group.source.substr(0, group.source.size() - 6) + "bias");
-      bias = bias.detach() / found.scale;
-    }
+    for (const std::string& name : group.matrices) alpha_[name] = found.alpha;
+    fold_scale(network_, group, found.scale);
   }
 
   /// The order of rows in which a matrix is encoded; undefined: as they are (EncodedMatrix says when not).

@@ -479,10 +479,10 @@ struct Reader {
   Result<TensorType> format_named(const std::string& name, const std::string& key, const std::string& place) {
     const auto type = tensor_type_from(name);
     if (!type)
-      return fail(
-          ErrorCode::kInvalid, place,
-          "'{}' is '{}', but can only be F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0 or IQ4_NL", key,
-          name);
+      return fail(ErrorCode::kInvalid, place,
+                  "'{}' is '{}', but can only be F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q4_0, IQ4_NL, "
+                  "SPARSE_Q8, SPARSE24_Q8, CODEBOOK4 or CODEBOOK8",
+                  key, name);
     return *type;
   }
   Result<TensorType> format(Fields& fields, const char* key) {
@@ -606,7 +606,10 @@ struct Reader {
   Result<Pass> activations(const YAML::Node& node) {
     ActivationPass out;
     Fields fields(node, where, "quantize.activations",
-                  {"method", "percentile", "calibration_examples", "bytes"});
+                  classification ? std::vector<std::string>{"method", "percentile", "calibration_examples",
+                                                            "smooth", "dynamic", "bytes"}
+                                 : std::vector<std::string>{"method", "percentile", "calibration_tokens",
+                                                            "smooth", "dynamic"});
     std::string method = "minmax";
     fields.choice("method", method, {"minmax", "percentile", "mse", "kl"});
     using Method = ActivationPass::Method;
@@ -617,9 +620,17 @@ struct Reader {
     fields.number("percentile", out.percentile, 50, 100);
     if (fields.has("percentile") && out.method != Method::kPercentile)
       fields.refuse(fields.node("percentile"), "'percentile' belongs to method: percentile");
-    fields.whole("calibration_examples", out.calibration_examples, 16, 1ull << 40);
+    out.calibration = classification ? 1024 : 16384;
+    fields.whole(classification ? "calibration_examples" : "calibration_tokens", out.calibration, 16,
+                 1ull << 40);
     fields.flag("bytes", out.bytes);
+    if (fields.has("smooth")) fields.number("smooth", out.smooth.emplace(), 0, 1);
     RETORT_TRY(fields.result());
+    if (fields.has("dynamic")) {
+      out.dynamic.clear();
+      if (fields.node("dynamic").IsSequence() && fields.node("dynamic").size() == 0) return out;  // none
+      RETORT_TRY(texts(fields, "dynamic", out.dynamic));
+    }
     return out;
   }
 
@@ -658,9 +669,17 @@ struct Reader {
 
   /// One, or what a pass in steps comes to.
   Result<std::vector<Pass>> pass(const YAML::Node& node) {
-    std::vector<std::string> names{"prune.vocabulary", "train",  "prune.structured", "prune.unstructured",
-                                   "distil.soft",      "distil", "quantize.aware",   "quantize.weights",
-                                   "evaluate",         "export"};
+    std::vector<std::string> names{"prune.vocabulary",
+                                   "train",
+                                   "prune.structured",
+                                   "prune.unstructured",
+                                   "distil.soft",
+                                   "distil",
+                                   "quantize.aware",
+                                   "quantize.activations",
+                                   "quantize.weights",
+                                   "evaluate",
+                                   "export"};
     if (classification)
       names = {
           "train", "prune.structured", "distil.soft", "quantize.activations", "quantize.weights", "evaluate",
@@ -689,7 +708,7 @@ struct Reader {
       return std::vector<Pass>{out};
     }
     if (name == "prune.unstructured") return sparse(body);
-    if (name == "quantize.activations" && classification) return std::vector{RETORT_TRY(activations(body))};
+    if (name == "quantize.activations") return std::vector{RETORT_TRY(activations(body))};
     if (name == "export") return std::vector{RETORT_TRY(exported(body))};
     if (name == "quantize.weights") return std::vector{RETORT_TRY(quantize(body))};
     if (name == "evaluate") {
@@ -708,7 +727,7 @@ struct Reader {
   /// What can be said of the passes' order without opening a model.
   /// `places`: of each pass.
   Result<void> check_order(const Recipe& recipe, const std::vector<std::string>& places) {
-    bool quantized = false, sparse = false, exported = false;
+    bool quantized = false, scaled = false, sparse = false, exported = false;
     std::set<std::string> files;
     for (std::size_t i = 0; i < recipe.passes.size(); ++i) {
       const Pass& pass = recipe.passes[i];
@@ -746,6 +765,15 @@ struct Reader {
                       [](const Pass& p) { return std::holds_alternative<ActivationPass>(p); }))
         return fail(ErrorCode::kInvalid, place,
                     "inputs' scales are there already by an earlier quantize.activations");
+      if (calibrated != nullptr && calibrated->smooth && quantized)
+        return fail(ErrorCode::kInvalid, place,
+                    "'smooth' moves weights that an earlier quantize.weights has rounded; smooth before");
+      scaled |= calibrated != nullptr;
+      if (scaled && quantize != nullptr && quantize->awq)
+        return fail(
+            ErrorCode::kInvalid, place,
+            "'awq' would change the inputs whose scales an earlier quantize.activations found; leave it "
+            "out, or smooth there instead");
       quantized |= calibrated != nullptr;
       if (quantized && (optimise != nullptr || prune != nullptr || zeros != nullptr))
         return fail(

@@ -122,12 +122,16 @@ struct SparsePass {
   std::uint64_t calibration_tokens = 8192;
 };
 
-/// quantize.activations, of classifiers of tensors: scales of matrices' inputs that are found beforehand.
+/// quantize.activations: scales of matrices' inputs that are found beforehand (activations.h).
 struct ActivationPass {
   enum class Method { kMinMax, kPercentile, kMse, kKl } method = Method::kMinMax;
   double percentile = 99.99;
-  std::uint64_t calibration_examples = 1024;
-  bool bytes = false;  ///< inputs and logits come and go as int8 as well
+  std::uint64_t calibration = 0;  ///< tokens, or examples
+  bool bytes = false;             ///< of classifiers of tensors: inputs and logits come and go as int8 too
+  std::optional<double> smooth;   ///< SmoothQuant's α; none: no migration
+  /// Patterns of matrices whose inputs the runtime scales anew each time. Llama's down projections read
+  /// outliers that no norm stands before.
+  std::vector<std::string> dynamic{"*.down_proj.weight"};
 };
 
 /// The format that a rule fixes for a matrix; nothing where none does.

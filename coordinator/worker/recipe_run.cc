@@ -30,6 +30,17 @@ Result<json::object> exported(const ExportPass& pass, const std::filesystem::pat
                       {"format", format}};
 }
 
+void tell_calibrated(Progress& progress, std::size_t pass_index, const std::vector<CalibratedInput>& inputs) {
+  json::array tensors;
+  for (const CalibratedInput& input : inputs)
+    for (const std::string& name : input.matrices) {
+      json::object line{{"tensor", name}, {"largest", input.largest}, {"clipped_at", input.clip}};
+      if (input.largest_before) line["largest_before_smoothing"] = *input.largest_before;
+      tensors.push_back(std::move(line));
+    }
+  progress.emit("calibrated", {{"pass_index", pass_index}, {"tensors", std::move(tensors)}});
+}
+
 void tell_evaluation(Progress& progress, const std::string& label, json::value file,
                      const json::object& figures) {
   json::object event{{"label", label}, {"file", std::move(file)}};

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "common/hf/hf_model.h"
+#include "coordinator/worker/activations.h"
 #include "coordinator/worker/plan.h"
 #include "coordinator/worker/progress.h"
 #include "coordinator/worker/run.h"
@@ -30,6 +31,8 @@ GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file,
 /// What the event "exported" and the run's list say of a file; `bytes_of` is the one that is measured.
 Result<json::object> exported(const ExportPass& pass, const std::filesystem::path& bytes_of,
                               std::uint64_t parameters, std::string_view format);
+/// The event "calibrated".
+void tell_calibrated(Progress& progress, std::size_t pass_index, const std::vector<CalibratedInput>& inputs);
 /// The event "evaluation". `file`: null where nothing is exported.
 void tell_evaluation(Progress& progress, const std::string& label, json::value file,
                      const json::object& figures);

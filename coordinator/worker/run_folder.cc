@@ -16,6 +16,18 @@ at::Tensor values_of(const SafeTensor& tensor) {
   tensor.read_f32(0, {values.data_ptr<float>(), static_cast<std::size_t>(values.numel())});
   return values;
 }
+
+/// What quantize.activations found, as tensors: "s." and a matrix's name, its input's scale; "b.input" and
+/// "b.output" of classifiers, scale and zero point.
+std::map<std::string, at::Tensor> found_scales(const Network& network) {
+  std::map<std::string, at::Tensor> out;
+  for (const auto& [name, scale] : network.input_scales) out["s." + name] = at::full({1}, scale);
+  if (!network.classifier) return out;
+  for (const auto& [name, bytes] : {std::pair{"b.input", &network.classifier->input_bytes},
+                                    std::pair{"b.output", &network.classifier->output_bytes}})
+    if (*bytes) out[name] = at::tensor({(*bytes)->scale, static_cast<float>((*bytes)->zero_point)});
+  return out;
+}
 }  // namespace
 
 Result<void> RunFolder::check_stop() const {
@@ -97,7 +109,9 @@ fs::path RunFolder::encoded_file(const std::string& checkpoint) const {
 Result<void> RunFolder::save(const Network& network, const Moments& moments) {
   const std::string name = fmt::format("checkpoint-{}-{}.safetensors", state.pass, state.step);
   std::vector<TensorSource> all = sources_of(network.weights, "w.");
-  for (const auto& [prefix, some] : {std::pair{"m.", &moments.first}, std::pair{"v.", &moments.second}}) {
+  const auto scales = found_scales(network);
+  for (const auto& [prefix, some] :
+       {std::pair{"m.", &moments.first}, std::pair{"v.", &moments.second}, std::pair{"", &scales}}) {
     std::vector<TensorSource> more = sources_of(*some, prefix);
     std::move(more.begin(), more.end(), std::back_inserter(all));
   }
@@ -133,6 +147,13 @@ Result<void> RunFolder::restore(Network& network, Moments& moments) const {
       moments.first.emplace(name.substr(2), values_of(tensor));
     else if (name.starts_with("v."))
       moments.second.emplace(name.substr(2), values_of(tensor));
+    else if (name.starts_with("s."))
+      network.input_scales.emplace(name.substr(2), values_of(tensor).item<float>());
+    else if (name == "b.input" || name == "b.output") {
+      const at::Tensor values = values_of(tensor);
+      (name == "b.input" ? network.classifier->input_bytes : network.classifier->output_bytes) =
+          ByteTensor{true, values[0].item<float>(), values[1].item<std::int32_t>()};
+    }
   }
   std::error_code ignored;
   if (!fs::exists(encoded_file(state.checkpoint), ignored)) return {};

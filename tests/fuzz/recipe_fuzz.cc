@@ -29,8 +29,10 @@ std::vector<std::string> fuzz_seeds() {
         "relation: 1, relation_heads: 2, on_policy: 0.5}\n  - evaluate: {label: x}\n",
         "  - distil.soft: {tokens: 9, alpha: 1, teacher_outputs: top_k, k: 8}\n  - quantize.aware: {tokens: "
         "9, "
-        "format: Q4_K}\n  - quantize.weights: {bits: 4.5, candidates: [Q4_K, Q8_0], method: gptq, act_order: "
-        "true, damping: 0.1, awq: true, formats: [{match: \"*\", format: Q8_0}], sensitivity_tokens: 64}\n"})
+        "format: Q4_K}\n  - quantize.activations: {method: kl, smooth: 0.5, dynamic: [\"*down*\"], "
+        "calibration_tokens: 99}\n  - quantize.weights: {bits: 4.5, candidates: [Q4_K, Q8_0], method: gptq, "
+        "act_order: "
+        "true, damping: 0.1, awq: false, formats: [{match: \"*\", format: Q8_0}], sensitivity_tokens: 64}\n"})
     out.push_back(std::string(kHead) + passes +
                   "  - export: {file: s.gguf, format: Q8_0, label: l, hf: true}\n");
   const std::string classification =

@@ -175,6 +175,11 @@ Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily f
                       weight.name.find("LayerNorm") != std::string::npos;
     const bool bias = weight.name.ends_with(".bias");
     const std::uint64_t tensor_seed = seed * 1000003 + number++;
+    float fifth = 1;  // of every n_embd values
+    if (weight.name.ends_with("layernorm.weight")) fifth = options.outlier;
+    for (const char* reader :
+         {"q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight"})
+      if (weight.name.ends_with(reader)) fifth = 1 / options.outlier;
     weights.push_back(
         {std::move(weight.name), std::move(weight.shape), [=](std::span<float> values) -> Result<void> {
            SeededRandom random(tensor_seed);
@@ -183,6 +188,8 @@ Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily f
                                   std::cos(2 * std::numbers::pi * random.next_unit());
              x = static_cast<float>(norm && !bias ? 1 + 0.1 * gauss : 0.08 * gauss);
            }
+           if (fifth != 1)
+             for (std::size_t i = 5; i < values.size(); i += c.n_embd) values[i] *= fifth;
            return {};
          }});
   }

@@ -326,6 +326,39 @@ TEST_F(WorkerRun, ReportsTellOfRuns) {
   EXPECT_NE(worker("report " + (folder_ / "nothing").string()), 0);
 }
 
+/// W8A8: one outlier makes plain scales useless, SmoothQuant's are as good as none (2211.10438, table 1).
+TEST_F(WorkerRun, StaticActivationsNeedSmoothingWhereThereAreOutliers) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  testing::TinyModelOptions teacher;
+  teacher.outlier = 200;
+  fs::remove_all(folder_ / "teacher");
+  ASSERT_OK(testing::write_tiny_model(folder_ / "teacher", ModelFamily::kLlama, 1, teacher));
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  json::object found[3];
+  const char* ways[] = {"", "  - quantize.activations: {calibration_tokens: 1024}\n",
+                        "  - quantize.activations: {calibration_tokens: 1024, smooth: 0.5}\n"};
+  for (int i = 0; i < 3; ++i) {
+    recipe(fmt::format("passes:\n{}  - quantize.weights: {{format: Q8_0}}\n  - export: {{file: s.gguf}}\n",
+                       ways[i]),
+           "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl, max_tokens: 400}}\n");
+    const std::string out = std::to_string(i);
+    const Ended ended = run(out);
+    ASSERT_EQ(ended.status, 0) << ended.err;
+    found[i] = events(out, "evaluation").at(0);
+    const auto file = GgufFile::open(folder_ / out / "s.gguf");
+    ASSERT_OK(file);
+    EXPECT_EQ(file->find("retort.input_scale.blk.0.attn_q.weight") != nullptr, i > 0);
+    EXPECT_EQ(file->find("retort.input_scale.blk.0.ffn_down.weight"), nullptr);
+  }
+  const auto figure = [&](int i, const char* key) { return found[i].at(key).to_number<double>(); };
+  EXPECT_LT(figure(2, "perplexity"), 1.01 * figure(0, "perplexity"));
+  EXPECT_LT(figure(2, "kl_divergence"), 3 * figure(0, "kl_divergence"));
+  EXPECT_GT(figure(1, "kl_divergence"), 30 * figure(2, "kl_divergence"));
+  const json::object line = events("2", "calibrated").at(0).at("tensors").at(0).as_object();
+  EXPECT_GT(line.at("largest_before_smoothing").to_number<double>(),
+            5 * line.at("largest").to_number<double>());
+}
+
 TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
   if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
   // Ten documents, over and over: soon the others are only predicted worse.

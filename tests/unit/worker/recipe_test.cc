@@ -126,6 +126,17 @@ TEST_F(RecipeTest, Quantization) {
   EXPECT_EQ(format_of(rounding, "model.embed_tokens.weight"), TensorType::kQ6K);
   EXPECT_EQ(rounding.candidates.size(), 2u);
   const auto with = [&](const std::string& pass) { return parse("  - " + pass + "\n" + kExport); };
+  EXPECT_TRUE(refused(with("quantize.weights: {format: Q9}"), 5, {"Q8_0", "SPARSE24_Q8", "CODEBOOK4"}));
+  EXPECT_TRUE(refused(with("quantize.activations: {smooth: 2}"), 5, {"'smooth'", "from 0 to 1"}));
+  EXPECT_TRUE(refused(with("quantize.activations: {smoth: 1}"), 5, {"did you mean 'smooth'"}));
+  EXPECT_TRUE(refused(with("quantize.activations: {bytes: true}"), 5, {"unknown key 'bytes'"}));
+  EXPECT_TRUE(refused(with("quantize.activations: {dynamic: x}"), 5, {"a list of texts"}));
+  EXPECT_TRUE(refused(
+      parse(std::string("  - quantize.weights:\n  - quantize.activations: {smooth: 0.5}\n") + kExport), 6,
+      {"smooth before"}));
+  EXPECT_TRUE(
+      refused(parse(std::string("  - quantize.activations:\n  - quantize.weights: {awq: true}\n") + kExport),
+              6, {"'awq'"}));
   EXPECT_TRUE(refused(with("quantize.weights: {method: gtpq}"), 5, {"'method'", "did you mean 'gptq'"}));
   EXPECT_TRUE(refused(with("quantize.weights: {act_order: true}"), 5, {"gptq"}));
   EXPECT_TRUE(refused(with("quantize.weights: {format: Q4_K, bits: 4}"), 5, {"'bits'"}));
