@@ -161,7 +161,11 @@ Result<SignedDocument> parse_signed(std::string_view text, std::string_view wher
     if (!entry.is_object()) continue;
     auto id = json_string(entry.get_object(), "keyid", where),
          hex = json_string(entry.get_object(), "sig", where);
-    if (id && hex) out.signatures.push_back({std::move(*id), std::move(*hex)});
+    if (!id || !hex) continue;
+    if (std::any_of(out.signatures.begin(), out.signatures.end(),
+                    [&](const auto& s) { return s.key_id == *id; }))
+      return fail(ErrorCode::kCorrupt, std::string(where), "has two signatures of the key {}", *id);
+    out.signatures.push_back({std::move(*id), std::move(*hex)});
   }
   Result<std::string> bytes = canonical_json(*body);
   if (!bytes) return corrupt(bytes.error());

@@ -236,7 +236,7 @@ class Test(unittest.TestCase):
             r.publish_root()
             r.publish()
             r.sign_timestamp(r.keys['timestamp'], r.keys['timestamp'])
-        attack('1 of the 2', twice)
+        attack('two signatures', twice)
 
         def version(r):
             r.timestamp['spec_version'] = '2.1.0'
