@@ -4,15 +4,16 @@
 #include <boost/asio/post.hpp>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
 
 namespace retort {
 
-/// A ZeroMQ socket on an Asio reactor. libzmq's descriptor is edge-triggered and only says "look at
-/// ZMQ_EVENTS": it is drained at every wake, at most 64 messages at a time, and looked at again after every
-/// send (docs/adr). For this folder only. Thread: reactor.
+/// A ZeroMQ socket on an Asio reactor. libzmq's descriptor is edge-triggered and only says that something
+/// happened: the socket is drained at every wake until it has no more, at most 64 messages at a time, and
+/// looked at again after every send (docs/adr). For this folder only. Thread: reactor.
 class ReactorSocket : public std::enable_shared_from_this<ReactorSocket> {
  public:
   using OnMessage = std::function<void(std::vector<zmq::message_t>&)>;
@@ -40,7 +41,7 @@ class ReactorSocket : public std::enable_shared_from_this<ReactorSocket> {
     }
   }
   /// All frames or none; false when the socket cannot take them now.
-  bool send(std::vector<zmq::message_t>& frames) {
+  bool send(std::span<zmq::message_t> frames) {
     bool sent = true;
     try {
       for (std::size_t i = 0; i < frames.size() && sent; ++i) {
@@ -79,10 +80,10 @@ class ReactorSocket : public std::enable_shared_from_this<ReactorSocket> {
   }
   void drain() {
     try {
+      std::vector<zmq::message_t> frames;
       for (int n = 0; !stopped_ && on_message_; ++n) {
-        if ((socket.get(zmq::sockopt::events) & ZMQ_POLLIN) == 0) return;
         if (n == 64) return look_again();
-        std::vector<zmq::message_t> frames;
+        frames.clear();
         do {
           zmq::message_t frame;
           if (!socket.recv(frame, zmq::recv_flags::dontwait)) return;

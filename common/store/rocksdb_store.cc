@@ -1,4 +1,5 @@
 #include <rocksdb/db.h>
+#include <rocksdb/slice_transform.h>
 #include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/write_batch.h>
 
@@ -12,6 +13,8 @@ namespace retort {
 namespace {
 
 namespace db = rocksdb;
+
+constexpr std::size_t kHintBytes = 20;  // of a device's id
 
 db::Slice slice(std::string_view text) { return {text.data(), text.size()}; }
 std::string_view view(const db::Slice& text) { return {text.data(), text.size()}; }
@@ -117,6 +120,10 @@ Result<std::unique_ptr<Store>> open_rocksdb_store(const std::filesystem::path& f
   options.keep_log_file_num = 2;
   options.info_log_level = db::WARN_LEVEL;
   options.paranoid_checks = true;
+  // Where the last key with the same beginning went is where to look first: a device's telemetry comes in
+  // order, mixed with all others'. The search from the top was a fifth of the coordinator's time under load.
+  options.memtable_insert_with_hint_prefix_extractor.reset(db::NewFixedPrefixTransform(kHintBytes));
+  options.allow_concurrent_memtable_write = false;  // the hints' condition
 
   // RocksDB wants every existing column family named, those of a newer version of ours too.
   std::vector<std::string> names;

@@ -98,9 +98,10 @@ DeviceStatus read(schema::Status::Reader in) {
 }
 
 std::string to_bytes(capnp::MallocMessageBuilder& message) {
-  const kj::Array<capnp::word> words = capnp::messageToFlatArray(message);
-  const auto bytes = words.asBytes();
-  return std::string(reinterpret_cast<const char*>(bytes.begin()), bytes.size());
+  std::string out(capnp::computeSerializedSizeInWords(message) * sizeof(capnp::word), '\0');
+  kj::ArrayOutputStream stream({reinterpret_cast<kj::byte*>(out.data()), out.size()});
+  capnp::writeMessage(stream, message);
+  return out;
 }
 
 }  // namespace retort::wire

@@ -12,6 +12,11 @@ std::string metrics(const Api& api, const ApiParts& p) {
   single("retort_devices", "gauge", "Enrolled devices.", static_cast<double>(p.fleet.devices().size()));
   single("retort_devices_online", "gauge", "Devices with a live session.",
          static_cast<double>(p.fleet.online_count()));
+  single("retort_devices_silent_total", "counter", "Sessions that ended because the device was not heard.",
+         static_cast<double>(c.silent));
+  single("retort_devices_longest_silence_seconds", "gauge",
+         "The longest that a device with a live session was not heard, since the start.",
+         std::chrono::duration<double>(c.longest_silence).count());
   single("retort_fleet_frames_total", "counter", "Frames received.", static_cast<double>(c.frames));
   single("retort_fleet_garbage_frames_total", "counter", "Frames that could not be read.",
          static_cast<double>(c.garbage));

@@ -62,10 +62,10 @@ Fleet::Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& arti
 Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
   keys_ = keys;
   for (DeviceRecord& device : RETORT_TRY(device_table_.all())) {
-    device_of_key_[device.public_key] = device.id;
-    if (!device.previous_key.empty()) device_of_key_[device.previous_key] = device.id;
     const std::string id = device.id;
-    devices_.emplace(id, std::move(device));
+    DeviceRecord& kept = devices_.emplace(id, std::move(device)).first->second;
+    device_of_key_[kept.public_key] = &kept;
+    if (!kept.previous_key.empty()) device_of_key_[kept.previous_key] = &kept;
   }
   RETORT_TRY(store_.scan(kSeenTable, "", "", [&](std::string_view id, std::string_view value) {
     const auto device = devices_.find(std::string(id));
@@ -84,7 +84,7 @@ Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
   }
   const auto admit = [this](std::string_view key) {
     const auto known = device_of_key_.find(std::string(key));
-    return known == device_of_key_.end() || !devices_.at(known->second).revoked;
+    return known == device_of_key_.end() || !known->second->revoked;
   };
   server_ = RETORT_TRY(FleetServer::bind(
       reactor_, keys, endpoint, admit,
@@ -93,8 +93,16 @@ Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
   return {};
 }
 
-bool Fleet::online(const std::string& id) const { return routing_of_.count(id) != 0; }
-std::size_t Fleet::online_count() const { return routing_of_.size(); }
+bool Fleet::online(const std::string& id) const {
+  const auto device = devices_.find(id);
+  return device != devices_.end() && session_of_.count(&device->second) != 0;
+}
+std::size_t Fleet::online_count() const { return session_of_.size(); }
+
+Fleet::Session* Fleet::session_of(const DeviceRecord& device) {
+  const auto found = session_of_.find(&device);
+  return found == session_of_.end() ? nullptr : found->second;
+}
 
 Result<DeviceRecord> Fleet::find(const std::string& id) const {
   const auto exact = devices_.find(id);
@@ -117,7 +125,7 @@ Result<DeviceRecord> Fleet::find(const std::string& id) const {
 // lost.
 
 void Fleet::save_soon(const DeviceRecord& device) {
-  unsaved_.insert(device.id);
+  unsaved_.insert(&device);
   on_change_(device);
   flush_soon();
 }
@@ -145,40 +153,41 @@ void Fleet::flush_soon() {
 
 Result<void> Fleet::flush() {
   if (unsaved_.empty() && unsaved_telemetry_.empty()) return {};
-  for (const std::string& id : unsaved_) device_table_.put(unsaved_points_, id, devices_.at(id));
+  for (const DeviceRecord* device : unsaved_) device_table_.put(unsaved_points_, device->id, *device);
   const Result<void> written = store_.write(std::exchange(unsaved_points_, {}), false);
   const std::uint64_t points = std::exchange(unsaved_point_count_, 0);
   const auto telemetry = std::exchange(unsaved_telemetry_, {});
   if (!written) {
-    for (const auto& [id, before] : telemetry)
-      devices_.at(id).telemetry_batch = before;  // they send it again
+    // They send it again.
+    for (const auto& [device, before] : telemetry)
+      device->telemetry_batch = std::min(device->telemetry_batch, before);
     return written;
   }
   counters_.telemetry_points += points;
   unsaved_.clear();
   if (telemetry.empty()) return {};
-  std::vector<std::pair<std::string, std::uint64_t>> batches;
-  for (const auto& [id, before] : telemetry) {
-    acknowledged_.emplace(id, before);
-    batches.emplace_back(id, devices_.at(id).telemetry_batch);
+  std::vector<std::pair<DeviceRecord*, std::uint64_t>> batches;
+  batches.reserve(telemetry.size());
+  for (const auto& [device, before] : telemetry) {
+    acknowledged_.emplace(device, before);
+    batches.emplace_back(device, device->telemetry_batch);
   }
   sync_.then([this, batches = std::move(batches)] {
-    for (const auto& [id, batch] : batches) acknowledge(id, batch);
+    for (const auto& [device, batch] : batches) acknowledge(*device, batch);
   });
   return {};
 }
 
-void Fleet::acknowledge(const std::string& id, std::uint64_t batch) {
-  if (const auto on_disk = acknowledged_.find(id); on_disk != acknowledged_.end()) {
+void Fleet::acknowledge(const DeviceRecord& device, std::uint64_t batch) {
+  if (const auto on_disk = acknowledged_.find(&device); on_disk != acknowledged_.end()) {
     on_disk->second = std::max(on_disk->second, batch);
-    if (on_disk->second >= devices_.at(id).telemetry_batch) acknowledged_.erase(on_disk);
+    if (on_disk->second >= device.telemetry_batch) acknowledged_.erase(on_disk);
   }
-  if (const auto routing = routing_of_.find(id); routing != routing_of_.end())
-    send(sessions_.at(routing->second), wire::TelemetryAck{batch});
+  if (Session* const session = session_of(device)) send(*session, wire::TelemetryAck{batch});
 }
 
 void Fleet::store_telemetry(DeviceRecord& device, wire::TelemetryBatch& batch) {
-  unsaved_telemetry_.emplace(device.id, device.telemetry_batch);
+  unsaved_telemetry_.emplace_back(&device, device.telemetry_batch);
   if (batch.batch > device.telemetry_batch) {
     if (batch.points.size() > kMaxPoints) batch.points.resize(kMaxPoints);
     for (TelemetryPoint& point : batch.points) bound(point.metric, 128);
@@ -217,16 +226,16 @@ void Fleet::on_frame(const FleetServer::Peer& peer, std::string_view frame) {
                counters_.garbage, envelope.error().describe());
     return;
   }
-  const auto known = device_of_key_.find(peer.public_key);
   if (const auto* message = std::get_if<wire::Enrol>(&envelope->payload))
     return enrol(peer, *envelope, *message);
+  const auto known = device_of_key_.find(peer.public_key);
   if (known == device_of_key_.end()) {
     ++counters_.refused;
     return answer(peer, *envelope,
                   wire::Refused{"hello", "denied",
                                 "this device is not enrolled here; give its agent an enrolment token"});
   }
-  DeviceRecord& device = devices_.at(known->second);
+  DeviceRecord& device = *known->second;
   if (device.revoked)
     return answer(peer, *envelope, wire::Refused{"hello", "revoked", "an operator revoked this device"});
   if (device.pending)
@@ -253,10 +262,12 @@ void Fleet::on_frame(const FleetServer::Peer& peer, std::string_view frame) {
   }
   const auto session = sessions_.find(peer.routing_id);
   if (session == sessions_.end() || session->second.epoch != envelope->epoch ||
-      session->second.device_id != device.id)
+      session->second.device != &device)
     return answer(peer, *envelope,
                   wire::ComeBack{0});  // we started anew, or this is an old session's: say hello again
-  session->second.heard = clock_.steady_now();
+  const auto now = clock_.steady_now();
+  counters_.longest_silence = std::max(counters_.longest_silence, now - session->second.heard);
+  session->second.heard = now;
   if (envelope->sequence <= session->second.received) {
     ++counters_.duplicates;
     return;
@@ -290,40 +301,43 @@ void Fleet::enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope,
     bound(device.profile);
     if (const Result<void> saved = save_step(device, "enrolled"); !saved)
       return answer(peer, envelope, wire::Refused{"enrol", "unavailable", saved.error().message});
-    device_of_key_[peer.public_key] = device.id;
-    const std::string id = device.id;
-    devices_[id] = std::move(device);
-    log_info("fleet: {} ({}) {}", id, devices_[id].name,
-             devices_[id].pending ? "waits for an accept" : "enrolled");
+    log_info("fleet: {} ({}) {}", device.id, device.name,
+             device.pending ? "waits for an accept" : "enrolled");
+    DeviceRecord& kept = devices_[device.id];
+    kept = std::move(device);
+    device_of_key_[peer.public_key] = &kept;
   }
   // A repeated enrolment of a key that is known costs no use of the token: the first answer was lost.
-  DeviceRecord& device = devices_.at(device_of_key_.at(peer.public_key));
+  const DeviceRecord& device = *device_of_key_.at(peer.public_key);
   if (device.revoked)
     return answer(peer, envelope, wire::Refused{"enrol", "revoked", "an operator revoked this device"});
   if (device.pending) waiting_[device.id] = {peer.routing_id, envelope.epoch};
-  sync_.then([this, peer, id = device.id, epoch = envelope.epoch, sequence = envelope.sequence] {
+  sync_.then([this, peer, &device, epoch = envelope.epoch, sequence = envelope.sequence] {
     wire::Envelope asked;
     asked.epoch = epoch, asked.sequence = sequence;
-    if (devices_.at(id).pending)
+    if (device.pending)
       answer(peer, asked, wire::Refused{"enrol", "pending", std::string(kPending)});
     else
-      answer(peer, asked, wire::Enrolled{id, artifacts_.trust().root_text()});
+      answer(peer, asked, wire::Enrolled{device.id, artifacts_.trust().root_text()});
   });
 }
 
 void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& envelope,
                          DeviceRecord& device) {
-  if (sessions_.size() >= options_.sessions && !online(device.id))
+  Session* const old = session_of(device);
+  if (sessions_.size() >= options_.sessions && old == nullptr)
     return answer(peer, envelope,
                   wire::ComeBack{5000 + static_cast<std::uint32_t>(random_.next_unit() * 10000)});
-  if (const auto old = routing_of_.find(device.id); old != routing_of_.end()) sessions_.erase(old->second);
+  if (old != nullptr) sessions_.erase(std::string(old->routing_id));
+  if (const auto taken = sessions_.find(peer.routing_id); taken != sessions_.end())
+    session_of_.erase(taken->second.device);
   Session& session = sessions_[peer.routing_id] = {
-      device.id, peer.routing_id, envelope.epoch, envelope.sequence, 0, clock_.steady_now()};
-  routing_of_[device.id] = peer.routing_id;
+      &device, peer.routing_id, envelope.epoch, envelope.sequence, 0, clock_.steady_now()};
+  session_of_[&device] = &session;
   device.epoch = std::max(device.epoch, envelope.epoch);
   device.last_seen = clock_.unix_millis();
   save_soon(device);
-  const auto on_disk = acknowledged_.find(device.id);
+  const auto on_disk = acknowledged_.find(&device);
   send(session, wire::Welcome{options_.heartbeat_millis, options_.chunk_credit, clock_.unix_millis(),
                               on_disk == acknowledged_.end() ? device.telemetry_batch : on_disk->second});
   const std::uint64_t generation = device.desired.generation;
@@ -369,16 +383,15 @@ void Fleet::change_key(Session& session, DeviceRecord& device, const wire::KeyRo
     if (const Result<void> saved = save_step(next, "key"); !saved)
       return log_error("fleet: {}", saved.error().describe());  // the device asks again
     device = std::move(next);
-    device_of_key_[device.public_key] = device.id;
+    device_of_key_[device.public_key] = &device;
   }
-  sync_.then([this, id = device.id, key = device.public_key] {
-    if (const auto routing = routing_of_.find(id); routing != routing_of_.end())
-      send(sessions_.at(routing->second), wire::KeyRotated{key});
+  sync_.then([this, &device, key = device.public_key] {
+    if (Session* const now = session_of(device)) send(*now, wire::KeyRotated{key});
   });
 }
 
 void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session) {
-  DeviceRecord& device = devices_.at(session.device_id);
+  DeviceRecord& device = *session.device;
   device.last_seen = clock_.unix_millis();
   if (auto* update = std::get_if<wire::ProfileUpdate>(&envelope.payload)) {
     bound(update->profile);
@@ -504,8 +517,8 @@ void Fleet::tell_next() {
   for (std::size_t i = 0; i < kTellAtATime && !to_tell_.empty(); ++i) {
     const std::string id = std::move(to_tell_.front());
     to_tell_.pop_front();
-    if (const auto routing = routing_of_.find(id); routing != routing_of_.end())
-      send_desired(sessions_.at(routing->second), devices_.at(id));
+    const DeviceRecord& device = devices_.at(id);
+    if (Session* const session = session_of(device)) send_desired(*session, device);
   }
   if (to_tell_.empty()) return;
   boost::asio::post(reactor_, [this, alive = std::weak_ptr<int>(alive_)] {
@@ -534,8 +547,9 @@ void Fleet::desire(DeviceRecord& device, DesiredState desired) {
 }
 
 bool Fleet::ask_canary(const std::string& id, const wire::Canary& canary) {
-  const auto routing = routing_of_.find(id);
-  return routing != routing_of_.end() && send(sessions_.at(routing->second), canary);
+  const auto device = devices_.find(id);
+  Session* const session = device == devices_.end() ? nullptr : session_of(device->second);
+  return session != nullptr && send(*session, canary);
 }
 
 Result<DeviceClass> Fleet::set_class(DeviceClass value) {
@@ -577,12 +591,10 @@ Result<void> Fleet::revoke(const std::string& id) {
   RETORT_TRY(store_.sync());
   device = std::move(next);
   waiting_.erase(exact);
-  if (const auto routing = routing_of_.find(exact); routing != routing_of_.end()) {
-    if (const auto session = sessions_.find(routing->second); session != sessions_.end()) {
-      send(session->second, wire::Refused{"session", "revoked", "an operator revoked this device"});
-      sessions_.erase(session);
-    }
-    routing_of_.erase(routing);
+  if (Session* const session = session_of(device)) {
+    send(*session, wire::Refused{"session", "revoked", "an operator revoked this device"});
+    session_of_.erase(&device);
+    sessions_.erase(std::string(session->routing_id));
     on_change_(device);
   }
   // The key itself is refused at its next handshake (admit); its frames are answered "revoked" until then.
@@ -614,9 +626,8 @@ Result<void> Fleet::rotate_key(const std::string& id) {
   next.rotate_key = true;
   RETORT_TRY(save_step(next, "rotate"));
   RETORT_TRY(store_.sync());
-  devices_.at(next.id) = next;
-  if (const auto routing = routing_of_.find(next.id); routing != routing_of_.end())
-    send(sessions_.at(routing->second), wire::RotateKey{});
+  DeviceRecord& device = devices_.at(next.id) = next;
+  if (Session* const session = session_of(device)) send(*session, wire::RotateKey{});
   return {};
 }
 
@@ -630,11 +641,12 @@ void Fleet::watch_silence() {
         ++it;
         continue;
       }
-      log_info("fleet: {} is silent", it->second.device_id);
-      const std::string id = it->second.device_id;
-      routing_of_.erase(id);
+      const DeviceRecord& device = *it->second.device;
+      log_info("fleet: {} is silent", device.id);
+      ++counters_.silent;
+      session_of_.erase(&device);
       it = sessions_.erase(it);
-      on_change_(devices_.at(id));
+      on_change_(device);
     }
     watch_silence();
   });

@@ -6,8 +6,9 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "common/core/clock.h"
@@ -31,7 +32,8 @@ struct FleetOptions {
 
 struct FleetCounters {
   std::uint64_t frames = 0, garbage = 0, duplicates = 0, refused = 0, telemetry_points = 0, chunks = 0,
-                chunk_bytes = 0;
+                chunk_bytes = 0, silent = 0;
+  std::chrono::steady_clock::duration longest_silence{};  ///< of a session between two of its messages
 };
 
 /// The coordinator's side of the fleet link: who the devices are, what class they fall into, what each should
@@ -94,7 +96,8 @@ class Fleet final : public DeviceFleet {
 
  private:
   struct Session {
-    std::string device_id, routing_id;
+    DeviceRecord* device = nullptr;
+    std::string routing_id;
     std::uint64_t epoch = 0, received = 0, sent = 0;
     std::chrono::steady_clock::time_point heard;
     std::chrono::steady_clock::time_point told;  ///< its desired state
@@ -119,7 +122,9 @@ class Fleet final : public DeviceFleet {
   void flush_soon();
   /// Writes what waits, in one go; its telemetry is acknowledged when it is on disk.
   Result<void> flush();
-  void acknowledge(const std::string& device_id, std::uint64_t batch);
+  void acknowledge(const DeviceRecord& device, std::uint64_t batch);
+  /// Nothing while the device is offline.
+  Session* session_of(const DeviceRecord& device);
   std::vector<DeviceClass> class_list() const;
   /// What the device is to serve by now; nothing: as it was told.
   std::optional<DesiredState> changed_state(const DeviceRecord& device,
@@ -143,8 +148,8 @@ class Fleet final : public DeviceFleet {
   Rollouts rollouts_;
   RecordTable<DeviceRecord> device_table_;
   RecordTable<DeviceClass> class_table_;
-  std::map<std::string, DeviceRecord> devices_;
-  std::map<std::string, std::string> device_of_key_;
+  std::map<std::string, DeviceRecord> devices_;  // none is ever erased: pointers to them stay good
+  std::unordered_map<std::string, DeviceRecord*> device_of_key_;
   struct Waiting {
     std::string routing_id;
     std::uint64_t epoch = 0;
@@ -152,18 +157,19 @@ class Fleet final : public DeviceFleet {
   std::map<std::string, Waiting> waiting_;  // by device: where one asked that waits for an accept
   CurveKeys keys_;
   std::map<std::string, DeviceClass> classes_;
-  std::map<std::string, Session> sessions_;        // by routing id
-  std::map<std::string, std::string> routing_of_;  // by device
-  std::map<std::string, File> open_files_;         // artifacts being pulled
-  // What is not written yet: records that changed, points, and by device whose telemetry is among it the
-  // batch number to go back to when it cannot be written.
-  std::set<std::string> unsaved_;
+  std::unordered_map<std::string, Session> sessions_;  // by routing id
+  std::unordered_map<const DeviceRecord*, Session*> session_of_;
+  std::map<std::string, File> open_files_;  // artifacts being pulled
+  // What is not written yet: records that changed, points, and for each batch among it the device and the
+  // number to go back to when it cannot be written.
+  std::unordered_set<const DeviceRecord*> unsaved_;
   StoreBatch unsaved_points_;
   std::uint64_t unsaved_point_count_ = 0;
-  std::map<std::string, std::uint64_t> unsaved_telemetry_;
+  std::vector<std::pair<DeviceRecord*, std::uint64_t>> unsaved_telemetry_;
   bool flush_posted_ = false;
-  std::map<std::string, std::uint64_t> acknowledged_;  ///< by device: less than its record says, on disk
-  std::deque<std::string> to_tell_;                    ///< devices with a new desired state
+  /// By device: the last batch on disk, while its record says a later one.
+  std::unordered_map<const DeviceRecord*, std::uint64_t> acknowledged_;
+  std::deque<std::string> to_tell_;  ///< devices with a new desired state
   FleetCounters counters_;
   boost::asio::steady_timer silence_timer_;
   std::unique_ptr<FleetServer> server_;

@@ -1,4 +1,9 @@
+#include <dlfcn.h>
+#include <sodium/utils.h>
+
 #include <boost/asio/steady_timer.hpp>
+#include <cstring>
+#include <limits>
 
 #include "common/net/link.h"
 #include "tests/support/support.h"
@@ -104,6 +109,22 @@ TEST(Link, PortInUseAndBadKeyFile) {
   const auto keys = load_or_make_curve_keys(folder / "k"), again = load_or_make_curve_keys(folder / "k");
   ASSERT_OK(keys);
   EXPECT_EQ(keys->secret_key, again->secret_key);
+}
+
+// libzmq takes its frames' memory by these names: they must be this program's, not libsodium's (link.cc).
+TEST(Link, FramesLieInOrdinaryMemory) {
+  Dl_info ours{}, theirs{};
+  ASSERT_NE(::dladdr(reinterpret_cast<void*>(&make_curve_keys), &ours), 0);
+  for (const char* name : {"sodium_malloc", "sodium_allocarray", "sodium_free"}) {
+    ASSERT_NE(::dladdr(::dlsym(RTLD_DEFAULT, name), &theirs), 0) << name;
+    EXPECT_EQ(theirs.dli_fbase, ours.dli_fbase) << name;
+  }
+  void* const some = sodium_allocarray(3, 5);
+  ASSERT_NE(some, nullptr);
+  std::memset(some, 1, 15);
+  sodium_free(some);
+  sodium_free(nullptr);
+  EXPECT_EQ(sodium_allocarray(std::numeric_limits<std::size_t>::max() / 2, 4), nullptr);
 }
 
 }  // namespace
