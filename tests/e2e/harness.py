@@ -144,12 +144,12 @@ class Fleet:
             return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env,
                                     start_new_session=True)
 
-    def start_coordinator(self, *options):
+    def start_coordinator(self, *options, link='tcp://127.0.0.1:*'):
         """Starts it, or starts it again on the same ports."""
         ready = self.path('ready.json')
         with contextlib.suppress(FileNotFoundError):
             os.remove(ready)
-        rest, link = '127.0.0.1:0', 'tcp://127.0.0.1:*'
+        rest = '127.0.0.1:0'
         if self.info:
             rest, link = urllib.parse.urlsplit(self.rest).netloc, self.info['fleet']
         self.coordinator = self.start('coordinator', [
@@ -160,13 +160,14 @@ class Fleet:
         self.rest = self.info['rest'] if '://' in self.info['rest'] else 'http://' + self.info['rest']
         self.env.update(RETORT_SERVER=self.rest, RETORT_TOKEN_FILE=self.path('data', 'operator.token'))
 
-    def start_agent(self, name, *options, serve=None):
+    def start_agent(self, name, *options, serve=None, inside=()):
+        """`inside`: a command that runs it, such as `ip netns exec NAME`."""
         if not os.path.exists(self.path('enrol')):
             token = self.retort('token', 'create', '--kind', 'enrolment', '--uses', '10')['token']
             with open(self.path('enrol'), 'w', encoding='utf-8') as file:
                 file.write(token)
         self.agents[name] = self.start(name, [
-            program('retort-agent'), 'run', '--state', self.path('agent-' + name), '--coordinator', self.info['fleet'],
+            *inside, program('retort-agent'), 'run', '--state', self.path('agent-' + name), '--coordinator', self.info['fleet'],
             '--token-file', self.path('enrol'), '--name', name, '--serve-binary', serve or program('retort-serve'),
             '--serve-port', '0', '--status-file', self.path(name + '.json'), *options])
 

@@ -292,10 +292,10 @@ class Device {
 
   void on_chunk(const wire::Chunk& chunk) {
     if (!pull_ || chunk.artifact != desired_.artifact) return;
+    pull_->heard = Steady::now();
     const auto asked = pull_->in_flight.find(chunk.offset);
     if (asked == pull_->in_flight.end() || asked->second != chunk.bytes.size()) return;
     pull_->in_flight.erase(asked);
-    pull_->heard = Steady::now();
     pull_->arrived[chunk.offset] = chunk.bytes;
     for (auto next = pull_->arrived.find(pull_->cursor->next()); next != pull_->arrived.end();
          next = pull_->arrived.find(pull_->cursor->next())) {

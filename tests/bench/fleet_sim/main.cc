@@ -1,6 +1,7 @@
 // fleet_sim: thousands of devices against the real coordinator. Measures, never gates; docs/benchmarks.md,
 // "Fleet".
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -31,14 +32,15 @@ namespace fs = std::filesystem;
 using Steady = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-const std::vector<std::string> kPhases{"telemetry", "idle", "desired", "storm", "silence", "transfer"};
+const std::vector<std::string> kPhases{"telemetry", "idle",    "desired", "storm",
+                                       "watch",     "silence", "transfer"};
 
 struct Options {
   std::vector<std::string> phases;
   std::uint64_t devices = 5000, per_shard = 1250, join_rate = 500, batches = 600, points = 4,
                 storm_batches = 10, silent = 50, pulling = 50, delay_millis = 0, seed = 1;
-  std::string artifact = "256MiB", json_file, folder, coordinator;
-  double loss = 0, churn_per_minute = 0, patience = 600;
+  std::string artifact = "256MiB", json_file, folder, coordinator, listen = "127.0.0.1", network;
+  double loss = 0, churn_per_minute = 0, patience = 600, minutes = 5;
 };
 
 double seconds_since(Steady::time_point begin) {
@@ -131,6 +133,7 @@ class Driver {
                                 : phase == "idle"    ? idle()
                                 : phase == "desired" ? desired()
                                 : phase == "storm"   ? storm()
+                                : phase == "watch"   ? watch()
                                 : phase == "silence" ? silence()
                                                      : transfer();
       if (!done) {
@@ -177,7 +180,7 @@ class Driver {
                       "--rest-listen",
                       "127.0.0.1:0",
                       "--fleet-listen",
-                      "tcp://127.0.0.1:*",
+                      fmt::format("tcp://{}:*", options_.listen),
                       "--ready-file",
                       folder_ / "ready.json",
                       "--rate-limit",
@@ -222,12 +225,21 @@ class Driver {
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         ::close(ends[0]);
         for (const Shard& other : shards_) ::close(other.descriptor);
+        if (!options_.network.empty() && !enter_network()) ::_exit(1);
         ::_exit(run_shard(ends[1], mine));
       }
       ::close(ends[1]);
       shards_.push_back({pid, ends[0], std::min(options_.per_shard, options_.devices - first), ""});
     }
     return {};
+  }
+
+  bool enter_network() const {
+    const fs::path path = fs::path("/run/netns") / options_.network;
+    const int network = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (network >= 0 && ::setns(network, CLONE_NEWNET) == 0) return true;
+    fmt::print(stderr, "{}: {}\n", path.string(), std::strerror(errno));
+    return false;
   }
 
   Result<json::value> call(const std::string& method, const std::string& path,
@@ -251,8 +263,14 @@ class Driver {
     return std::strtod(answer.body.c_str() + at + name.size() + 2, nullptr);
   }
 
-  double coordinator_cpu_seconds() const {
-    const std::string text = read_file(fmt::format("/proc/{}/stat", coordinator_), 4096).value_or("");
+  double coordinator_cpu_seconds() const { return cpu_seconds(coordinator_); }
+  double devices_cpu_seconds() const {
+    double all = 0;
+    for (const Shard& shard : shards_) all += cpu_seconds(shard.pid);
+    return all;
+  }
+  static double cpu_seconds(pid_t pid) {
+    const std::string text = read_file(fmt::format("/proc/{}/stat", pid), 4096).value_or("");
     const std::size_t at = text.rfind(')');
     if (at == std::string::npos) return 0;
     unsigned long user = 0, system = 0;
@@ -355,7 +373,7 @@ class Driver {
 
   Result<void> telemetry() {
     const double points = RETORT_TRY(metric("retort_telemetry_points_total"));
-    const double cpu = coordinator_cpu_seconds();
+    const double cpu = coordinator_cpu_seconds(), devices_cpu = devices_cpu_seconds();
     const auto begin = Steady::now();
     RETORT_TRY(ask_all({{"do", "telemetry"}, {"batches", options_.batches}, {"points", options_.points}}));
     RETORT_TRY(wait("devices with all batches acknowledged", "settled", options_.devices));
@@ -363,8 +381,10 @@ class Driver {
     const std::uint64_t batches = options_.batches * options_.devices;
     row("telemetry", fmt::format("batches of {} points, durable", options_.points),
         fmt::format("{:.0f} a second", static_cast<double>(batches) / seconds), "20,000");
-    row("telemetry", "coordinator's CPU time a batch",
-        fmt::format("{:.1f} µs", (coordinator_cpu_seconds() - cpu) / static_cast<double>(batches) * 1e6));
+    const auto micros = [&](double used) { return used / static_cast<double>(batches) * 1e6; };
+    row("telemetry", "CPU time a batch, coordinator's / devices'",
+        fmt::format("{:.1f} / {:.1f} µs", micros(coordinator_cpu_seconds() - cpu),
+                    micros(devices_cpu_seconds() - devices_cpu)));
     return check_points("telemetry", points, batches * options_.points);
   }
 
@@ -445,6 +465,31 @@ class Driver {
     return check_points("storm", points, options_.storm_batches * options_.devices * options_.points);
   }
 
+  /// Nobody is dead: who is taken for it?
+  Result<void> watch() {
+    const double before = RETORT_TRY(metric("retort_devices_silent_total"));
+    for (const auto begin = Steady::now(); seconds_since(begin) < options_.minutes * 60;) {
+      std::this_thread::sleep_for(std::chrono::seconds(5));
+      if (const auto told = static_cast<int>(seconds_since(begin)); told % 60 < 5)
+        say(fmt::format("watch: {} minutes, {:.0f} taken for dead", told / 60,
+                        RETORT_TRY(metric("retort_devices_silent_total")) - before));
+    }
+    const double days = static_cast<double>(options_.devices) * options_.minutes / 24 / 60,
+                 taken = RETORT_TRY(metric("retort_devices_silent_total")) - before;
+    row("watch",
+        fmt::format("taken for dead, of {} devices in {:g} minutes ({:.1f} device-days)", options_.devices,
+                    options_.minutes, days),
+        fmt::format("{:.0f}", taken));
+    row("watch",
+        taken == 0 ? "false verdicts a device-day, with 95 % confidence below (rule of three)"
+                   : "false verdicts a device-day",
+        fmt::format("{:.2f} %", std::max(taken, taken == 0 ? 3.0 : 0) / days * 100), "0.1 %");
+    row("watch", "the longest that a living device was not heard",
+        fmt::format("{:.1f} s", RETORT_TRY(metric("retort_devices_longest_silence_seconds"))),
+        "35 s is dead");
+    return {};
+  }
+
   Result<void> silence() {
     const std::uint64_t each = std::max<std::uint64_t>(options_.silent / shards_.size(), 1);
     const auto begin = Steady::now();
@@ -480,7 +525,7 @@ class Driver {
     std::this_thread::sleep_for(std::chrono::seconds(1));
     say("a raw CURVE socket pair");
     const double raw = RETORT_TRY(raw_pair_bytes_per_second(bytes * pulling, 256 << 10));
-    const double cpu = coordinator_cpu_seconds();
+    const double cpu = coordinator_cpu_seconds(), devices_cpu = devices_cpu_seconds();
     const std::int64_t since = RETORT_TRY(assign("pull", artifacts_[1]));
     RETORT_TRY(wait("devices that have the artifact", "done", pulling));
     const Spread done = spread(RETORT_TRY(times("done", since)));
@@ -489,9 +534,10 @@ class Driver {
         fmt::format("{:.0f} MB/s in {:.1f} s", rate / 1e6, done.max));
     row("transfer", "raw CURVE socket pair, the same bytes", fmt::format("{:.0f} MB/s", raw / 1e6));
     row("transfer", "share", fmt::format("{:.0f} %", rate / raw * 100), "50 %");
-    row("transfer", "coordinator's CPU time a MB",
-        fmt::format("{:.2f} ms",
-                    (coordinator_cpu_seconds() - cpu) * 1e9 / static_cast<double>(bytes * pulling)));
+    const double total = static_cast<double>(bytes * pulling);
+    row("transfer", "CPU time a MB, coordinator's / devices'",
+        fmt::format("{:.2f} / {:.2f} ms", (coordinator_cpu_seconds() - cpu) * 1e9 / total,
+                    (devices_cpu_seconds() - devices_cpu) * 1e9 / total));
     return {};
   }
 
@@ -541,7 +587,7 @@ int main(int argc, char** argv) {
       "Thousands of devices in a few processes, with the agent's own protocol code over real CURVE links, "
       "against the real retort-coordinator. Prints progress, then a table. Measures, never gates."};
   app.add_option("PHASE", options.phases,
-                 "telemetry, idle, desired, storm, silence, transfer, in this order; all unless said")
+                 "telemetry, idle, desired, storm, watch, silence, transfer, in this order; all unless said")
       ->check(CLI::IsMember(retort::sim::kPhases));
   app.add_option("--devices", options.devices)->capture_default_str()->check(CLI::Range(1, 20000));
   app.add_option("--per-process", options.per_shard,
@@ -553,6 +599,7 @@ int main(int argc, char** argv) {
   app.add_option("--points", options.points, "of a batch")->capture_default_str();
   app.add_option("--storm-batches", options.storm_batches, "that each device has to send in the storm")
       ->capture_default_str();
+  app.add_option("--minutes", options.minutes, "of watching")->capture_default_str();
   app.add_option("--silent", options.silent, "devices that fall silent")->capture_default_str();
   app.add_option("--pulling", options.pulling, "devices that pull the artifact")->capture_default_str();
   app.add_option("--artifact", options.artifact, "its size")->capture_default_str();
@@ -563,6 +610,9 @@ int main(int argc, char** argv) {
   app.add_option("--patience", options.patience, "seconds that a phase may take")->capture_default_str();
   app.add_option("--folder", options.folder,
                  "where the coordinator's and the devices' files go; default: /tmp");
+  app.add_option("--listen", options.listen, "the address that devices reach the coordinator at")
+      ->capture_default_str();
+  app.add_option("--network", options.network, "network namespace (of `ip netns`) that the devices are in");
   app.add_option("--json", options.json_file, "write the figures there too");
   app.add_option("--coordinator", options.coordinator, "retort-coordinator; default: the one beside this");
   try {
