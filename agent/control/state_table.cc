@@ -38,7 +38,7 @@ constexpr Transition kTable[] = {
     {S::kVerify, E::kDone, S::kStage, A::kStage},
     {S::kVerify, E::kRetry, S::kFetch, A::kPull},
     {S::kVerify, E::kFailed, S::kIdle, A::kGiveUp},
-    {S::kStage, E::kStart, S::kStage, A::kStage},
+    {S::kStage, E::kStart, S::kVerify, A::kHash},  // a power cut may have taken what was verified
     {S::kStage, E::kProfiled, S::kStage, A::kTellProfile},
     {S::kStage, E::kDone, S::kProbe, A::kStartCandidate},
     {S::kStage, E::kRetry, S::kFetch, A::kPull},

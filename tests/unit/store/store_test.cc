@@ -4,11 +4,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <set>
+#include <span>
+
 #include "common/core/file.h"
+#include "common/core/random.h"
 #include "tests/support/support.h"
 
 namespace retort {
 namespace {
+
+namespace fs = std::filesystem;
 
 /// Both stores must behave alike.
 class AnyStore : public ::testing::TestWithParam<bool> {
@@ -100,6 +106,66 @@ TEST(RocksdbStore, KeepsWhatWasWrittenWhenTheProcessDies) {
   EXPECT_EQ(*(*store)->get("t", "key"), "value");
   EXPECT_EQ(*(*store)->get("t", "other"), "too");
   EXPECT_EQ(*(*store)->get("a new table", "key"), std::nullopt);
+}
+
+// A power cut takes what was not synced, wholly or in parts, and may leave anything in its place.
+TEST(RocksdbStore, LostAndTornWritesTakeTheLastOnesFirst) {
+  testing::TemporaryFolder folder;
+  const auto log_of = [](const fs::path& store) {
+    for (const auto& entry : fs::directory_iterator(store))
+      if (entry.path().extension() == ".log" && entry.file_size() > 0) return entry.path();
+    return fs::path();
+  };
+  constexpr int kSynced = 20, kAll = 60;
+  const fs::path whole = folder / "whole";
+  std::uint64_t synced_bytes = 0;
+  {
+    const auto store = open_rocksdb_store(folder / "store", {"t", "u"});
+    ASSERT_OK(store);
+    for (int i = 0; i < kAll; ++i) {
+      StoreBatch batch;  // both or none
+      batch.put("t", fmt::format("{:03}", i), std::string(10 + i * 7 % 50, 'x'));
+      batch.put("u", fmt::format("{:03}", i), std::to_string(i));
+      ASSERT_OK((*store)->write(batch, i % 2 == 0 && i < kSynced));
+      if (i + 1 != kSynced) continue;
+      ASSERT_OK((*store)->sync());
+      synced_bytes = fs::file_size(log_of(folder / "store"));
+    }
+    fs::copy(folder / "store", whole, fs::copy_options::recursive);  // as a cut would leave it at best
+  }
+  const std::uint64_t all_bytes = fs::file_size(log_of(whole));
+  ASSERT_GT(synced_bytes, 0u);
+  ASSERT_GT(all_bytes, synced_bytes);
+  SeededRandom random(7);
+  std::set<int> counts;
+  for (int trial = 0; trial < 90; ++trial) {
+    const fs::path torn = folder / "torn";
+    fs::remove_all(torn);
+    fs::copy(whole, torn, fs::copy_options::recursive);
+    const fs::path log = log_of(torn);
+    const auto at = synced_bytes + static_cast<std::uint64_t>(random.next_unit() *
+                                                              static_cast<double>(all_bytes - synced_bytes));
+    std::string bytes = *read_file(log, 1 << 20);
+    if (trial % 3 == 0) {
+      bytes.resize(at);  // the tail never came to the disk
+    } else {
+      const std::span<char> rest(bytes.data() + at, bytes.size() - at);
+      if (trial % 3 == 1)
+        random.fill(std::as_writable_bytes(rest));  // other bytes did
+      else
+        std::fill(rest.begin(), rest.end(), '\0');  // its length did
+    }
+    ASSERT_OK(write_file_atomic(log, bytes));
+    const auto store = open_rocksdb_store(torn, {"t", "u"});
+    ASSERT_OK(store) << "trial " << trial;
+    int there = 0;
+    while (there < kAll && *(*store)->get("t", fmt::format("{:03}", there))) ++there;
+    EXPECT_GE(there, kSynced) << "trial " << trial << ": something that was on disk is gone";
+    for (int i = 0; i < kAll; ++i)
+      EXPECT_EQ((*store)->get("u", fmt::format("{:03}", i))->has_value(), i < there) << trial << ' ' << i;
+    counts.insert(there);
+  }
+  EXPECT_GT(counts.size(), 10u) << "the cuts were all alike";
 }
 
 TEST(RocksdbStore, OneProcessAtATime) {
