@@ -46,6 +46,7 @@ struct Desired {
   deviceClass @1 :Text;
   artifact @2 :Text;
   assignment @3 :Data;             # the same, signed for this device: what counts
+  mirrors @4 :List(Text);          # HTTP addresses that may have the artifact too; believed in nothing
 }
 
 struct Point {

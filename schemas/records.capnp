@@ -43,6 +43,11 @@ struct ClassRecord {
   generation @12 :UInt64;
 }
 
+struct SiteRecord {
+  name @0 :Text;                   # value of its devices' label "site"
+  mirrors @1 :List(Text);
+}
+
 struct TeacherRecord {
   id @0 :Text;                     # SHA-256 over its files
   name @1 :Text;

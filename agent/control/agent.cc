@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
+#include <future>
 
 #include "common/core/fail_point.h"
 #include "common/core/file.h"
@@ -75,8 +76,10 @@ Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool
 
 Agent::~Agent() {
   alive_.reset();
+  pull_.reset();
   disk_.join();
   ask_.join();
+  mirror_.join();
 }
 
 Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, AgentOptions options,
@@ -514,15 +517,11 @@ void Agent::on_session(bool up, const std::string& reason) {
     batch_in_flight_ = 0;
     tell_profile();
     trust_.on_link();
-    if (pull_) request_chunks();
+    pull_on();
     send_batch();
   } else {
     log_info("link: down{}{}; serving on", reason.empty() ? "" : ": ", reason);
-    if (pull_) {
-      pull_->in_flight.clear();
-      pull_->arrived.clear();
-      if (pull_->cursor) pull_->request_at = pull_->cursor->next();
-    }
+    rewind_requests();
   }
   changed();
 }
@@ -595,6 +594,7 @@ void Agent::on_enrolled(const wire::Enrolled& enrolled) {
 
 // Nothing is done that is not signed for this device: a link or a mirror in wrong hands directs nobody.
 void Agent::on_desired(const wire::Desired& desired, bool refreshed) {
+  mirrors_.set(desired.mirrors);
   if (!supersedes(record_, desired.desired)) return;
   Result<AssignmentMetadata> assignment =
       trust_.root()
@@ -715,16 +715,19 @@ void Agent::begin_pull() {
   trust_.bring(record_.candidate.artifact, [this, work = work_](Result<std::string> manifest) {
     if (work != work_ || !pull_) return;
     if (!manifest) return work_failed(manifest.error());
-    on_manifest(*manifest);
+    open_pull(*manifest);
   });
 }
 
-void Agent::on_manifest(const std::string& manifest_text) {
+void Agent::open_pull(const std::string& manifest_text) {
   const std::uint64_t work = work_;
   on_pool(
       disk_,
-      [this, manifest_text, candidate = record_.candidate] {
-        return slots_.begin(spool_, candidate.slot, candidate.artifact, manifest_text);
+      [this, manifest_text, candidate = record_.candidate]() -> Result<SlotFiles::Begun> {
+        std::string text = manifest_text;
+        if (text.empty())
+          if (auto noted = RETORT_TRY(spool_.pull())) text = std::move(noted->manifest);
+        return slots_.begin(spool_, candidate.slot, candidate.artifact, text);
       },
       [this, work](Result<SlotFiles::Begun> begun) {
         if (work != work_ || !pull_) return;
@@ -732,20 +735,95 @@ void Agent::on_manifest(const std::string& manifest_text) {
         bytes_total_ = begun->manifest.length;
         pull_->cursor = std::make_unique<PullCursor>(begun->manifest, begun->done, begun->cursor);
         pull_->manifest = std::make_shared<const ArtifactManifest>(std::move(begun->manifest));
-        pull_->request_at = pull_->cursor->next();
+        pull_->piece_sources.clear();
+        if (begun->cursor != 0) pull_->piece_sources.insert("");
         const std::uint64_t missing = pull_->cursor->bytes_missing();
         bytes_done_ = bytes_total_ - missing;
         log_info("artifact {}: {} to pull, {} here already ({} copied from a slot)",
                  record_.candidate.artifact.substr(0, 12), format_bytes(missing), format_bytes(bytes_done_),
                  format_bytes(begun->bytes_copied));
-        if (pull_->cursor->complete()) return post_event(Event::kDone);
-        request_chunks();
+        if (pull_->cursor->complete()) {
+          pull_.reset();
+          return post_event(Event::kDone);
+        }
+        pull_on();
         changed();
       });
 }
 
+void Agent::pull_on() {
+  if (!pull_ || !pull_->cursor || pull_->writing || !pull_->mirror.empty()) return;
+  write_next();
+  if (pull_->writing) return;
+  pull_->arrived.clear();
+  rewind_requests();
+  pull_->silent_ticks = pull_->silences = 0;
+  pull_->window_seconds = 0, pull_->window_bytes = 0;
+  if (const auto url = mirrors_.choose(clock_.steady_now())) return ask_mirror(*url);
+  request_chunks();
+}
+
+// The mirror's thread reads, and waits until each chunk is on disk. What it reads is believed when its hash
+// is right: a mirror that does not send what the manifest says is put aside, and its part of the piece with
+// it.
+void Agent::ask_mirror(const std::string& url) {
+  const auto wanted = std::make_shared<std::atomic<bool>>(true);
+  const auto missing = pull_->cursor->missing_from(pull_->cursor->next(), UINT32_MAX);
+  pull_->mirror = url;
+  pull_->mirror_wanted = wanted;
+  log_info("artifact {}: {} from {}", record_.candidate.artifact.substr(0, 12), format_bytes(missing->length),
+           url);
+  const MirrorRange range{record_.candidate.artifact, missing->offset, missing->length,
+                          pull_->manifest->length};
+  const auto sink = [this, wanted](std::string chunk) {
+    const auto written = std::make_shared<std::promise<void>>();
+    std::future<void> done = written->get_future();
+    boost::asio::post(reactor_, [this, wanted, written, chunk = std::move(chunk)]() mutable {
+      if (*wanted) on_mirror_chunk(std::move(chunk), [written] { written->set_value(); });
+    });
+    while (done.wait_for(milliseconds(100)) != std::future_status::ready)
+      if (!*wanted) return false;
+    return wanted->load();
+  };
+  on_pool(
+      mirror_,
+      [url, range, sink, wanted] {
+        return read_mirror(url, range, sink, [wanted] { return wanted->load(); });
+      },
+      [this, wanted](Result<void> result) {
+        if (*wanted) mirror_ended(result);
+      });
+}
+
+void Agent::on_mirror_chunk(std::string chunk, std::function<void()> written) {
+  pull_->window_bytes += chunk.size();
+  write_chunk(std::move(chunk), pull_->mirror, std::move(written));
+}
+
+void Agent::mirror_ended(const Result<void>& result) {
+  if (result) {
+    mirrors_.worked(pull_->mirror);
+  } else {
+    log_warn("mirror put aside for a while: {}", result.error().describe());
+    mirrors_.failed(pull_->mirror, clock_.steady_now());
+  }
+  pull_->leave_mirror();
+  pull_on();
+}
+
+void Agent::rewind_requests() {
+  if (!pull_ || !pull_->cursor) return;
+  pull_->in_flight.clear();
+  pull_->request_at = pull_->cursor->next();
+  while (const auto range = pull_->cursor->missing_from(pull_->request_at, 1)) {
+    const auto arrived = pull_->arrived.find(range->offset);
+    if (arrived == pull_->arrived.end()) break;
+    pull_->request_at = range->offset + arrived->second.size();
+  }
+}
+
 void Agent::request_chunks() {
-  if (!pull_ || !pull_->cursor || !session_->up()) return;
+  if (!pull_ || !pull_->cursor || !pull_->mirror.empty() || !session_->up()) return;
   while (pull_->in_flight.size() + pull_->arrived.size() < session_->chunk_credit()) {
     const auto range = pull_->cursor->missing_from(pull_->request_at, wire::kMaxChunkBytes);
     if (!range) return;
@@ -779,10 +857,19 @@ void Agent::write_next() {
   if (!pull_ || pull_->writing) return;
   const auto next = pull_->arrived.find(pull_->cursor->next());
   if (next == pull_->arrived.end()) return;
-  const std::uint64_t offset = next->first;
   std::string bytes = std::move(next->second);
   pull_->arrived.erase(next);
+  write_chunk(std::move(bytes), "", [this] {
+    write_next();
+    request_chunks();
+  });
+}
+
+void Agent::write_chunk(std::string bytes, const std::string& source, std::function<void()> written) {
+  const std::uint64_t offset = pull_->cursor->next();
   std::vector<std::uint32_t> completed = pull_->cursor->received(bytes.size());
+  const bool next_piece = !completed.empty();
+  if (!source.empty()) pull_->piece_sources.insert(source);
   pull_->writing = true;
   const std::uint64_t work = work_;
   on_pool(
@@ -791,14 +878,29 @@ void Agent::write_next() {
        completed = std::move(completed), after_this = pull_->cursor->next()] {
         return slots_.write(spool_, slot, *manifest, offset, bytes, completed, after_this);
       },
-      [this, work](Result<void> written) {
+      [this, work, source, next_piece, written = std::move(written)](Result<void> done) {
         if (work != work_ || !pull_) return;
         pull_->writing = false;
-        if (!written) return work_failed(written.error());
+        if (!done && done.error().code == ErrorCode::kCorrupt && !pull_->piece_sources.empty()) {
+          // Not the coordinator's fault, or not surely: the piece is pulled again, without these mirrors.
+          log_warn("{}; pulled again, and not from {}", done.error().describe(),
+                   fmt::join(pull_->piece_sources, " "));
+          for (const std::string& url : pull_->piece_sources) mirrors_.lied(url, clock_.steady_now());
+          pull_->leave_mirror();
+          pull_->cursor.reset();
+          pull_->in_flight.clear();
+          pull_->arrived.clear();
+          return open_pull("");
+        }
+        if (!done) return work_failed(done.error());
+        if (next_piece) pull_->piece_sources = source.empty() ? std::set<std::string>() : std::set{source};
         bytes_done_ = bytes_total_ - pull_->cursor->bytes_missing();
-        if (pull_->cursor->complete()) return post_event(Event::kDone);
-        write_next();
-        request_chunks();
+        if (pull_->cursor->complete()) {
+          mirrors_.worked(pull_->mirror);
+          pull_.reset();
+          return post_event(Event::kDone);
+        }
+        written();
       });
 }
 
@@ -807,7 +909,9 @@ void Agent::pull_tick() {
   if (session_->up()) trust_.tick();
   if (!pull_) return;
   changed();  // progress
-  if (!session_->up() || !pull_->cursor) return;
+  if (!pull_->cursor || !pull_->mirror.empty()) return;
+  if (mirrors_.choose(clock_.steady_now())) return pull_on();  // a new one, or one that was put aside
+  if (!session_->up()) return;
   if (++pull_->window_seconds >= kPaceWindow.count()) {
     if (pull_->window_bytes < TrustPull::kMinBytesPerSecond * pull_->window_seconds)
       return work_failed(
@@ -824,9 +928,8 @@ void Agent::pull_tick() {
   if (++pull_->silences >= 4)
     return work_failed(
         {ErrorCode::kUnavailable, "the coordinator sends nothing of it", record_.candidate.artifact});
-  pull_->in_flight.clear();
   pull_->arrived.clear();
-  pull_->request_at = pull_->cursor->next();
+  rewind_requests();
   request_chunks();
 }
 
@@ -1223,6 +1326,7 @@ void Agent::write_status() {
                                {"last_error", now.error},
                                {"bytes_done", now.bytes_done},
                                {"bytes_total", now.bytes_total},
+                               {"mirror", pull_ ? pull_->mirror : ""},
                                {"pss_bytes", own_pss_},
                                {"serve_pss_bytes", serve_pss_},
                                {"agent_pid", ::getpid()},

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -10,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "agent/control/loopback.h"
@@ -18,6 +20,7 @@
 #include "agent/control/supervisor.h"
 #include "agent/profile/profile.h"
 #include "agent/spool/spool.h"
+#include "agent/update/mirrors.h"
 #include "agent/update/slot_files.h"
 #include "agent/update/trust_pull.h"
 #include "common/core/clock.h"
@@ -49,7 +52,8 @@ struct AgentIdentity {
 };
 
 /// The device's control loop: link, state machine (state_table.h), serving. One reactor thread owns all of
-/// it; files and SQLite are touched on a pool of one thread ("disk"), serve is asked on another ("ask").
+/// it; files and SQLite are touched on a pool of one thread ("disk"), serve is asked on another ("ask"),
+/// mirrors on a third.
 /// Thread: reactor.
 class Agent {
  public:
@@ -110,10 +114,20 @@ class Agent {
 
   // Pull.
   void begin_pull();
-  void on_manifest(const std::string& manifest_text);
+  /// "": the manifest that is noted; what lies here by now is not pulled again.
+  void open_pull(const std::string& manifest_text);
+  /// Goes on with the first mirror that is not put aside, else with the coordinator.
+  void pull_on();
+  void ask_mirror(const std::string& url);
+  void on_mirror_chunk(std::string chunk, std::function<void()> written);
+  void mirror_ended(const Result<void>& result);
+  /// What was asked for is asked for again: all but what has arrived. What still comes of it is dropped.
+  void rewind_requests();
   void request_chunks();
   void on_chunk(const wire::Chunk& chunk);
   void write_next();
+  /// Of `source`: a mirror's URL, or "" for the coordinator.
+  void write_chunk(std::string bytes, const std::string& source, std::function<void()> written);
   void pull_tick();
   void drop_pull();
 
@@ -174,8 +188,18 @@ class Agent {
   std::unique_ptr<ProcessWatch> profile_child_;
 
   struct PullWork {
+    ~PullWork() { leave_mirror(); }
+    void leave_mirror() {
+      if (mirror_wanted) *mirror_wanted = false;
+      mirror_wanted.reset();
+      mirror.clear();
+    }
     std::shared_ptr<const ArtifactManifest> manifest;
     std::unique_ptr<PullCursor> cursor;
+    std::string mirror;  ///< that is read now; "": the coordinator is asked
+    std::shared_ptr<std::atomic<bool>> mirror_wanted;
+    /// Whose bytes the piece at the cursor has: mirrors' URLs, "" where that is not known.
+    std::set<std::string> piece_sources;
     std::deque<PullCursor::Range> in_flight;
     std::map<std::uint64_t, std::string> arrived;
     std::uint64_t request_at = 0;
@@ -185,6 +209,7 @@ class Agent {
     std::uint64_t window_bytes = 0;
   };
   std::optional<PullWork> pull_;
+  Mirrors mirrors_;
   std::uint64_t bytes_done_ = 0, bytes_total_ = 0;
 
   std::deque<Steady::time_point> crashes_;
@@ -215,7 +240,7 @@ class Agent {
   std::optional<std::pair<UnixMillis, Steady::time_point>> told_time_;  ///< the coordinator's clock, and when
 
   // Last, so that their threads end before anything they use goes.
-  boost::asio::thread_pool disk_{1}, ask_{1};
+  boost::asio::thread_pool disk_{1}, ask_{1}, mirror_{1};
 };
 
 }  // namespace retort

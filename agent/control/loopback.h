@@ -13,8 +13,7 @@
 namespace retort {
 
 /// One HTTP/1.0 request to retort-serve on this machine, blocking, at most `timeout` in all and 1 MiB of
-/// answer. A client of its own, because it is the only HTTP that the agent speaks, and Beast would add a
-/// megabyte to it. Thread: any but the reactor.
+/// answer. Thread: any but the reactor.
 struct LoopbackAnswer {
   int status = 0;
   std::string body;

@@ -45,6 +45,24 @@ Result<Address> parse_address(const std::string& url) {
   return out;
 }
 
+constexpr std::size_t kMaxBufferBytes = 1 << 20;
+constexpr std::chrono::milliseconds kAskToGoOn{100};
+
+/// Runs the one operation that was started, until it is done or the caller wants no more of it.
+template <typename Stream>
+void await(const HttpCall& call, asio::io_context& io, Stream& stream) {
+  io.restart();
+  while (call.go_on && !io.stopped()) {
+    io.run_for(kAskToGoOn);
+    if (!io.stopped() && !call.go_on()) beast::get_lowest_layer(stream).cancel();
+  }
+  io.run();
+}
+
+ErrorCode code_of(const error_code& error) {
+  return error == asio::error::operation_aborted ? ErrorCode::kCancelled : ErrorCode::kUnavailable;
+}
+
 /// One call over a connected stream. Each step runs alone on the call's own reactor, so that Beast's timeouts
 /// apply to it.
 template <typename Stream>
@@ -52,15 +70,16 @@ Result<HttpResponse> exchange(const HttpCall& call, const Address& address, asio
                               Stream& stream) {
   error_code error;
   const auto step = [&](auto start) {
+    error = asio::error::operation_aborted;
+    if (call.go_on && !call.go_on()) return false;
     beast::get_lowest_layer(stream).expires_after(call.timeout);
     error = asio::error::would_block;
     start([&](error_code e, auto&&...) { error = e; });
-    io.restart();
-    io.run();
+    await(call, io, stream);
     return !error;
   };
   const auto broke = [&](std::string_view what) {
-    return fail(ErrorCode::kUnavailable, call.url, "{}: {}", what,
+    return fail(code_of(error), call.url, "{}: {}", what,
                 error == beast::error::timeout ? "no answer in time" : error.message());
   };
   http::request<http::string_body> request;
@@ -75,7 +94,7 @@ Result<HttpResponse> exchange(const HttpCall& call, const Address& address, asio
   if (!step([&](auto done) { http::async_write(stream, request, done); }))
     return broke("cannot send the request");
 
-  beast::flat_buffer buffer;
+  beast::flat_buffer buffer(kMaxBufferBytes);  // headers and the lines between chunks are no bottomless pit
   http::response_parser<http::buffer_body> parser;
   parser.body_limit(boost::none);
   if (call.method == "HEAD") parser.skip(true);
@@ -88,6 +107,7 @@ Result<HttpResponse> exchange(const HttpCall& call, const Address& address, asio
     for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
     response.headers[name] = std::string(field.value());
   }
+  if (call.on_head) RETORT_TRY(call.on_head(response));
   const bool hand_over = call.on_body && response.status / 100 == 2;
   char piece[65536];
   while (!parser.is_done()) {
@@ -135,8 +155,7 @@ Result<HttpResponse> secure_exchange(const HttpCall& call, const Address& addres
   connected.expires_after(call.timeout);
   error = asio::error::would_block;
   stream.async_handshake(asio::ssl::stream_base::client, [&](error_code e) { error = e; });
-  io.restart();
-  io.run();
+  await(call, io, stream);
   if (error && !seen.empty() && seen != call.fingerprint)
     return call.fingerprint.empty()
                ? fail(ErrorCode::kDenied, call.url,
@@ -147,7 +166,7 @@ Result<HttpResponse> secure_exchange(const HttpCall& call, const Address& addres
                       "the server's certificate is not the pinned one: its fingerprint is {}, pinned is {}",
                       seen, call.fingerprint);
   if (error)
-    return fail(ErrorCode::kUnavailable, call.url, "no TLS handshake: {}",
+    return fail(code_of(error), call.url, "no TLS handshake: {}",
                 error == beast::error::timeout ? "no answer in time" : error.message());
   return exchange(call, address, io, stream);
 }
@@ -158,7 +177,7 @@ Result<HttpResponse> run(const HttpCall& call, std::string& seen) {
   beast::tcp_stream stream(io);
   error_code error;
   const auto unreachable = [&](std::string_view what) {
-    return fail(ErrorCode::kUnavailable, call.url, "{}: {}", what,
+    return fail(code_of(error), call.url, "{}: {}", what,
                 error == beast::error::timeout ? "no answer in time" : error.message());
   };
   asio::ip::tcp::resolver resolver(io);
@@ -167,7 +186,7 @@ Result<HttpResponse> run(const HttpCall& call, std::string& seen) {
   stream.expires_after(call.timeout);
   error = asio::error::would_block;
   stream.async_connect(endpoints, [&](error_code e, const asio::ip::tcp::endpoint&) { error = e; });
-  io.run();
+  await(call, io, stream);
   if (error) return unreachable("cannot connect");
   return address.secure ? secure_exchange(call, address, io, stream, seen)
                         : exchange(call, address, io, stream);

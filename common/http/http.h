@@ -121,6 +121,10 @@ struct HttpCall {
   /// Of https: the certificate's (parse_fingerprint's form), instead of what the system's authorities say of
   /// it.
   std::string fingerprint;
+  /// When set, it is shown status and headers before the body; an error ends the call and is its result.
+  std::function<Result<void>(const HttpResponse& head)> on_head;
+  /// When set, it is asked several times a second while the call waits; false ends it with kCancelled.
+  std::function<bool()> go_on;
   /// When set, body bytes of a 2xx answer go here as they come instead of into `body`; false ends the call.
   std::function<bool(std::string_view)> on_body;
 };

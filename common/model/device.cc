@@ -26,4 +26,9 @@ const DeviceClass* classify(const std::vector<DeviceClass>& classes, const Devic
   return best;
 }
 
+std::string site_of(const DeviceProfile& profile) {
+  const auto label = profile.labels.find("site");
+  return label == profile.labels.end() || label->second.empty() ? "default" : label->second;
+}
+
 }  // namespace retort

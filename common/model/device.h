@@ -57,6 +57,16 @@ bool matches(const DeviceClass& device_class, const DeviceProfile& profile);
 /// The class a profile falls into; nullptr when none matches.
 const DeviceClass* classify(const std::vector<DeviceClass>& classes, const DeviceProfile& profile);
 
+/// Devices in one place, which share a way to them: those whose label "site" has its name.
+struct Site {
+  std::string name;
+  /// HTTP servers near them that have artifacts too, the first one preferred: URL/<first two>/<sha256>.
+  std::vector<std::string> mirrors;
+  bool operator==(const Site&) const = default;
+};
+/// The name of a device's site: its label "site", or "default".
+std::string site_of(const DeviceProfile& profile);
+
 /// What the coordinator wants of a device. Newer generations supersede older ones.
 struct DesiredState {
   std::uint64_t generation = 0;

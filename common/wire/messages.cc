@@ -96,6 +96,8 @@ std::string encode(const Envelope& envelope) {
                    b.setDeviceClass(text(m.desired.device_class));
                    b.setArtifact(text(m.desired.artifact));
                    b.setAssignment(data(m.assignment));
+                   auto mirrors = b.initMirrors(static_cast<unsigned>(m.mirrors.size()));
+                   for (unsigned i = 0; i < m.mirrors.size(); ++i) mirrors.set(i, text(m.mirrors[i]));
                  },
                  [&](const Metadata& m) {
                    auto b = out.initMetadata();
@@ -207,11 +209,15 @@ Result<Envelope> decode(std::string_view frame) {
                                   r.getTelemetryAcknowledged()};
             break;
           }
-          case Which::DESIRED:
-            out.payload = Desired{{in.getDesired().getGeneration(), text(in.getDesired().getDeviceClass()),
-                                   text(in.getDesired().getArtifact())},
-                                  bytes(in.getDesired().getAssignment())};
+          case Which::DESIRED: {
+            const auto r = in.getDesired();
+            Desired desired{{r.getGeneration(), text(r.getDeviceClass()), text(r.getArtifact())},
+                            bytes(r.getAssignment()),
+                            {}};
+            for (const auto mirror : r.getMirrors()) desired.mirrors.push_back(text(mirror));
+            out.payload = std::move(desired);
             break;
+          }
           case Which::METADATA: {
             const auto r = in.getMetadata();
             out.payload = Metadata{text(r.getName()), r.getOffset(), r.getTotal(), bytes(r.getBytes())};

@@ -97,6 +97,7 @@ struct Welcome {
 struct Desired {
   DesiredState desired;
   std::string assignment;
+  std::vector<std::string> mirrors;  ///< HTTP addresses that may have the artifact too; believed in nothing
 };
 /// Bytes of a file of the trust repository; at most kMaxChunkBytes, and none where it ends.
 struct Metadata {

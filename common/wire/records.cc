@@ -283,6 +283,27 @@ Result<DeviceClass> decode_record(std::string_view bytes) {
                                             });
 }
 
+std::string encode(const Site& record) {
+  capnp::MallocMessageBuilder message;
+  auto out = message.initRoot<schema::SiteRecord>();
+  out.setName(text(record.name));
+  auto mirrors = out.initMirrors(static_cast<unsigned>(record.mirrors.size()));
+  for (unsigned i = 0; i < mirrors.size(); ++i) mirrors.set(i, text(record.mirrors[i]));
+  return to_bytes(message);
+}
+
+template <>
+Result<Site> decode_record(std::string_view bytes) {
+  return parse_message<schema::SiteRecord>(bytes, "SiteRecord",
+                                           [](schema::SiteRecord::Reader in) -> Result<Site> {
+                                             Site record;
+                                             record.name = text(in.getName());
+                                             for (const auto mirror : in.getMirrors())
+                                               record.mirrors.push_back(text(mirror));
+                                             return record;
+                                           });
+}
+
 std::string encode(const DeviceRecord& record) {
   capnp::MallocMessageBuilder message;
   auto out = message.initRoot<schema::DeviceRecord>();

@@ -13,6 +13,7 @@ namespace retort::wire {
 
 std::string encode(const DeviceRecord& record);
 std::string encode(const DeviceClass& record);
+std::string encode(const Site& record);
 std::string encode(const TeacherRecord& record);
 std::string encode(const DatasetRecord& record);
 std::string encode(const ArtifactRecord& record);
@@ -30,6 +31,8 @@ template <>
 Result<DeviceRecord> decode_record(std::string_view bytes);
 template <>
 Result<DeviceClass> decode_record(std::string_view bytes);
+template <>
+Result<Site> decode_record(std::string_view bytes);
 template <>
 Result<TeacherRecord> decode_record(std::string_view bytes);
 template <>

@@ -126,6 +126,7 @@ Api::Api(ApiParts parts, ApiLimits limits)
   add_teacher_routes(*this, p_);
   add_dataset_routes(*this, p_);
   add_class_routes(*this, p_);
+  add_site_routes(*this, p_);
   add_tailor_routes(*this, p_);
   add_rollout_routes(*this, p_);
   add_job_routes(*this, p_);

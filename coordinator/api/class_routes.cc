@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cctype>
 
 #include "coordinator/api/routes.h"
 
@@ -65,10 +64,7 @@ Result<std::uint64_t> bytes(const json::object& object, const char* key) {
 Result<DeviceClass> class_of(const std::string& name, const json::object& body) {
   DeviceClass c;
   c.name = name;
-  if (c.name.empty() || c.name.size() > 64 ||
-      !std::all_of(c.name.begin(), c.name.end(),
-                   [](unsigned char ch) { return std::isalnum(ch) || ch == '-' || ch == '_' || ch == '.'; }))
-    return fail(ErrorCode::kInvalid, "", "a class's name has 1 to 64 letters, digits, '-', '_' or '.'");
+  RETORT_TRY(check_name(c.name, "a class"));
   if (json_has(body, "priority"))
     c.priority = static_cast<std::int32_t>(
         std::clamp<std::int64_t>(RETORT_TRY(json_int(body, "priority", kRequestBody)), -1000000, 1000000));

@@ -1,6 +1,7 @@
 #include "coordinator/api/routes.h"
 
 #include <algorithm>
+#include <cctype>
 
 #include "common/core/hex.h"
 
@@ -21,6 +22,15 @@ json::array to_json(const std::vector<std::string>& texts) {
   json::array out;
   for (const std::string& text : texts) out.emplace_back(text);
   return out;
+}
+
+Result<void> check_name(std::string_view name, std::string_view what) {
+  const bool fit =
+      !name.empty() && name.size() <= 64 && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+        return std::isalnum(c) || c == '-' || c == '_' || c == '.';
+      });
+  if (fit) return {};
+  return fail(ErrorCode::kInvalid, "", "{}'s name has 1 to 64 letters, digits, '-', '_' or '.'", what);
 }
 
 Result<std::string> optional_text(const json::object& object, std::string_view key) {

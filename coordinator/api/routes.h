@@ -11,6 +11,7 @@ void add_status_routes(Api& api, const ApiParts& parts);
 void add_teacher_routes(Api& api, const ApiParts& parts);
 void add_dataset_routes(Api& api, const ApiParts& parts);
 void add_class_routes(Api& api, const ApiParts& parts);
+void add_site_routes(Api& api, const ApiParts& parts);
 void add_tailor_routes(Api& api, const ApiParts& parts);
 void add_rollout_routes(Api& api, const ApiParts& parts);
 void add_job_routes(Api& api, const ApiParts& parts);
@@ -29,6 +30,8 @@ json::value or_null(const std::string& text);
 json::value or_null(UnixMillis time);
 json::object to_json(const std::map<std::string, std::string>& labels);
 json::array to_json(const std::vector<std::string>& texts);
+/// kInvalid, unless it is fit to be the name of `what` ("a class").
+Result<void> check_name(std::string_view name, std::string_view what);
 /// A text of a request that may be missing.
 Result<std::string> optional_text(const json::object& object, std::string_view key);
 /// Parameters of a list: `filters` of its own, and those that every list has.

@@ -106,6 +106,20 @@ Result<Outcome> apply_class(Rest& rest, json::object document, const std::string
   return out;
 }
 
+Result<Outcome> apply_site(Rest& rest, json::object document, const std::string& where, bool dry_run) {
+  RETORT_TRY(read_sizes(document, where));
+  const std::string name = RETORT_TRY(json_string(document, "name", where));
+  const std::string path = "/v1/sites/" + escape_url(name);
+  const Result<json::value> before = rest.get(path);
+  if (!before && before.error().code != ErrorCode::kNotFound) return fail(before.error());
+  const json::object now = before ? *RETORT_TRY(as_object(*before, path)) : json::object();
+  json::object wanted = now;
+  for (const auto& member : document) wanted[member.key()] = member.value();
+  Outcome out{"site " + name, changes(now, wanted), ""};
+  if (!dry_run && !out.changes.empty()) RETORT_TRY(rest.put(path, wanted));
+  return out;
+}
+
 Result<Outcome> apply_token(Rest& rest, json::object document, const std::string& where, bool dry_run) {
   const std::string name = RETORT_TRY(json_string(document, "name", where));
   const std::string scope = RETORT_TRY(json_string(document, "scope", where));
@@ -159,7 +173,7 @@ Result<Outcome> apply_rollout(Rest& rest, json::object document, const std::stri
 }
 
 const std::map<std::string, Result<Outcome> (*)(Rest&, json::object, const std::string&, bool)> kAppliers{
-    {"Class", apply_class}, {"Token", apply_token}, {"Rollout", apply_rollout}};
+    {"Class", apply_class}, {"Site", apply_site}, {"Token", apply_token}, {"Rollout", apply_rollout}};
 
 Result<int> apply(Program& program, const ApplyArguments& given) {
   // All files are read before the first change.
@@ -171,7 +185,8 @@ Result<int> apply(Program& program, const ApplyArguments& given) {
         return fail(ErrorCode::kInvalid, file, "a document must be a map with a 'kind'");
       const std::string kind = RETORT_TRY(json_string(document.get_object(), "kind", file));
       if (kAppliers.count(kind) == 0)
-        return fail(ErrorCode::kUnsupported, file, "'{}' is not a kind; Class, Token and Rollout are", kind);
+        return fail(ErrorCode::kUnsupported, file, "'{}' is not a kind; Class, Site, Token and Rollout are",
+                    kind);
       documents.emplace_back(file, std::move(document.get_object()));
     }
   }
@@ -209,8 +224,9 @@ void add_apply_commands(Program& program) {
                                [&program, given] { return apply(program, *given); });
   app->add_option(
          "-f,--file", given->files,
-         "YAML or JSON documents: {kind: Class, name, priority, rules, budgets, artifact}, {kind: "
-         "Token, name, scope, uses, expires} or {kind: Rollout, name, classes, stages, gates, …}; - is "
+         "YAML or JSON documents: {kind: Class, name, priority, rules, budgets, artifact}, {kind: Site, "
+         "name, mirrors}, {kind: Token, name, scope, uses, expires} or {kind: Rollout, name, classes, "
+         "stages, gates, …}; - is "
          "standard input; may be repeated")
       ->required();
   app->add_flag("--dry-run", given->dry_run, "only show what would change");

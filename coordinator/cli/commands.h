@@ -8,6 +8,7 @@ namespace retort::cli {
 void add_teacher_commands(Program& program);
 void add_dataset_commands(Program& program);
 void add_class_commands(Program& program);
+void add_site_commands(Program& program);
 void add_job_commands(Program& program);
 void add_tailor_commands(Program& program);
 void add_rollout_commands(Program& program);

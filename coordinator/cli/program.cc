@@ -89,6 +89,7 @@ Program::Program(const std::string& version)
   add_teacher_commands(*this);
   add_dataset_commands(*this);
   add_class_commands(*this);
+  add_site_commands(*this);
   add_job_commands(*this);
   add_tailor_commands(*this);
   add_rollout_commands(*this);

@@ -167,6 +167,18 @@ std::string classes_table(const json::array& items) {
   return table.text();
 }
 
+std::string sites_table(const json::array& items) {
+  Table table({"NAME", "MIRRORS"});
+  for (const json::value& item : items) {
+    std::string mirrors;
+    if (const json::value* list = find(item, "mirrors"); list != nullptr && list->is_array())
+      for (const json::value& mirror : list->get_array())
+        mirrors += (mirrors.empty() ? "" : ", ") + plain(mirror);
+    table.row({text(item, "name"), mirrors.empty() ? "-" : mirrors});
+  }
+  return table.text();
+}
+
 std::string jobs_table(const json::array& items, UnixMillis now) {
   Table table({"ID", "NAME", "CLASS", "STATE", "PASS", "CREATED", "ERROR"});
   for (const json::value& item : items)

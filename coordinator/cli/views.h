@@ -12,6 +12,7 @@ namespace retort::cli {
 std::string teachers_table(const json::array& items, UnixMillis now);
 std::string datasets_table(const json::array& items, UnixMillis now);
 std::string classes_table(const json::array& items);
+std::string sites_table(const json::array& items);
 std::string jobs_table(const json::array& items, UnixMillis now);
 std::string artifacts_table(const json::array& items, UnixMillis now);
 std::string devices_table(const json::array& items, UnixMillis now);

@@ -56,6 +56,7 @@ Fleet::Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& arti
       consume_token_(std::move(consume_token)),
       device_table_(store, "devices"),
       class_table_(store, "classes"),
+      site_table_(store, "sites"),
       silence_timer_(reactor),
       sync_(reactor, store) {}
 
@@ -81,6 +82,10 @@ Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
   for (DeviceClass& value : RETORT_TRY(class_table_.all())) {
     const std::string name = value.name;
     classes_.emplace(name, std::move(value));
+  }
+  for (Site& site : RETORT_TRY(site_table_.all())) {
+    const std::string name = site.name;
+    sites_.emplace(name, std::move(site));
   }
   const auto admit = [this](std::string_view key) {
     const auto known = device_of_key_.find(std::string(key));
@@ -351,7 +356,9 @@ void Fleet::send_desired(Session& session, const DeviceRecord& device) {
   Result<std::string> assignment = artifacts_.trust().sign_assignment(device.id, device.desired);
   if (!assignment) return log_error("fleet: {}: {}", device.id, assignment.error().describe());
   session.told = clock_.steady_now();
-  send(session, wire::Desired{device.desired, std::move(*assignment)});
+  const auto site = sites_.find(site_of(device.profile));
+  send(session, wire::Desired{device.desired, std::move(*assignment),
+                              site == sites_.end() ? std::vector<std::string>() : site->second.mirrors});
 }
 
 void Fleet::send_metadata(Session& session, const wire::MetadataRequest& request) {
@@ -395,9 +402,11 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
   device.last_seen = clock_.unix_millis();
   if (auto* update = std::get_if<wire::ProfileUpdate>(&envelope.payload)) {
     bound(update->profile);
+    const bool moved = site_of(update->profile) != site_of(device.profile);
     device.profile = std::move(update->profile);
     save_soon(device);
     reconsider(device);
+    if (moved) tell({device.id});
   } else if (auto* report = std::get_if<wire::StatusReport>(&envelope.payload)) {
     bound(report->status);
     const bool settled = device.status.state != report->status.state ||
@@ -579,6 +588,30 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
   if (written) written();
   reconsider_all();
   return value;
+}
+
+Result<Site> Fleet::set_site(Site value) {
+  RETORT_TRY(site_table_.put(value.name, value));
+  sites_[value.name] = value;
+  tell_site(value.name);
+  return value;
+}
+
+Result<void> Fleet::remove_site(const std::string& name) {
+  if (sites_.count(name) == 0) return fail(ErrorCode::kNotFound, "", "there is no site '{}'", name);
+  StoreBatch batch;
+  site_table_.erase(batch, name);
+  RETORT_TRY(store_.write(batch));
+  sites_.erase(name);
+  tell_site(name);
+  return {};
+}
+
+void Fleet::tell_site(const std::string& name) {
+  std::vector<std::string> ids;
+  for (const auto& [device, session] : session_of_)
+    if (device->desired.generation != 0 && site_of(device->profile) == name) ids.push_back(device->id);
+  if (!ids.empty()) tell(std::move(ids));
 }
 
 Result<void> Fleet::revoke(const std::string& id) {

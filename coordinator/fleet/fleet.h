@@ -90,6 +90,11 @@ class Fleet final : public DeviceFleet {
   Result<DeviceClass> set_class(DeviceClass value);
   Result<DeviceClass> assign(const std::string& name, const std::string& artifact, StoreBatch batch = {},
                              const std::function<void()>& written = {}) override;
+  const std::map<std::string, Site>& sites() const { return sites_; }
+  /// Makes a site or changes it; its devices are told at once.
+  Result<Site> set_site(Site value);
+  /// kNotFound.
+  Result<void> remove_site(const std::string& name);
   void reconsider(const std::string& device_id) override;
   void renew(const std::string& device_id) override;
   bool ask_canary(const std::string& device_id, const wire::Canary& canary) override;
@@ -108,7 +113,7 @@ class Fleet final : public DeviceFleet {
   void enrol(const FleetServer::Peer& peer, const wire::Envelope& envelope, const wire::Enrol& message);
   void change_key(Session& session, DeviceRecord& device, const wire::KeyRotation& message);
   void send_metadata(Session& session, const wire::MetadataRequest& request);
-  /// The desired state, signed for the device.
+  /// The desired state, signed for the device, and where else the artifact may be had.
   void send_desired(Session& session, const DeviceRecord& device);
   bool send(Session& session, wire::Payload payload);
   void answer(const FleetServer::Peer& peer, const wire::Envelope& envelope, wire::Payload payload);
@@ -134,6 +139,7 @@ class Fleet final : public DeviceFleet {
   void reconsider_all();
   void desire(DeviceRecord& device, DesiredState desired);
   void tell(std::vector<std::string> device_ids);  ///< their desired states, once those are on disk
+  void tell_site(const std::string& name);
   void tell_next();
   void watch_silence();
 
@@ -148,6 +154,7 @@ class Fleet final : public DeviceFleet {
   Rollouts rollouts_;
   RecordTable<DeviceRecord> device_table_;
   RecordTable<DeviceClass> class_table_;
+  RecordTable<Site> site_table_;
   std::map<std::string, DeviceRecord> devices_;  // none is ever erased: pointers to them stay good
   std::unordered_map<std::string, DeviceRecord*> device_of_key_;
   struct Waiting {
@@ -157,6 +164,7 @@ class Fleet final : public DeviceFleet {
   std::map<std::string, Waiting> waiting_;  // by device: where one asked that waits for an accept
   CurveKeys keys_;
   std::map<std::string, DeviceClass> classes_;
+  std::map<std::string, Site> sites_;
   std::unordered_map<std::string, Session> sessions_;  // by routing id
   std::unordered_map<const DeviceRecord*, Session*> session_of_;
   std::map<std::string, File> open_files_;  // artifacts being pulled

@@ -105,6 +105,7 @@ const std::vector<std::string>& store_tables() {
   static const std::vector<std::string> tables{"meta",
                                                "devices",
                                                "classes",
+                                               "sites",
                                                "teachers",
                                                "datasets",
                                                "artifacts",
@@ -205,6 +206,7 @@ Result<StateReport> check_state(const std::filesystem::path& data) {
         !fs::exists(data / "jobs" / j.id / "recipe.yaml", error))
       report.findings.push_back(fmt::format("job {}: its recipe is missing", j.id));
   }
+  (void)records_of<Site>(*store, "sites", report);
   (void)records_of<TokenRecord>(*store, "tokens", report);
   if (const Result<void> trust = TrustRepository::check(*store, data / "keys"); !trust)
     report.findings.push_back("trust: " + trust.error().describe());

@@ -130,6 +130,16 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
       "{\"artifact_bytes\": 100000000}}");
   run("GET", "/v1/classes", "/v1/classes");
   run("GET", "/v1/classes/{name}", "/v1/classes/small");
+  run("PUT", "/v1/sites/{name}", "/v1/sites/hall", "{\"mirrors\": [\"http://10.0.0.2:8080/retort/\"]}");
+  run("GET", "/v1/sites", "/v1/sites");
+  EXPECT_EQ(text_at(run("GET", "/v1/sites/{name}", "/v1/sites/hall"), "mirrors"),
+            "[\"http://10.0.0.2:8080/retort\"]");
+  for (const char* bad : {"10.0.0.2", "ftp://a", "http://user@a", "http://a/?q", "http://a b"})
+    EXPECT_EQ(c.call("PUT", "/v1/sites/hall", std::string("{\"mirrors\": [\"") + bad + "\"]}").status, 400)
+        << bad;
+  EXPECT_EQ(c.call("PUT", "/v1/sites/a%20b", "{}").status, 400);
+  run("DELETE", "/v1/sites/{name}", "/v1/sites/hall");
+  EXPECT_EQ(c.call("GET", "/v1/sites/hall").status, 404);
   run("POST", "/v1/tailor", "/v1/tailor",
       "{\"teacher\": \"tiny\", \"classes\": [\"small\"], \"train\": \"a\", \"held_out\": \"b\", \"dry_run\": "
       "true}");

@@ -125,6 +125,31 @@ class Cli(unittest.TestCase):
             self.assertIn('hash', self.retort('artifact', 'get', 'bad', bad, status=3))
             self.assertEqual(os.listdir(folder), ['good'])
 
+    def test_site_set_keeps_what_is_not_given(self):
+        self.serve({('GET', '/v1/sites/hall'): (200, {'name': 'hall', 'mirrors': ['http://a']}),
+                    ('PUT', '/v1/sites/hall'): lambda h: (200, json.loads(h.body)),
+                    ('PUT', '/v1/sites/new'): lambda h: (200, json.loads(h.body))})
+        self.retort('site', 'set', 'hall')
+        self.assertEqual(json.loads(self.server.requests[-1][2])['mirrors'], ['http://a'])
+        self.retort('site', 'set', 'hall', '--mirror', 'none')
+        self.assertEqual(json.loads(self.server.requests[-1][2])['mirrors'], [])
+        self.retort('site', 'set', 'new', '--mirror', 'http://b', '--mirror', 'https://c')
+        self.assertEqual(json.loads(self.server.requests[-1][2]), {'mirrors': ['http://b', 'https://c']})
+
+    def test_artifact_mirror_keeps_nothing_wrong(self):
+        data = os.urandom(100_000)
+        sha256 = hashlib.sha256(data).hexdigest()
+        listed = [{'sha256': sha256, 'bytes': len(data)}, {'sha256': 'f' * 64, 'bytes': len(data)}]
+        self.serve({('GET', '/v1/artifacts?limit=1000'): lambda h: (200, {'items': listed, 'next': None}),
+                    ('GET', f'/v1/artifacts/{sha256}/content'): (206, data),
+                    ('GET', '/v1/artifacts/' + 'f' * 64 + '/content'): (206, data)})
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertIn('hash', self.retort('artifact', 'mirror', folder, status=3))
+            self.assertEqual(os.listdir(os.path.join(folder, sha256[:2])), [sha256])
+            self.assertEqual(os.listdir(os.path.join(folder, 'ff')), [])
+            listed[1]['sha256'] = '../../../../etc/passwd'
+            self.assertIn('not a SHA-256', self.retort('artifact', 'mirror', folder, status=3))
+
     def test_dataset_is_sent_by_path_or_by_bytes(self):
         self.serve({('POST', '/v1/datasets'): (201, {'id': 'x'}), ('POST', '/v1/datasets?name=a%20b'): (201, {'id': 'x'})})
         with tempfile.NamedTemporaryFile(suffix='.jsonl') as file:

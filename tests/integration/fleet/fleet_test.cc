@@ -360,6 +360,33 @@ TEST_F(FleetTest, RevocationInMidTransferTakesEffectWithinASecond) {
   EXPECT_FALSE(d->wait([&] { return d->up; }, 500));
 }
 
+TEST_F(FleetTest, DevicesAreToldTheMirrorsOfTheirSite) {
+  DeviceClass any;
+  any.name = "any";
+  ASSERT_OK(fleet_.set_class(any));
+  ASSERT_OK(fleet_.set_site({"hall", {"http://10.0.0.2"}}));
+  DeviceProfile in_hall;
+  in_hall.labels = {{"site", "hall"}};
+  const auto d = device(), elsewhere = device();
+  ASSERT_NE(d->enrol("good", in_hall), "");
+  ASSERT_NE(elsewhere->enrol("good"), "");
+  using Urls = std::vector<std::string>;
+  d->hello(), elsewhere->hello();
+  EXPECT_EQ(d->next<wire::Desired>()->mirrors, Urls{"http://10.0.0.2"});
+  EXPECT_EQ(elsewhere->next<wire::Desired>()->mirrors, Urls{});
+  // A change is told at once, to those of the site; so is a device's move.
+  ASSERT_OK(fleet_.set_site({"hall", {"http://10.0.0.3", "https://far.example"}}));
+  EXPECT_EQ(d->next<wire::Desired>()->mirrors, (Urls{"http://10.0.0.3", "https://far.example"}));
+  ASSERT_OK(fleet_.set_site({"default", {"http://10.9.9.9"}}));
+  EXPECT_EQ(elsewhere->next<wire::Desired>()->mirrors, Urls{"http://10.9.9.9"});
+  elsewhere->send(wire::ProfileUpdate{in_hall});
+  EXPECT_EQ(elsewhere->next<wire::Desired>()->mirrors.size(), 2u);
+  ASSERT_OK(fleet_.remove_site("hall"));
+  EXPECT_EQ(d->next<wire::Desired>()->mirrors, Urls{});
+  EXPECT_EQ(fleet_.remove_site("hall").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(RecordTable<Site>(*store_, "sites").all()->size(), 1u);
+}
+
 TEST_F(FleetTest, DevicesThatWaitAreAcceptedOrRejectedByHand) {
   DeviceClass any;
   any.name = "any";

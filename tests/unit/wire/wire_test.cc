@@ -116,6 +116,8 @@ TEST(Records, RoundTrip) {
   device_class.labels = {{"a", "b"}};
   device_class.min_cpu = 0.25;
   EXPECT_EQ(*decode_record<DeviceClass>(encode(device_class)), device_class);
+  const Site site{"hall", {"http://10.0.0.2/retort", "https://cache.example"}};
+  EXPECT_EQ(*decode_record<Site>(encode(site)), site);
   EXPECT_FALSE(decode_record<TokenRecord>("junk"));
   RolloutRecord rollout;
   rollout.id = "roll-1", rollout.spec_json = "{}", rollout.canary_json = "[]", rollout.events = 7;

@@ -1,0 +1,43 @@
+#include "coordinator/cli/commands.h"
+#include "coordinator/cli/views.h"
+
+namespace retort::cli {
+namespace {
+
+struct SiteArguments {
+  std::string id;
+  std::vector<std::string> mirrors;
+};
+
+}  // namespace
+
+void add_site_commands(Program& program) {
+  const auto given = std::make_shared<SiteArguments>();
+  CLI::App* app = program.noun("site", "sites: devices in one place (label site), and mirrors near them");
+  program.verb(app, "ls", "list them", "", [&program] { return program.list("/v1/sites", sites_table); });
+  program.add_show(app, "/v1/sites", "SITE");
+  CLI::App* set = program.verb(
+      app, "set", "define a site, or change what is given of one; default: of devices without a label site",
+      "  retort site set hall --mirror http://10.0.0.2:8080/retort\n"
+      "  retort site set hall --mirror none",
+      [&program, given, app]() -> Result<int> {
+        Rest rest = RETORT_TRY(program.connect());
+        const std::string path = "/v1/sites/" + escape_url(given->id);
+        const Result<json::value> before = rest.get(path);
+        if (!before && before.error().code != ErrorCode::kNotFound) return fail(before.error());
+        json::object body = before ? *RETORT_TRY(as_object(*before, path)) : json::object();
+        const CLI::App* set_verb = app->get_subcommand("set");
+        if (set_verb->count("--mirror") > 0)
+          body["mirrors"] = given->mirrors == std::vector<std::string>{"none"}
+                                ? json::array()
+                                : json::array(given->mirrors.begin(), given->mirrors.end());
+        return program.show(rest.put(path, body));
+      });
+  set->add_option("SITE", given->id)->required();
+  set->add_option("--mirror", given->mirrors,
+                  "an HTTP server near it that serves a folder made by `retort artifact mirror`; may be "
+                  "repeated, the first is asked first; none: no mirrors");
+  program.add_remove(app, "rm", "forget one", "/v1/sites", "SITE", "removed");
+}
+
+}  // namespace retort::cli
