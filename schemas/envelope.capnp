@@ -38,6 +38,7 @@ struct Envelope {
     keyRotation @26 :KeyRotation;
     keyRotated @27 :Text;          # the new public key, Z85: it is on record now
     rotateKey @28 :Void;           # the device is to make itself a new key
+    chunkWait @29 :ChunkWait;
   }
 
   struct Enrol {
@@ -95,6 +96,10 @@ struct Envelope {
     artifact @0 :Text;
     offset @1 :UInt64;
     bytes @2 :Data;
+  }
+  struct ChunkWait {
+    artifact @0 :Text;
+    millis @1 :UInt32;             # it is heard of again within so many
   }
   struct Canary {
     id @0 :Text;                   # of the rollout

@@ -46,6 +46,8 @@ struct ClassRecord {
 struct SiteRecord {
   name @0 :Text;                   # value of its devices' label "site"
   mirrors @1 :List(Text);
+  bytesPerSecond @2 :UInt64;       # that the coordinator sends to it; 0: any
+  transfers @3 :UInt32;            # devices at a time; 0: any
 }
 
 struct TeacherRecord {

@@ -27,7 +27,8 @@ constexpr seconds kInferencePatience{20};
 constexpr seconds kCanaryPatience{60};  ///< for one question
 constexpr std::size_t kCanaryQuestions = 256;
 constexpr seconds kTellPower{60}, kTellMemory{600};
-constexpr seconds kPaceWindow{60};  ///< over which a pull's pace is judged
+constexpr seconds kPatienceAtMost{600}, kWaitAtMost{24 * 3600};  ///< where the coordinator says to wait
+constexpr seconds kPaceWindow{60};                               ///< over which a pull's pace is judged
 constexpr std::size_t kCrashesToRollBack = 5;
 constexpr seconds kCrashWindow{300};
 constexpr std::uint32_t kCandidateStarts = 3;
@@ -173,6 +174,7 @@ Result<void> Agent::start() {
       supervisor_->stop(slot, [] {});
   if (record_.state != State::kServe && record_.state != State::kProbation && record_.state != State::kCommit)
     keep_serving();
+  tidy_slots();
   post_event(Event::kStart);
   if (!identity_.device_id.empty() && record_.state != State::kIdle && record_.state != State::kProfile)
     measure_profile();
@@ -376,18 +378,13 @@ void Agent::act(Action action) {
       log_info("generation {}: nothing is to be served here", record_.reached);
       serve_answers_ = false;
       for (const char* slot : {"a", "b"}) supervisor_->stop(slot, [this] { changed(); });
+      tidy_slots();
       consider_desired();
       break;
     case Action::kGiveUp:
       log_error("generation {} given up: {}", record_.reached, record_.error);
       drop_pull();
-      on_pool(
-          disk_,
-          [this, slot = other_slot(record_.active.slot)] {
-            slots_.discard_part(slot);
-            return spool_.end_pull();
-          },
-          [](Result<void>) {});
+      tidy_slots();
       consider_desired();
       break;
     case Action::kTellProfile:
@@ -547,6 +544,10 @@ void Agent::on_payload(const wire::Payload& payload) {
     on_key_rotated(rotated->public_key);
   } else if (const auto* chunk = std::get_if<wire::Chunk>(&payload)) {
     on_chunk(*chunk);
+  } else if (const auto* wait = std::get_if<wire::ChunkWait>(&payload)) {
+    if (pull_ && wait->artifact == record_.candidate.artifact)
+      pull_->patient_until =
+          clock_.steady_now() + std::min<milliseconds>(milliseconds(wait->millis), kPatienceAtMost);
   } else if (const auto* canary = std::get_if<wire::Canary>(&payload)) {
     begin_canary(*canary);
   } else if (const auto* ack = std::get_if<wire::TelemetryAck>(&payload)) {
@@ -707,6 +708,14 @@ void Agent::drop_pull() {
   bytes_done_ = bytes_total_ = 0;
 }
 
+void Agent::tidy_slots() {
+  on_pool(
+      disk_, [this, wanted = record_.candidate.artifact] { return slots_.tidy(spool_, wanted); },
+      [](Result<void> done) {
+        if (!done) log_warn("slots: {}", done.error().describe());
+      });
+}
+
 void Agent::begin_pull() {
   drop_pull();
   retry_timer_.cancel();
@@ -759,6 +768,7 @@ void Agent::pull_on() {
   rewind_requests();
   pull_->silent_ticks = pull_->silences = 0;
   pull_->window_seconds = 0, pull_->window_bytes = 0;
+  pull_->patient_until = {};
   if (const auto url = mirrors_.choose(clock_.steady_now())) return ask_mirror(*url);
   request_chunks();
 }
@@ -779,7 +789,7 @@ void Agent::ask_mirror(const std::string& url) {
     const auto written = std::make_shared<std::promise<void>>();
     std::future<void> done = written->get_future();
     boost::asio::post(reactor_, [this, wanted, written, chunk = std::move(chunk)]() mutable {
-      if (*wanted) on_mirror_chunk(std::move(chunk), [written] { written->set_value(); });
+      if (*wanted) write_chunk(std::move(chunk), pull_->mirror, [written] { written->set_value(); });
     });
     while (done.wait_for(milliseconds(100)) != std::future_status::ready)
       if (!*wanted) return false;
@@ -793,11 +803,6 @@ void Agent::ask_mirror(const std::string& url) {
       [this, wanted](Result<void> result) {
         if (*wanted) mirror_ended(result);
       });
-}
-
-void Agent::on_mirror_chunk(std::string chunk, std::function<void()> written) {
-  pull_->window_bytes += chunk.size();
-  write_chunk(std::move(chunk), pull_->mirror, std::move(written));
 }
 
 void Agent::mirror_ended(const Result<void>& result) {
@@ -846,7 +851,8 @@ void Agent::on_chunk(const wire::Chunk& chunk) {
          fmt::format("a chunk of {} bytes where {} were asked for", chunk.bytes.size(), asked->length),
          record_.candidate.artifact});
   in_flight.erase(asked);
-  pull_->silent_ticks = pull_->silences = 0;
+  pull_->silent_ticks = pull_->silences = pull_->waited_seconds = 0;
+  pull_->patient_until = {};
   pull_->window_bytes += chunk.bytes.size();
   pull_->arrived[chunk.offset] = chunk.bytes;
   write_next();
@@ -912,6 +918,15 @@ void Agent::pull_tick() {
   if (!pull_->cursor || !pull_->mirror.empty()) return;
   if (mirrors_.choose(clock_.steady_now())) return pull_on();  // a new one, or one that was put aside
   if (!session_->up()) return;
+  if (clock_.steady_now() < pull_->patient_until) {
+    if (++pull_->waited_seconds > kWaitAtMost.count())
+      return work_failed(
+          {ErrorCode::kUnavailable,
+           fmt::format("waited {} h for its turn at the coordinator", kWaitAtMost.count() / 3600),
+           record_.candidate.artifact});
+    pull_->silent_ticks = 0, pull_->window_seconds = 0, pull_->window_bytes = 0;
+    return;
+  }
   if (++pull_->window_seconds >= kPaceWindow.count()) {
     if (pull_->window_bytes < TrustPull::kMinBytesPerSecond * pull_->window_seconds)
       return work_failed(

@@ -119,7 +119,6 @@ class Agent {
   /// Goes on with the first mirror that is not put aside, else with the coordinator.
   void pull_on();
   void ask_mirror(const std::string& url);
-  void on_mirror_chunk(std::string chunk, std::function<void()> written);
   void mirror_ended(const Result<void>& result);
   /// What was asked for is asked for again: all but what has arrived. What still comes of it is dropped.
   void rewind_requests();
@@ -130,6 +129,8 @@ class Agent {
   void write_chunk(std::string bytes, const std::string& source, std::function<void()> written);
   void pull_tick();
   void drop_pull();
+  /// What no pull needs any more goes from the disk.
+  void tidy_slots();
 
   // Serving.
   std::string serving_slot() const;
@@ -205,6 +206,8 @@ class Agent {
     std::uint64_t request_at = 0;
     bool writing = false;
     std::uint32_t silent_ticks = 0, silences = 0;
+    Steady::time_point patient_until{};  ///< the coordinator said that it is to wait for its turn
+    std::uint32_t waited_seconds = 0;
     std::uint32_t window_seconds = 0;  ///< of the pace that is judged [slow retrieval]
     std::uint64_t window_bytes = 0;
   };

@@ -77,6 +77,7 @@ Result<void> SlotFiles::reserve(const std::string& slot, std::uint64_t length) c
   const File out = RETORT_TRY(File::open_write(file, false));
   if (length > 0)
     if (const int error = ::posix_fallocate(out.fd(), 0, static_cast<off_t>(length)); error != 0) {
+      remove_quietly(file);
       errno = error;
       return fail_errno(file.string(), "cannot reserve disk space");
     }
@@ -202,6 +203,16 @@ Result<void> SlotFiles::stage(Spool& spool, const std::string& slot, const std::
   return spool.end_pull();
 }
 
-void SlotFiles::discard_part(const std::string& slot) const { remove_quietly(part(slot)); }
+Result<void> SlotFiles::tidy(Spool& spool, const std::string& wanted) const {
+  const std::optional<Spool::Pull> pull = RETORT_TRY(spool.pull());
+  const bool wants_pull = pull && !wanted.empty() && pull->artifact == wanted;
+  for (const std::string slot : {"a", "b"}) {
+    if (!wants_pull || pull->slot != slot) remove_quietly(part(slot));
+    std::error_code error;
+    for (const auto& entry : fs::directory_iterator(slots_ / slot, error))
+      if (entry.path().filename().string().find(".tmp-") != std::string::npos) remove_quietly(entry.path());
+  }
+  return pull && !wants_pull ? spool.end_pull() : Result<void>();
+}
 
 }  // namespace retort

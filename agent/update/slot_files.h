@@ -46,7 +46,9 @@ class SlotFiles {
   Result<void> verify(const std::string& slot, const ArtifactManifest& manifest) const;
   /// Part and manifest become the slot's. Harmless to repeat.
   Result<void> stage(Spool& spool, const std::string& slot, const std::string& artifact) const;
-  void discard_part(const std::string& slot) const;
+  /// Ends what is left of pulls other than that of `wanted` ("": of all): partial files, what a crash left of
+  /// a file that was being replaced, and the note in `spool`.
+  Result<void> tidy(Spool& spool, const std::string& wanted) const;
 
  private:
   std::filesystem::path part(std::string_view slot) const;

@@ -62,6 +62,9 @@ struct Site {
   std::string name;
   /// HTTP servers near them that have artifacts too, the first one preferred: URL/<first two>/<sha256>.
   std::vector<std::string> mirrors;
+  /// What the coordinator sends them of artifacts, all together; 0: no limit.
+  std::uint64_t bytes_per_second = 0;
+  std::uint32_t transfers = 0;  ///< devices at a time
   bool operator==(const Site&) const = default;
 };
 /// The name of a device's site: its label "site", or "default".

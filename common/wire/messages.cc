@@ -112,6 +112,11 @@ std::string encode(const Envelope& envelope) {
                    b.setOffset(m.offset);
                    b.setBytes(data(m.bytes));
                  },
+                 [&](const ChunkWait& m) {
+                   auto b = out.initChunkWait();
+                   b.setArtifact(text(m.artifact));
+                   b.setMillis(m.millis);
+                 },
                  [&](const TelemetryAck& m) { out.setTelemetryAck(m.batch); },
                  [&](const ComeBack& m) { out.setComeBack(m.after_millis); },
                  [&](const Refused& m) {
@@ -226,6 +231,9 @@ Result<Envelope> decode(std::string_view frame) {
           case Which::CHUNK:
             out.payload = Chunk{text(in.getChunk().getArtifact()), in.getChunk().getOffset(),
                                 bytes(in.getChunk().getBytes())};
+            break;
+          case Which::CHUNK_WAIT:
+            out.payload = ChunkWait{text(in.getChunkWait().getArtifact()), in.getChunkWait().getMillis()};
             break;
           case Which::TELEMETRY_ACK:
             out.payload = TelemetryAck{in.getTelemetryAck()};

@@ -116,6 +116,12 @@ struct Chunk {
   std::uint64_t offset = 0;
   std::string bytes;
 };
+/// What was asked for of this artifact waits for its turn, and the device hears of it again within so many
+/// milliseconds.
+struct ChunkWait {
+  std::string artifact;
+  std::uint32_t millis = 0;
+};
 /// On disk at the coordinator: the device may forget this batch and all before it.
 struct TelemetryAck {
   std::uint64_t batch = 0;
@@ -152,7 +158,7 @@ struct Unsupported {
 using Payload =
     std::variant<Enrol, Hello, ProfileUpdate, StatusReport, Heartbeat, ChunkRequest, TelemetryBatch, Enrolled,
                  Welcome, Desired, Chunk, TelemetryAck, ComeBack, Refused, Unsupported, Canary, CanaryResult,
-                 MetadataRequest, Metadata, KeyRotation, KeyRotated, RotateKey>;
+                 MetadataRequest, Metadata, KeyRotation, KeyRotated, RotateKey, ChunkWait>;
 
 /// One frame: at least once, deduplicated by (device, epoch, sequence).
 struct Envelope {

@@ -289,6 +289,8 @@ std::string encode(const Site& record) {
   out.setName(text(record.name));
   auto mirrors = out.initMirrors(static_cast<unsigned>(record.mirrors.size()));
   for (unsigned i = 0; i < mirrors.size(); ++i) mirrors.set(i, text(record.mirrors[i]));
+  out.setBytesPerSecond(record.bytes_per_second);
+  out.setTransfers(record.transfers);
   return to_bytes(message);
 }
 
@@ -300,6 +302,8 @@ Result<Site> decode_record(std::string_view bytes) {
                                              record.name = text(in.getName());
                                              for (const auto mirror : in.getMirrors())
                                                record.mirrors.push_back(text(mirror));
+                                             record.bytes_per_second = in.getBytesPerSecond();
+                                             record.transfers = in.getTransfers();
                                              return record;
                                            });
 }

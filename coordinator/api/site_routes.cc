@@ -6,8 +6,14 @@ namespace {
 using schema::Presence;
 
 constexpr std::size_t kMaxMirrors = 8, kMaxUrlBytes = 512;
+constexpr std::uint64_t kLeastRate = 1024;
 
-json::object site_json(const Site& site) { return {{"name", site.name}, {"mirrors", to_json(site.mirrors)}}; }
+json::object site_json(const Site& site) {
+  return {{"name", site.name},
+          {"mirrors", to_json(site.mirrors)},
+          {"bytes_per_second", site.bytes_per_second},
+          {"transfers", site.transfers}};
+}
 
 json::object mirrors_schema() {
   return schema::list(schema::text("http:// or https://", kMaxUrlBytes),
@@ -15,10 +21,20 @@ json::object mirrors_schema() {
                       "is asked first");
 }
 
+json::object rate_schema() {
+  return schema::count("bytes of artifacts that the coordinator sends to all of the site; 0: no limit",
+                       1ull << 40);
+}
+json::object transfers_schema() {
+  return schema::count("devices of the site that it sends to at a time; 0: no limit", 1'000'000);
+}
+
 json::object site_schema() {
   return schema::object(
       {{"name", schema::text("value of its devices' label \"site\"; default: of those that have none")},
-       {"mirrors", mirrors_schema()}});
+       {"mirrors", mirrors_schema()},
+       {"bytes_per_second", rate_schema()},
+       {"transfers", transfers_schema()}});
 }
 
 Result<Site> site_of_request(const std::string& name, const json::object& body) {
@@ -37,6 +53,13 @@ Result<Site> site_of_request(const std::string& name, const json::object& body) 
                     url);
       site.mirrors.push_back(std::move(url));
     }
+  if (json_has(body, "bytes_per_second"))
+    site.bytes_per_second = RETORT_TRY(json_uint(body, "bytes_per_second", kRequestBody));
+  if (site.bytes_per_second != 0 && site.bytes_per_second < kLeastRate)
+    return fail(ErrorCode::kInvalid, kRequestBody, "'bytes_per_second' is at least {}, or 0 for no limit",
+                kLeastRate);
+  if (json_has(body, "transfers"))
+    site.transfers = static_cast<std::uint32_t>(RETORT_TRY(json_uint(body, "transfers", kRequestBody)));
   if (site.mirrors.size() > kMaxMirrors)
     return fail(ErrorCode::kInvalid, kRequestBody, "a site has at most {} mirrors", kMaxMirrors);
   return site;
@@ -79,7 +102,9 @@ void add_site_routes(Api& api, const ApiParts& parts) {
            .scope = Scope::kOperator,
            .summary = "Makes a site or changes it; its devices are told at once",
            .request = schema::object({{"name", schema::text("ignored: the path has it"), Presence::kOptional},
-                                      {"mirrors", mirrors_schema(), Presence::kOptional}}),
+                                      {"mirrors", mirrors_schema(), Presence::kOptional},
+                                      {"bytes_per_second", rate_schema(), Presence::kOptional},
+                                      {"transfers", transfers_schema(), Presence::kOptional}}),
            .response = site_schema()},
           [&p](const Call& call) -> Result<json::value> {
             Site site = RETORT_TRY(site_of_request(call.parameter("name"), call.body));

@@ -26,6 +26,11 @@ std::string metrics(const Api& api, const ApiParts& p) {
          static_cast<double>(c.refused));
   single("retort_fleet_chunk_bytes_total", "counter", "Artifact bytes sent.",
          static_cast<double>(c.chunk_bytes));
+  single("retort_artifact_reads_total", "counter", "Reads of artifacts' files for devices.",
+         static_cast<double>(p.fleet.artifact_reads()));
+  single("retort_transfers_waiting", "gauge",
+         "Devices that wait for their turn, by the limits of their site.",
+         static_cast<double>(p.fleet.transfers_waiting()));
   single("retort_telemetry_points_total", "counter", "Telemetry points stored.",
          static_cast<double>(c.telemetry_points));
   std::map<std::string, int> states;

@@ -40,11 +40,12 @@ std::vector<std::string> changes(const json::value& before, const json::value& w
   return out;
 }
 
-/// Sizes may be written for people ("64MiB") wherever a name ends in _bytes.
+/// Sizes may be written for people ("64MiB") wherever a name says bytes.
 Result<void> read_sizes(json::object& object, const std::string& where) {
   for (auto& member : object) {
     if (member.value().is_object()) RETORT_TRY(read_sizes(member.value().get_object(), where));
-    if (!std::string_view(member.key()).ends_with("_bytes") || !member.value().is_string()) continue;
+    const std::string_view name = member.key();
+    if (!member.value().is_string() || (!name.ends_with("_bytes") && name != "bytes_per_second")) continue;
     const Result<std::uint64_t> bytes = parse_bytes(std::string(member.value().get_string()));
     if (!bytes)
       return fail(ErrorCode::kInvalid, where, "'{}': {}", std::string_view(member.key()),
@@ -225,7 +226,8 @@ void add_apply_commands(Program& program) {
   app->add_option(
          "-f,--file", given->files,
          "YAML or JSON documents: {kind: Class, name, priority, rules, budgets, artifact}, {kind: Site, "
-         "name, mirrors}, {kind: Token, name, scope, uses, expires} or {kind: Rollout, name, classes, "
+         "name, mirrors, bytes_per_second, transfers}, {kind: Token, name, scope, uses, expires} or {kind: "
+         "Rollout, name, classes, "
          "stages, gates, …}; - is "
          "standard input; may be repeated")
       ->required();

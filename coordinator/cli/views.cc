@@ -168,13 +168,14 @@ std::string classes_table(const json::array& items) {
 }
 
 std::string sites_table(const json::array& items) {
-  Table table({"NAME", "MIRRORS"});
+  Table table({"NAME", ">BYTES/S", ">TRANSFERS", "MIRRORS"});
   for (const json::value& item : items) {
     std::string mirrors;
     if (const json::value* list = find(item, "mirrors"); list != nullptr && list->is_array())
       for (const json::value& mirror : list->get_array())
         mirrors += (mirrors.empty() ? "" : ", ") + plain(mirror);
-    table.row({text(item, "name"), mirrors.empty() ? "-" : mirrors});
+    table.row({text(item, "name"), bytes(item, "bytes_per_second"), count(item, "transfers"),
+               mirrors.empty() ? "-" : mirrors});
   }
   return table.text();
 }

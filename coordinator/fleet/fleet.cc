@@ -4,7 +4,6 @@
 #include <boost/asio/post.hpp>
 
 #include "common/core/fail_point.h"
-#include "common/core/file.h"
 #include "common/core/log.h"
 #include "common/core/sha256.h"
 #include "common/net/key_proof.h"
@@ -12,9 +11,9 @@
 namespace retort {
 namespace {
 
-constexpr std::size_t kMaxOpenFiles = 32, kMaxTextBytes = 4096, kMaxPoints = 10000,
-                      kMaxUnsavedChanges = 20000, kTellAtATime = 64;
+constexpr std::size_t kMaxTextBytes = 4096, kMaxPoints = 10000, kMaxUnsavedChanges = 20000, kTellAtATime = 64;
 constexpr std::chrono::seconds kTellAgain{60};
+constexpr std::uint32_t kWaitMillis = 60'000;  ///< three times of what a queue tells those who wait
 constexpr std::uint64_t kMaxGeneration = 1ull << 62;
 /// By device: the last telemetry batch, and how many it dropped; beside its record, which is larger and
 /// rarely changes.
@@ -50,6 +49,7 @@ Fleet::Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& arti
     : reactor_(reactor),
       store_(store),
       artifacts_(artifacts),
+      reader_(artifacts),
       clock_(clock),
       random_(random),
       options_(options),
@@ -58,6 +58,7 @@ Fleet::Fleet(boost::asio::io_context& reactor, Store& store, ArtifactStore& arti
       class_table_(store, "classes"),
       site_table_(store, "sites"),
       silence_timer_(reactor),
+      queue_timer_(reactor),
       sync_(reactor, store) {}
 
 Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
@@ -85,6 +86,7 @@ Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
   }
   for (Site& site : RETORT_TRY(site_table_.all())) {
     const std::string name = site.name;
+    limit_site(site);
     sites_.emplace(name, std::move(site));
   }
   const auto admit = [this](std::string_view key) {
@@ -107,6 +109,11 @@ std::size_t Fleet::online_count() const { return session_of_.size(); }
 Fleet::Session* Fleet::session_of(const DeviceRecord& device) {
   const auto found = session_of_.find(&device);
   return found == session_of_.end() ? nullptr : found->second;
+}
+
+Fleet::Session* Fleet::session_of(const std::string& id) {
+  const auto device = devices_.find(id);
+  return device == devices_.end() ? nullptr : session_of(device->second);
 }
 
 Result<DeviceRecord> Fleet::find(const std::string& id) const {
@@ -333,6 +340,7 @@ void Fleet::open_session(const FleetServer::Peer& peer, const wire::Envelope& en
   if (sessions_.size() >= options_.sessions && old == nullptr)
     return answer(peer, envelope,
                   wire::ComeBack{5000 + static_cast<std::uint32_t>(random_.next_unit() * 10000)});
+  leave_queue(device);
   if (old != nullptr) sessions_.erase(std::string(old->routing_id));
   if (const auto taken = sessions_.find(peer.routing_id); taken != sessions_.end())
     session_of_.erase(taken->second.device);
@@ -403,6 +411,7 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
   if (auto* update = std::get_if<wire::ProfileUpdate>(&envelope.payload)) {
     bound(update->profile);
     const bool moved = site_of(update->profile) != site_of(device.profile);
+    if (moved) leave_queue(device);  // what it waits for there it asks for again
     device.profile = std::move(update->profile);
     save_soon(device);
     reconsider(device);
@@ -413,6 +422,7 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
                          device.status.artifact != report->status.artifact ||
                          device.status.error_code != report->status.error_code;
     device.status = std::move(report->status);
+    if (device.status.state != "fetch") leave_queue(device);
     if (settled) {
       log_info("fleet: {} ({}) {}{}{}", device.id, device.name, device.status.state,
                device.status.error.empty() ? "" : ": ", device.status.error);
@@ -439,27 +449,60 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
 }
 
 void Fleet::send_chunk(Session& session, const wire::ChunkRequest& request) {
-  const auto refuse = [&](ErrorCode code, const std::string& why) {
-    send(session, wire::Refused{"chunk " + request.artifact, std::string(to_string(code)), why});
-  };
-  if (request.length == 0 || request.length > wire::kMaxChunkBytes)
-    return refuse(ErrorCode::kInvalid, "a chunk has 1 to " + std::to_string(wire::kMaxChunkBytes) + " bytes");
-  auto file = open_files_.find(request.artifact);
-  if (file == open_files_.end()) {
-    const Result<ArtifactRecord> record = artifacts_.find(request.artifact);
-    if (!record || record->sha256 != request.artifact)
-      return refuse(ErrorCode::kNotFound, "there is no such artifact");
-    Result<File> opened = File::open_read(artifacts_.path(request.artifact));
-    if (!opened) return refuse(ErrorCode::kUnavailable, opened.error().message);
-    if (open_files_.size() >= kMaxOpenFiles) open_files_.clear();
-    file = open_files_.emplace(request.artifact, std::move(*opened)).first;
+  if (request.length == 0 || request.length > wire::kMaxChunkBytes) {
+    send(session, wire::Refused{"chunk " + request.artifact, std::string(to_string(ErrorCode::kInvalid)),
+                                fmt::format("a chunk has 1 to {} bytes", wire::kMaxChunkBytes)});
+    return;
   }
-  wire::Chunk chunk{request.artifact, request.offset, std::string(request.length, '\0')};
-  if (const Result<void> read = file->second.read_exact_at(request.offset, chunk.bytes); !read)
-    return refuse(read.error().code, read.error().message);
+  const auto queue = queues_.find(site_of(session.device->profile));
+  if (queue == queues_.end()) return answer_chunk(session, request);
+  queue->second.add(session.device->id, request, 2 * options_.chunk_credit, clock_.steady_now());
+  serve_queues();
+}
+
+void Fleet::answer_chunk(Session& session, const wire::ChunkRequest& request) {
+  Result<std::string> bytes = reader_.read(request.artifact, request.offset, request.length);
+  if (!bytes) {
+    send(session, wire::Refused{"chunk " + request.artifact, std::string(to_string(bytes.error().code)),
+                                bytes.error().message});
+    return;
+  }
   ++counters_.chunks;
   counters_.chunk_bytes += request.length;
-  send(session, std::move(chunk));  // a full queue drops it; the device asks again
+  // A full queue drops it; the device asks again.
+  send(session, wire::Chunk{request.artifact, request.offset, std::move(*bytes)});
+}
+
+void Fleet::serve_queues() {
+  const auto now = clock_.steady_now();
+  std::optional<TransferQueue::Time> at;
+  for (auto& [site, queue] : queues_) {
+    while (const auto turn = queue.next(now)) {
+      if (Session* const session = session_of(turn->device))
+        answer_chunk(*session, turn->request);
+      else
+        queue.leave(turn->device);
+    }
+    if (const auto when = queue.when()) at = at ? std::min(*at, *when) : *when;
+  }
+  if (!at) return queue_timer_.cancel(), void();
+  queue_timer_.expires_after(std::max<std::chrono::steady_clock::duration>(*at - now, {}));
+  queue_timer_.async_wait([this](const boost::system::error_code& error) {
+    if (!error) serve_queues();
+  });
+}
+
+void Fleet::leave_queue(const DeviceRecord& device) {
+  const auto queue = queues_.find(site_of(device.profile));
+  if (queue == queues_.end()) return;
+  queue->second.leave(device.id);
+  serve_queues();
+}
+
+std::size_t Fleet::transfers_waiting() const {
+  std::size_t waiting = 0;
+  for (const auto& [site, queue] : queues_) waiting += queue.waiting();
+  return waiting;
 }
 
 std::vector<DeviceClass> Fleet::class_list() const {
@@ -556,8 +599,7 @@ void Fleet::desire(DeviceRecord& device, DesiredState desired) {
 }
 
 bool Fleet::ask_canary(const std::string& id, const wire::Canary& canary) {
-  const auto device = devices_.find(id);
-  Session* const session = device == devices_.end() ? nullptr : session_of(device->second);
+  Session* const session = session_of(id);
   return session != nullptr && send(*session, canary);
 }
 
@@ -593,8 +635,15 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
 Result<Site> Fleet::set_site(Site value) {
   RETORT_TRY(site_table_.put(value.name, value));
   sites_[value.name] = value;
+  limit_site(value);
   tell_site(value.name);
   return value;
+}
+
+void Fleet::limit_site(const Site& site) {
+  queues_[site.name].set_limits({site.bytes_per_second, site.transfers});
+  serve_queues();
+  if (site.bytes_per_second == 0 && site.transfers == 0) queues_.erase(site.name);  // nothing waits there now
 }
 
 Result<void> Fleet::remove_site(const std::string& name) {
@@ -603,6 +652,7 @@ Result<void> Fleet::remove_site(const std::string& name) {
   site_table_.erase(batch, name);
   RETORT_TRY(store_.write(batch));
   sites_.erase(name);
+  limit_site({name});
   tell_site(name);
   return {};
 }
@@ -628,6 +678,7 @@ Result<void> Fleet::revoke(const std::string& id) {
     send(*session, wire::Refused{"session", "revoked", "an operator revoked this device"});
     session_of_.erase(&device);
     sessions_.erase(std::string(session->routing_id));
+    leave_queue(device);
     on_change_(device);
   }
   // The key itself is refused at its next handshake (admit); its frames are answered "revoked" until then.
@@ -679,8 +730,12 @@ void Fleet::watch_silence() {
       ++counters_.silent;
       session_of_.erase(&device);
       it = sessions_.erase(it);
+      leave_queue(device);
       on_change_(device);
     }
+    for (auto& [site, queue] : queues_)
+      for (const auto& [id, artifact] : queue.to_tell(clock_.steady_now()))
+        if (Session* const session = session_of(id)) send(*session, wire::ChunkWait{artifact, kWaitMillis});
     watch_silence();
   });
 }

@@ -12,14 +12,14 @@
 #include <vector>
 
 #include "common/core/clock.h"
-#include "common/core/file.h"
 #include "common/core/random.h"
 #include "common/net/link.h"
 #include "common/wire/messages.h"
 #include "common/wire/record_table.h"
-#include "coordinator/artifacts/artifact_store.h"
+#include "coordinator/artifacts/artifact_reader.h"
 #include "coordinator/fleet/device_fleet.h"
 #include "coordinator/fleet/store_sync.h"
+#include "coordinator/fleet/transfer_queue.h"
 #include "coordinator/telemetry/telemetry_store.h"
 
 namespace retort {
@@ -75,6 +75,10 @@ class Fleet final : public DeviceFleet {
   bool online(const std::string& device_id) const override;
   std::size_t online_count() const;
   const FleetCounters& counters() const { return counters_; }
+  /// Of artifacts' files, so far.
+  std::uint64_t artifact_reads() const { return reader_.reads(); }
+  /// Devices that wait for their turn, by the limits of their sites.
+  std::size_t transfers_waiting() const;
   /// By id, a prefix of it, or the name that one device alone has; kNotFound, kConflict.
   Result<DeviceRecord> find(const std::string& id) const;
   /// Cuts it off, at once and for ever; also a device that waits: that is a rejection.
@@ -118,6 +122,10 @@ class Fleet final : public DeviceFleet {
   bool send(Session& session, wire::Payload payload);
   void answer(const FleetServer::Peer& peer, const wire::Envelope& envelope, wire::Payload payload);
   void send_chunk(Session& session, const wire::ChunkRequest& request);
+  void answer_chunk(Session& session, const wire::ChunkRequest& request);
+  /// Answers what may be answered by now of what waits in the sites' queues.
+  void serve_queues();
+  void leave_queue(const DeviceRecord& device);
   /// Written at the end of this turn of the reactor, with what else came in it.
   void save_soon(const DeviceRecord& device);
   /// Written when it returns, on disk with the next sync; with places where a test may end the process
@@ -130,6 +138,7 @@ class Fleet final : public DeviceFleet {
   void acknowledge(const DeviceRecord& device, std::uint64_t batch);
   /// Nothing while the device is offline.
   Session* session_of(const DeviceRecord& device);
+  Session* session_of(const std::string& id);
   std::vector<DeviceClass> class_list() const;
   /// What the device is to serve by now; nothing: as it was told.
   std::optional<DesiredState> changed_state(const DeviceRecord& device,
@@ -140,12 +149,14 @@ class Fleet final : public DeviceFleet {
   void desire(DeviceRecord& device, DesiredState desired);
   void tell(std::vector<std::string> device_ids);  ///< their desired states, once those are on disk
   void tell_site(const std::string& name);
+  void limit_site(const Site& site);
   void tell_next();
   void watch_silence();
 
   boost::asio::io_context& reactor_;
   Store& store_;
   ArtifactStore& artifacts_;
+  ArtifactReader reader_;
   const Clock& clock_;
   RandomSource& random_;
   FleetOptions options_;
@@ -165,9 +176,9 @@ class Fleet final : public DeviceFleet {
   CurveKeys keys_;
   std::map<std::string, DeviceClass> classes_;
   std::map<std::string, Site> sites_;
+  std::map<std::string, TransferQueue> queues_;        // by site, of those that have limits
   std::unordered_map<std::string, Session> sessions_;  // by routing id
   std::unordered_map<const DeviceRecord*, Session*> session_of_;
-  std::map<std::string, File> open_files_;  // artifacts being pulled
   // What is not written yet: records that changed, points, and for each batch among it the device and the
   // number to go back to when it cannot be written.
   std::unordered_set<const DeviceRecord*> unsaved_;
@@ -179,7 +190,7 @@ class Fleet final : public DeviceFleet {
   std::unordered_map<const DeviceRecord*, std::uint64_t> acknowledged_;
   std::deque<std::string> to_tell_;  ///< devices with a new desired state
   FleetCounters counters_;
-  boost::asio::steady_timer silence_timer_;
+  boost::asio::steady_timer silence_timer_, queue_timer_;
   std::unique_ptr<FleetServer> server_;
   std::shared_ptr<int> alive_ = std::make_shared<int>();
   StoreSync sync_;

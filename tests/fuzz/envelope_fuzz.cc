@@ -17,6 +17,9 @@ std::vector<std::string> fuzz_seeds() {
           wire::encode({1, 1, 2, 0, batch}),
           wire::encode({1, 1, 3, 0, wire::Chunk{"aa", 5, "bytes"}}),
           wire::encode({1, 1, 4, 0, wire::Canary{"roll-1", "aa", {{"prompt", " answer"}}}}),
+          wire::encode({1, 1, 5, 0, wire::Desired{{5, "small", "aa"}, "{}", {"http://a", "https://b"}}}),
+          wire::encode({1, 1, 6, 0, wire::ChunkWait{"aa", 60000}}),
+          wire::encode(Site{"hall", {"http://a"}, 1000, 2}),
           wire::encode(device),
           wire::encode(RolloutRecord{"roll-1", "n", 1, "{}", "[]", {{"small", "aa"}}, 2})};
 }
@@ -29,5 +32,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   (void)wire::decode_record<ArtifactRecord>(bytes).has_value();
   (void)wire::decode_record<RolloutRecord>(bytes).has_value();
   (void)wire::decode_record<RolloutMember>(bytes).has_value();
+  (void)wire::decode_record<Site>(bytes).has_value();
   return 0;
 }

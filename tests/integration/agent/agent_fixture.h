@@ -10,6 +10,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <future>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "agent/control/loopback.h"
@@ -92,7 +93,7 @@ class Coordinator {
 
   std::mutex mutex;
   std::string token = "5ec4e7";
-  bool corrupt_chunks = false, garbage = false, revoked = false;
+  bool corrupt_chunks = false, mute_chunks = false, garbage = false, revoked = false;
   std::chrono::milliseconds chunk_delay{0};
   UnixMillis clock_offset = 0;
   TufRepository repository{SystemClock().unix_millis()};
@@ -103,6 +104,7 @@ class Coordinator {
   std::string peer_key;
   std::vector<std::string> mirrors;  ///< told with the next desire()
   std::vector<wire::ChunkRequest> requests;
+  std::set<std::uint64_t> answered;  ///< offsets of chunks that were sent
   std::uint64_t enrolments = 0, batches = 0;
   DeviceStatus last_status;
   std::vector<TelemetryPoint> points;
@@ -164,15 +166,21 @@ class Coordinator {
       rotation = *key;
     } else if (const auto* chunk = std::get_if<wire::ChunkRequest>(&envelope->payload)) {
       requests.push_back(*chunk);
+      if (mute_chunks || artifacts_.count(chunk->artifact) == 0) return;
       std::string bytes(chunk->length, '\0');
       ASSERT_OK(File::open_read(artifacts_.at(chunk->artifact))->read_exact_at(chunk->offset, bytes));
       if (corrupt_chunks) bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
       const wire::Chunk answer{chunk->artifact, chunk->offset, std::move(bytes)};
-      if (chunk_delay == 0ms) return say(answer);
+      if (chunk_delay == 0ms) {
+        answered.insert(chunk->offset);
+        return say(answer);
+      }
       auto timer = std::make_shared<boost::asio::steady_timer>(reactor_, chunk_delay);
       timer->async_wait([this, timer, answer, epoch = epoch_](const boost::system::error_code& error) {
         const std::lock_guard held(mutex);
-        if (!error && epoch == epoch_) say(answer);
+        if (error || epoch != epoch_ || mute_chunks) return;
+        answered.insert(answer.offset);
+        say(answer);
       });
     }
   }

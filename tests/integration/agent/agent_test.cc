@@ -653,6 +653,97 @@ TEST_F(AgentTest, KilledAtEveryStepOfTheMachineItGoesOn) {
   }
 }
 
+TEST_F(LargerAgentTest, ABreakLosesOneChunkAtMost) {
+  const std::string first = artifact("first");
+  coordinator_->chunk_delay = 5ms;
+  coordinator_->desire(first);
+  start_agent();
+  const auto in_mid_pull = [&](std::size_t chunks) {
+    ASSERT_TRUE(eventually([&] {
+      const std::lock_guard lock(coordinator_->mutex);
+      return coordinator_->answered.size() >= chunks;
+    }));
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->mute_chunks = true;
+  };
+  in_mid_pull(6);
+  std::this_thread::sleep_for(200ms);  // what was sent is there now
+  std::set<std::uint64_t> sent = coordinator_->answered;
+  const auto asked_again = [&](const Coordinator& coordinator) {
+    return std::count_if(coordinator.requests.begin(), coordinator.requests.end(),
+                         [&](const wire::ChunkRequest& request) { return sent.count(request.offset) != 0; });
+  };
+  // The link is cut, and another coordinator of the same keys is there.
+  const TufRepository repository = coordinator_->repository;
+  coordinator_.reset();
+  coordinator_ = std::make_unique<Coordinator>(keys_, endpoint_);
+  ASSERT_TRUE(coordinator_->bound());
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->repository = repository;
+  }
+  coordinator_->add(folder_ / "first.gguf");
+  coordinator_->chunk_delay = 5ms;
+  coordinator_->desire(first);
+  in_mid_pull(12);
+  std::this_thread::sleep_for(200ms);
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    EXPECT_LE(asked_again(*coordinator_), 1);
+    sent.insert(coordinator_->answered.begin(), coordinator_->answered.end());
+    coordinator_->requests.clear();
+  }
+  // The agent is killed.
+  kill_agent(SIGKILL);
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->mute_chunks = false;
+  }
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  const std::lock_guard lock(coordinator_->mutex);
+  EXPECT_LE(asked_again(*coordinator_), 1);
+}
+
+TEST_F(LargerAgentTest, TheCoordinatorMayHaveItWait) {
+  const std::string first = artifact("first");
+  coordinator_->mute_chunks = true;
+  coordinator_->desire(first);
+  start_agent();
+  const auto requested = [&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->requests.size();
+  };
+  ASSERT_TRUE(eventually([&] { return requested() == 4; }));
+  const auto begin = std::chrono::steady_clock::now();
+  coordinator_->send(wire::ChunkWait{first, 4000});
+  ASSERT_TRUE(eventually([&] { return requested() > 4; })) << "then it asks again";
+  EXPECT_GT(std::chrono::steady_clock::now() - begin, 12s) << "ten seconds, beside those that it was to wait";
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->mute_chunks = false;
+    coordinator_->requests.clear();
+  }
+  ASSERT_TRUE(serving(first));
+  EXPECT_EQ(text("last_error"), "");
+}
+
+TEST_F(LargerAgentTest, NothingIsLeftOfAPullThatIsNotWantedAnyMore) {
+  const std::string first = artifact("first");
+  coordinator_->chunk_delay = 20ms;
+  coordinator_->desire(first);
+  start_agent();
+  const fs::path part = folder_ / "device/slots/a/model.gguf.part";
+  ASSERT_TRUE(eventually([&] { return fs::exists(part); }));
+  coordinator_->desire("");
+  EXPECT_TRUE(eventually([&] { return text("state") == "idle" && !fs::exists(part); }));
+  // What a crash left is gone at the next start.
+  kill_agent(SIGKILL);
+  ASSERT_OK(write_file_atomic(folder_ / "device/slots/b/model.gguf.part", "half"));
+  start_agent();
+  EXPECT_TRUE(eventually([&] { return !fs::exists(folder_ / "device/slots/b/model.gguf.part"); }));
+}
+
 TEST_F(LargerAgentTest, KilledInMidPullItGoesOnWhereItWas) {
   const std::string first = artifact("first");
   ASSERT_GT(fs::file_size(folder_ / "first.gguf"), 8u << 20);

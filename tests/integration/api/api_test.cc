@@ -134,6 +134,11 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   run("GET", "/v1/sites", "/v1/sites");
   EXPECT_EQ(text_at(run("GET", "/v1/sites/{name}", "/v1/sites/hall"), "mirrors"),
             "[\"http://10.0.0.2:8080/retort\"]");
+  run("PUT", "/v1/sites/{name}", "/v1/sites/hall", "{\"bytes_per_second\": 2000000, \"transfers\": 4}");
+  EXPECT_EQ(text_at(c.call("GET", "/v1/sites/hall"), "mirrors"), "[]");
+  EXPECT_EQ(text_at(c.call("GET", "/v1/sites/hall"), "transfers"), "4");
+  EXPECT_EQ(c.call("PUT", "/v1/sites/hall", "{\"bytes_per_second\": 10}").status, 400);
+  EXPECT_EQ(c.call("PUT", "/v1/sites/hall", "{\"transfers\": -1}").status, 400);
   for (const char* bad : {"10.0.0.2", "ftp://a", "http://user@a", "http://a/?q", "http://a b"})
     EXPECT_EQ(c.call("PUT", "/v1/sites/hall", std::string("{\"mirrors\": [\"") + bad + "\"]}").status, 400)
         << bad;

@@ -133,6 +133,9 @@ class Cli(unittest.TestCase):
         self.assertEqual(json.loads(self.server.requests[-1][2])['mirrors'], ['http://a'])
         self.retort('site', 'set', 'hall', '--mirror', 'none')
         self.assertEqual(json.loads(self.server.requests[-1][2])['mirrors'], [])
+        self.retort('site', 'set', 'hall', '--bytes-per-second', '2MiB', '--transfers', '4')
+        self.assertEqual(json.loads(self.server.requests[-1][2]),
+                         {'name': 'hall', 'mirrors': ['http://a'], 'bytes_per_second': 2 << 20, 'transfers': 4})
         self.retort('site', 'set', 'new', '--mirror', 'http://b', '--mirror', 'https://c')
         self.assertEqual(json.loads(self.server.requests[-1][2]), {'mirrors': ['http://b', 'https://c']})
 

@@ -364,7 +364,7 @@ TEST_F(FleetTest, DevicesAreToldTheMirrorsOfTheirSite) {
   DeviceClass any;
   any.name = "any";
   ASSERT_OK(fleet_.set_class(any));
-  ASSERT_OK(fleet_.set_site({"hall", {"http://10.0.0.2"}}));
+  ASSERT_OK(fleet_.set_site({"hall", {"http://10.0.0.2"}, 0, 0}));
   DeviceProfile in_hall;
   in_hall.labels = {{"site", "hall"}};
   const auto d = device(), elsewhere = device();
@@ -375,9 +375,9 @@ TEST_F(FleetTest, DevicesAreToldTheMirrorsOfTheirSite) {
   EXPECT_EQ(d->next<wire::Desired>()->mirrors, Urls{"http://10.0.0.2"});
   EXPECT_EQ(elsewhere->next<wire::Desired>()->mirrors, Urls{});
   // A change is told at once, to those of the site; so is a device's move.
-  ASSERT_OK(fleet_.set_site({"hall", {"http://10.0.0.3", "https://far.example"}}));
+  ASSERT_OK(fleet_.set_site({"hall", {"http://10.0.0.3", "https://far.example"}, 0, 0}));
   EXPECT_EQ(d->next<wire::Desired>()->mirrors, (Urls{"http://10.0.0.3", "https://far.example"}));
-  ASSERT_OK(fleet_.set_site({"default", {"http://10.9.9.9"}}));
+  ASSERT_OK(fleet_.set_site({"default", {"http://10.9.9.9"}, 0, 0}));
   EXPECT_EQ(elsewhere->next<wire::Desired>()->mirrors, Urls{"http://10.9.9.9"});
   elsewhere->send(wire::ProfileUpdate{in_hall});
   EXPECT_EQ(elsewhere->next<wire::Desired>()->mirrors.size(), 2u);
@@ -385,6 +385,106 @@ TEST_F(FleetTest, DevicesAreToldTheMirrorsOfTheirSite) {
   EXPECT_EQ(d->next<wire::Desired>()->mirrors, Urls{});
   EXPECT_EQ(fleet_.remove_site("hall").error().code, ErrorCode::kNotFound);
   EXPECT_EQ(RecordTable<Site>(*store_, "sites").all()->size(), 1u);
+}
+
+/// A device that pulls the whole artifact, four chunks in flight.
+struct Puller {
+  static constexpr std::uint32_t kChunk = 16 << 10;
+  void ask(std::uint64_t size) {
+    for (; in_flight < 4 && asked < size; ++in_flight) {
+      const auto length = static_cast<std::uint32_t>(std::min<std::uint64_t>(kChunk, size - asked));
+      device->send(wire::ChunkRequest{artifact, asked, length});
+      asked += length;
+    }
+  }
+  void take(std::uint64_t size) {
+    for (; !device->got.empty(); device->got.pop_front()) {
+      const auto* chunk = std::get_if<wire::Chunk>(&device->got.front().payload);
+      if (chunk == nullptr) continue;
+      ASSERT_EQ(chunk->offset, bytes.size());
+      bytes += chunk->bytes;
+      --in_flight;
+    }
+    ask(size);
+  }
+  std::unique_ptr<Device> device;
+  std::string artifact, bytes;
+  std::uint64_t asked = 0, in_flight = 0;
+};
+
+TEST_F(FleetTest, ASitesRateHoldsAndAllItsDevicesFinish) {
+  DeviceProfile in_hall;
+  in_hall.labels = {{"site", "hall"}};
+  const std::string file = *read_file(folder_ / "m.gguf");
+  std::vector<Puller> pullers(5);
+  for (Puller& puller : pullers) {
+    puller.device = device();
+    puller.artifact = artifact_.sha256;
+    // The last one is of another site, and is not slowed down.
+    ASSERT_NE(puller.device->enrol("good", &puller == &pullers.back() ? DeviceProfile() : in_hall), "");
+    puller.device->hello();
+    ASSERT_TRUE(puller.device->next<wire::Welcome>());
+  }
+  const std::uint64_t rate = file.size() * 4 / 2;  // two seconds for all four
+  ASSERT_OK(fleet_.set_site({"hall", {}, rate, 0}));
+  const std::uint64_t sent_before = fleet_.counters().chunk_bytes;
+  const auto begin = std::chrono::steady_clock::now();
+  const auto seconds = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  double other_site = 0;
+  std::size_t finished = 0;
+  while (finished < pullers.size() && seconds() < 30) {
+    reactor_.run_one_for(std::chrono::milliseconds(5));
+    finished = 0;
+    std::uint64_t limited = 0;
+    for (Puller& puller : pullers) {
+      puller.take(file.size());
+      finished += puller.bytes.size() == file.size();
+      if (&puller != &pullers.back()) limited += puller.bytes.size();
+    }
+    ASSERT_LE(static_cast<double>(limited), static_cast<double>(rate) * seconds() + Puller::kChunk);
+    if (other_site == 0 && pullers.back().bytes.size() == file.size()) other_site = seconds();
+  }
+  for (const Puller& puller : pullers) EXPECT_EQ(puller.bytes, file);
+  EXPECT_LT(other_site, 1);
+  EXPECT_LT(seconds(), 8) << "two seconds are right; the rest is for a busy machine";
+  EXPECT_EQ(fleet_.counters().chunk_bytes - sent_before, 5 * file.size());
+  // Five devices, one read of each block.
+  const std::uint64_t blocks = (file.size() + ArtifactReader::kBlockBytes - 1) / ArtifactReader::kBlockBytes;
+  EXPECT_EQ(fleet_.artifact_reads(), blocks);
+  EXPECT_EQ(fleet_.transfers_waiting(), 0u);
+}
+
+TEST_F(FleetTest, WhoHasNoPlaceHearsThatItWaitsAndGetsOne) {
+  ASSERT_OK(fleet_.set_site({"default", {}, 0, 1}));
+  const auto first = device(), second = device();
+  for (Device* d : {first.get(), second.get()}) {
+    ASSERT_NE(d->enrol("good"), "");
+    d->hello();
+    ASSERT_TRUE(d->next<wire::Welcome>());
+    d->send(wire::ChunkRequest{artifact_.sha256, 0, 1000});
+    ASSERT_TRUE(d == second.get() || d->next<wire::Chunk>());
+  }
+  ASSERT_TRUE(second->wait([&] { return fleet_.transfers_waiting() == 1; }));
+  clock_.ahead += TransferQueue::kTellAfter;
+  first->send(wire::ChunkRequest{artifact_.sha256, 1000, 1000});
+  ASSERT_TRUE(first->next<wire::Chunk>());
+  const auto wait = second->next<wire::ChunkWait>();
+  ASSERT_TRUE(wait);
+  EXPECT_EQ(wait->artifact, artifact_.sha256);
+  EXPECT_GT(wait->millis, 2'000u * TransferQueue::kTellAgain.count());
+  EXPECT_EQ(fleet_.transfers_waiting(), 1u);
+  // The first one says that it is through.
+  DeviceStatus done;
+  done.state = "verify";
+  first->send(wire::StatusReport{done});
+  EXPECT_TRUE(second->next<wire::Chunk>());
+  // Without a limit, what waits is sent at once.
+  first->send(wire::ChunkRequest{artifact_.sha256, 0, 1000});
+  ASSERT_TRUE(first->wait([&] { return fleet_.transfers_waiting() == 1; }));
+  ASSERT_OK(fleet_.remove_site("default"));
+  EXPECT_TRUE(first->next<wire::Chunk>());
 }
 
 TEST_F(FleetTest, DevicesThatWaitAreAcceptedOrRejectedByHand) {

@@ -50,6 +50,8 @@ TEST(Envelope, EveryKindRoundTrips) {
   EXPECT_EQ(round_trip(Enrol{"s", "n", profile(), "serial 7"}).hardware_id, "serial 7");
   EXPECT_EQ(round_trip(Hello{"dev-1", "0.1", status, 12}).generation, 12u);
   EXPECT_EQ(round_trip(Chunk{"aa", 3, std::string(1000, '\0')}).bytes.size(), 1000u);
+  EXPECT_EQ(round_trip(ChunkWait{"aa", 60000}).millis, 60000u);
+  EXPECT_EQ(round_trip(Desired{{5, "small", "aa"}, "{}", {"http://a"}}).mirrors.size(), 1u);
   EXPECT_EQ(round_trip(TelemetryAck{99}).batch, 99u);
   EXPECT_EQ(round_trip(ComeBack{500}).after_millis, 500u);
   EXPECT_EQ(round_trip(Refused{"enrol", "denied", "no"}).message, "no");
@@ -116,7 +118,7 @@ TEST(Records, RoundTrip) {
   device_class.labels = {{"a", "b"}};
   device_class.min_cpu = 0.25;
   EXPECT_EQ(*decode_record<DeviceClass>(encode(device_class)), device_class);
-  const Site site{"hall", {"http://10.0.0.2/retort", "https://cache.example"}};
+  const Site site{"hall", {"http://10.0.0.2/retort", "https://cache.example"}, 1ull << 40, 7};
   EXPECT_EQ(*decode_record<Site>(encode(site)), site);
   EXPECT_FALSE(decode_record<TokenRecord>("junk"));
   RolloutRecord rollout;
