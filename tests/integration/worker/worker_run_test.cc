@@ -333,14 +333,14 @@ TEST_F(WorkerRun, StaticActivationsNeedSmoothingWhereThereAreOutliers) {
   teacher.outlier = 200;
   fs::remove_all(folder_ / "teacher");
   ASSERT_OK(testing::write_tiny_model(folder_ / "teacher", ModelFamily::kLlama, 1, teacher));
-  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(40, 9)));
   json::object found[3];
-  const char* ways[] = {"", "  - quantize.activations: {calibration_tokens: 1024}\n",
-                        "  - quantize.activations: {calibration_tokens: 1024, smooth: 0.5}\n"};
+  const char* ways[] = {"", "  - quantize.activations: {calibration_tokens: 2048}\n",
+                        "  - quantize.activations: {calibration_tokens: 2048, smooth: 0.5}\n"};
   for (int i = 0; i < 3; ++i) {
     recipe(fmt::format("passes:\n{}  - quantize.weights: {{format: Q8_0}}\n  - export: {{file: s.gguf}}\n",
                        ways[i]),
-           "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl, max_tokens: 400}}\n");
+           "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl}}\n");
     const std::string out = std::to_string(i);
     const Ended ended = run(out);
     ASSERT_EQ(ended.status, 0) << ended.err;
@@ -357,6 +357,37 @@ TEST_F(WorkerRun, StaticActivationsNeedSmoothingWhereThereAreOutliers) {
   const json::object line = events("2", "calibrated").at(0).at("tensors").at(0).as_object();
   EXPECT_GT(line.at("largest_before_smoothing").to_number<double>(),
             5 * line.at("largest").to_number<double>());
+}
+
+/// Pruned, learnt again with the zeros kept, stored sparse, and judged by what serves it.
+TEST_F(WorkerRun, SparseStudentsAreSmallerFilesThatServeTheSame) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  const std::tuple<const char*, const char*, TensorType> ways[] = {
+      {"sparsity: 0.5", "SPARSE_Q8", TensorType::kSparseQ8},
+      {"pattern: \"2:4\"", "SPARSE24_Q8", TensorType::kSparse24Q8}};
+  for (const auto& [cut, format, type] : ways) {
+    recipe(
+        fmt::format("passes:\n  - prune.unstructured: {{{}, calibration_tokens: 512}}\n"
+                    "  - distil.soft: {{tokens: 2048, batch_tokens: 256}}\n"
+                    "  - export: {{file: dense.gguf, format: Q8_0}}\n"
+                    "  - quantize.weights: {{format: Q8_0, formats: [{{match: \"*layers*\", format: {}}}]}}\n"
+                    "  - export: {{file: sparse.gguf}}\n",
+                    cut, format),
+        "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl, max_tokens: 400}}\n");
+    const Ended ended = run(format);
+    ASSERT_EQ(ended.status, 0) << ended.err;
+    const json::array artifacts = result(format).at("artifacts").as_array();
+    const json::object &dense = artifacts.at(0).as_object(), &sparse = artifacts.at(1).as_object();
+    EXPECT_LT(sparse.at("bytes").to_number<double>(), 0.8 * dense.at("bytes").to_number<double>());
+    EXPECT_NEAR(sparse.at("evaluation").at("perplexity").to_number<double>() /
+                    dense.at("evaluation").at("perplexity").to_number<double>(),
+                1, 1e-3);
+    const auto file = GgufFile::open(folder_ / format / "sparse.gguf");
+    ASSERT_OK(file);
+    EXPECT_EQ(file->tensor("blk.1.ffn_down.weight")->type, type);
+    EXPECT_EQ(file->tensor("token_embd.weight")->type, TensorType::kQ8_0);
+  }
 }
 
 TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
