@@ -400,6 +400,16 @@ Result<void> write_gguf_classifier(const std::filesystem::path& path, const Clas
   return writer.write(path);
 }
 
+std::uint64_t gguf_classifier_bytes(const ClassifierConfig& config, TensorType matrix_type) {
+  std::uint64_t bytes = 0;
+  for (const Mapping& m : mappings(config)) {
+    const TensorType type = m.is_bias() ? TensorType::kF32 : stored_type(matrix_type, filled(m.columns()));
+    const std::uint64_t columns = info(type).block_values > 1 ? filled(m.columns()) : m.columns();
+    bytes += (most_matrix_bytes(type, m.rows, columns) + 31) / 32 * 32;
+  }
+  return bytes;
+}
+
 bool is_gguf_classifier(const GgufFile& file) {
   const auto* arch = std::get_if<std::string>(file.find("general.architecture"));
   return arch != nullptr && (*arch == "mlp" || *arch == "cnn");

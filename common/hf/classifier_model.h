@@ -48,6 +48,8 @@ Result<void> write_classifier_folder(const std::filesystem::path& folder, const 
 Result<void> write_gguf_classifier(const std::filesystem::path& path, const ClassifierConfig& config,
                                    const std::vector<TensorSource>& weights, TensorType matrix_type,
                                    const GgufMetadata& extra);
+/// Bytes of the tensors of such a file, to within the gaps that align them.
+std::uint64_t gguf_classifier_bytes(const ClassifierConfig& config, TensorType matrix_type);
 /// True for a file whose general.architecture is "mlp" or "cnn".
 bool is_gguf_classifier(const GgufFile& file);
 /// The architecture that a GGUF file holds, checked against its tensors' shapes.

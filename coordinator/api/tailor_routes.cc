@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 #include "coordinator/api/routes.h"
 #include "coordinator/tailor/tailor.h"
@@ -22,9 +23,6 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     return fail(
         ErrorCode::kInvalid, where,
         "'train' and 'held_out' are the same dataset: a student must not be judged on what it learnt from");
-  std::uint64_t tokens = 300000;
-  if (json_has(body, "tokens")) tokens = RETORT_TRY(json_uint(body, "tokens", where, 1ull << 40));
-  if (tokens == 0) return fail(ErrorCode::kInvalid, where, "'tokens' must be at least 1");
   const bool dry_run = json_has(body, "dry_run") && RETORT_TRY(json_bool(body, "dry_run", where));
   std::string rollout;
   if (json_has(body, "rollout")) {
@@ -38,7 +36,23 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
   }
   const bool assign = !json_has(body, "assign") || RETORT_TRY(json_bool(body, "assign", where));
   const GgufFile gguf = RETORT_TRY(GgufFile::open(p.catalog.teacher_gguf(teacher.id)));
-  const ModelConfig config = RETORT_TRY(read_gguf_config(gguf));
+  TeacherShape shape;
+  if (is_gguf_classifier(gguf))
+    shape.classifier = RETORT_TRY(read_gguf_classifier_config(gguf));
+  else
+    shape.config = RETORT_TRY(read_gguf_config(gguf));
+  if (shape.config.is_encoder() && !shape.classifies())
+    return fail(ErrorCode::kUnsupported, where,
+                "teacher '{}' is an encoder without labels: there is nothing to distil it on",
+                teacher.name.empty() ? teacher.id : teacher.name);
+  const char* const amount = shape.classifies() ? "examples" : "tokens";
+  if (const char* other = shape.classifies() ? "tokens" : "examples"; json_has(body, other))
+    return fail(ErrorCode::kInvalid, where, "teacher '{}' is a {}: it learns from '{}', not from '{}'",
+                teacher.name.empty() ? teacher.id : teacher.name,
+                shape.classifies() ? "classifier" : "language model", amount, other);
+  std::uint64_t tokens = shape.classifies() ? 100000 : 300000;
+  if (json_has(body, amount)) tokens = RETORT_TRY(json_uint(body, amount, where, 1ull << 40));
+  if (tokens == 0) return fail(ErrorCode::kInvalid, where, "'{}' must be at least 1", amount);
   // All plans before the first job: either every class gets one, or the request changes nothing.
   struct Planned {
     JobRecord job;
@@ -58,7 +72,7 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
       if (device.desired.device_class == name && device.profile.memory_bandwidth_bytes_per_second > 0)
         bandwidth = bandwidth == 0 ? device.profile.memory_bandwidth_bytes_per_second
                                    : std::min(bandwidth, device.profile.memory_bandwidth_bytes_per_second);
-    const StudentPlan plan = RETORT_TRY(plan_student(config, gguf.header_length(), found->second, bandwidth));
+    const StudentPlan plan = RETORT_TRY(plan_student(shape, gguf.header_length(), found->second, bandwidth));
     RecipeInputs inputs;
     inputs.teacher_folder = p.catalog.teacher_folder(teacher.id).string();
     inputs.train_file = p.catalog.dataset_file(train.id).string();
@@ -68,7 +82,9 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     for (char& c : base)
       if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_') c = '-';
     inputs.base_name =
-        fmt::format("{}-{:.1f}M-{}-v0.1", base, static_cast<double>(plan.parameters) / 1e6, name);
+        plan.parameters < 100'000
+            ? fmt::format("{}-{:.1f}K-{}-v0.1", base, static_cast<double>(plan.parameters) / 1e3, name)
+            : fmt::format("{}-{:.1f}M-{}-v0.1", base, static_cast<double>(plan.parameters) / 1e6, name);
     Planned one;
     one.job.name = "tailor " + name;
     one.job.device_class = name;
@@ -76,9 +92,9 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     one.job.assign = assign;
     one.job.rollout_json = rollout;
     json::object shown = retort::to_json(plan);
-    shown["tokens"] = tokens;
+    shown[amount] = tokens;
     one.job.plan_json = json::serialize(shown);
-    one.recipe = write_recipe(config, plan, inputs);
+    one.recipe = write_recipe(shape, plan, inputs);
     shown["class"] = name;
     shown["recipe"] = one.recipe;
     one.shown = std::move(shown);
@@ -111,6 +127,7 @@ void add_tailor_routes(Api& api, const ApiParts& parts) {
             {"train", schema::text("dataset to distil on")},
             {"held_out", schema::text("dataset to judge on")},
             {"tokens", schema::count("to distil each student on", 1ull << 40), Presence::kOptional},
+            {"examples", schema::count("the same of a classifier", 1ull << 40), Presence::kOptional},
             {"dry_run", schema::boolean("only plans and recipes"), Presence::kOptional},
             {"assign", schema::boolean("to their classes, at once; true unless said"), Presence::kOptional},
             {"rollout", rollout_request_schema(false), Presence::kOptional}}),

@@ -34,6 +34,31 @@ Result<Record> pick(const std::vector<Record>& records, const std::string& id, s
   return *found;
 }
 
+/// Lines of a dataset: texts, or a classifier's examples {"input", "label"}, as the first line has them.
+/// kInvalid names the line.
+Result<std::uint64_t> count_documents(std::string_view text) {
+  const std::string_view first = text.substr(0, text.find('\n'));
+  const Result<json::value> value = parse_json(first, "line:1");
+  const bool examples = value && value->is_object() && value->get_object().contains("input") &&
+                        !value->get_object().contains("text");
+  if (!examples)
+    return visit_documents(text, DocumentFormat::kJsonLines, "line", [](const std::string&) { return true; });
+  std::uint64_t found = 0, number = 0;
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const std::string place = fmt::format("line:{}", number);
+    const json::value parsed = RETORT_TRY(parse_json(line, place));
+    const json::object& example = *RETORT_TRY(as_object(parsed, place));
+    for (const char* member : {"input", "label"})
+      if (!example.contains(member)) return fail(ErrorCode::kInvalid, place, "has no '{}'", member);
+    ++found;
+  }
+  return found;
+}
+
 /// A teacher's folder, opened and checked: what its record tells, and how it becomes GGUF.
 struct Opened {
   TeacherRecord record;
@@ -188,8 +213,7 @@ Result<DatasetRecord> Catalog::import_dataset(const std::filesystem::path& file,
 
 Result<DatasetRecord> Catalog::import_dataset_text(std::string_view text, const std::string& name) {
   DatasetRecord record;
-  record.documents = RETORT_TRY(
-      visit_documents(text, DocumentFormat::kJsonLines, "line", [](const std::string&) { return true; }));
+  record.documents = RETORT_TRY(count_documents(text));
   record.id = sha256_hex(text);
   record.name = name;
   record.bytes = text.size();

@@ -30,7 +30,8 @@ class Catalog {
     return teacher_folder(id) / "model-f16.gguf";
   }
 
-  /// JSONL with a "text" in every line, or (.txt) text split at blank lines. kInvalid names file and line.
+  /// JSONL with a "text" in every line, or with an "input" and a "label", or (.txt) text split at blank
+  /// lines. kInvalid names file and line.
   Result<DatasetRecord> import_dataset(const std::filesystem::path& file, const std::string& name);
   /// The same from bytes that came over HTTP.
   Result<DatasetRecord> import_dataset_text(std::string_view jsonl, const std::string& name);

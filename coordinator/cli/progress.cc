@@ -30,6 +30,8 @@ std::string figures(const json::object& event) {
   std::string out;
   if (const auto x = number_of(event, "perplexity")) out += fmt::format("  perplexity {:.2f}", *x);
   if (const auto x = number_of(event, "kl_divergence")) out += fmt::format("  KL {:.4f}", *x);
+  if (const auto x = number_of(event, "accuracy")) out += fmt::format("  accuracy {:.1f} %", *x * 100);
+  if (const auto x = number_of(event, "macro_f1")) out += fmt::format("  macro-F1 {:.3f}", *x);
   if (const auto x = number_of(event, "top1_agreement")) out += fmt::format("  top-1 {:.1f} %", *x * 100);
   return out;
 }

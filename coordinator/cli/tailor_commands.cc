@@ -16,7 +16,7 @@ struct TailorArguments {
   bool no_assign = false;
   bool rollout = false;
   std::string rollout_file;
-  std::uint64_t number = 0;
+  std::uint64_t tokens = 0, examples = 0;
 };
 
 }  // namespace
@@ -36,7 +36,8 @@ void add_tailor_commands(Program& program) {
                           {"held_out", given->held_out},
                           {"dry_run", given->dry_run}};
         body["classes"] = json::array(given->classes.begin(), given->classes.end());
-        if (given->number > 0) body["tokens"] = given->number;
+        if (given->tokens > 0) body["tokens"] = given->tokens;
+        if (given->examples > 0) body["examples"] = given->examples;
         if (given->no_assign) body["assign"] = false;
         if (given->rollout) body["rollout"] = json::object();
         if (!given->rollout_file.empty()) {
@@ -68,7 +69,8 @@ void add_tailor_commands(Program& program) {
   app->add_option("--train", given->train, "dataset to distil on")->required();
   app->add_option("--held-out", given->held_out, "dataset to judge on; no text of it may be in --train")
       ->required();
-  app->add_option("--tokens", given->number, "how many tokens each student is distilled on");
+  app->add_option("--tokens", given->tokens, "how many tokens each student is distilled on (300000)");
+  app->add_option("--examples", given->examples, "of a classifier: how many examples (100000)");
   app->add_flag("--watch", given->watch, "show progress to the end");
   app->add_flag("--dry-run", given->dry_run, "only say what would be done, and what it would cost");
   app->add_flag("--no-assign", given->no_assign, "do not assign the students to their classes");

@@ -5,6 +5,7 @@
 
 #include "common/blocks/matrix.h"
 #include "common/core/units.h"
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 
 namespace retort {
@@ -31,7 +32,9 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
   for (const WeightShape& weight : hf_weights(config)) {
     std::uint64_t count = 1;
     for (const std::uint64_t d : weight.shape) count *= d;
-    if (weight.shape.size() == 1 || weight.name == "transformer.wpe.weight") {
+    if (weight.shape.size() == 1 || weight.name == "transformer.wpe.weight" ||
+        weight.name.ends_with("position_embeddings.weight") ||
+        weight.name.ends_with("token_type_embeddings.weight")) {
       bytes += 4 * count;
       continue;
     }
@@ -52,35 +55,74 @@ std::uint64_t predicted_serving_bytes(const ModelConfig& config, std::uint64_t f
   return file_bytes + kv_cache_bytes(config, config.n_ctx, 4) + activations + kProgramBytes;
 }
 
-Result<StudentPlan> plan_student(const ModelConfig& teacher, std::uint64_t header_bytes,
-                                 const DeviceClass& budget, double bandwidth) {
-  const LayerShape own = teacher.layers[0];
+namespace {
+
+/// retort-serve with it: file, two maps of the widest kind, and the program itself.
+std::uint64_t predicted_serving_bytes(const ClassifierConfig& config, std::uint64_t file_bytes) {
+  std::uint64_t widest = config.input.values();
+  const std::vector<MapShape> maps = feature_maps(config);
+  for (std::size_t i = 0; i < config.convolutions.size(); ++i)
+    widest = std::max<std::uint64_t>(widest, convolved(config.convolutions[i], maps[i]).values());
+  for (const std::uint32_t width : config.hidden) widest = std::max<std::uint64_t>(widest, width);
+  return file_bytes + 8 * widest + kProgramBytes;
+}
+
+/// Every shape that a student of this teacher may have.
+std::vector<StudentPlan> shapes_of(const TeacherShape& teacher) {
+  std::vector<StudentPlan> out;
+  if (teacher.classifier) {
+    const ClassifierConfig& own = *teacher.classifier;
+    const bool fixed = own.convolutions.empty() && own.hidden.empty();
+    for (std::uint32_t sixteenths = 16; sixteenths >= (fixed ? 16u : 1u); --sixteenths) {
+      const auto part = [&](std::uint32_t width) { return std::max(1u, width * sixteenths / 16); };
+      StudentPlan& plan = out.emplace_back();
+      plan.classifier = own;
+      for (Convolution& conv : plan.classifier->convolutions) conv.out_channels = part(conv.out_channels);
+      for (std::uint32_t& width : plan.classifier->hidden) width = part(width);
+    }
+    return out;
+  }
+  const LayerShape own = teacher.config.layers[0];
   const std::uint32_t group = own.n_head / own.n_head_kv;
-  std::optional<StudentPlan> best, smallest;
-  for (std::uint32_t layers = teacher.n_layer(); layers >= 1; --layers)
+  for (std::uint32_t layers = teacher.config.n_layer(); layers >= 1; --layers)
     for (const std::uint32_t ff : widths(own.n_ff))
-      for (std::uint32_t kv = own.n_head_kv; kv >= 1; kv = kv == 1 ? 0 : kv / 2)
-        for (const TensorType format : {TensorType::kQ8_0, TensorType::kF16}) {
-          StudentPlan plan;
-          plan.config = teacher;
-          plan.config.layers.assign(layers, {kv * group, kv, ff});
-          plan.format = format;
-          plan.parameters = parameter_count(plan.config);
-          plan.file_bytes = predicted_file_bytes(plan.config, format, header_bytes);
-          plan.serving_memory_bytes = predicted_serving_bytes(plan.config, plan.file_bytes);
-          if (bandwidth > 0) plan.token_seconds = static_cast<double>(plan.file_bytes) / bandwidth;
-          if (!smallest || plan.file_bytes < smallest->file_bytes) smallest = plan;
-          const bool fits = (budget.artifact_bytes == 0 || plan.file_bytes <= budget.artifact_bytes) &&
-                            (budget.serving_memory_bytes == 0 ||
-                             plan.serving_memory_bytes <= budget.serving_memory_bytes) &&
-                            (budget.p95_token_seconds == 0 || bandwidth == 0 ||
-                             plan.token_seconds <= budget.p95_token_seconds);
-          if (!fits) continue;
-          const auto rank = [](const StudentPlan& p) {
-            return std::tuple(p.parameters, p.config.n_layer(), p.format == TensorType::kQ8_0);
-          };
-          if (!best || rank(plan) > rank(*best)) best = plan;
-        }
+      for (std::uint32_t kv = own.n_head_kv; kv >= 1; kv = kv == 1 ? 0 : kv / 2) {
+        StudentPlan& plan = out.emplace_back();
+        plan.config = teacher.config;
+        plan.config.layers.assign(layers, {kv * group, kv, ff});
+      }
+  return out;
+}
+
+}  // namespace
+
+Result<StudentPlan> plan_student(const TeacherShape& teacher, std::uint64_t header_bytes,
+                                 const DeviceClass& budget, double bandwidth) {
+  std::optional<StudentPlan> best, smallest;
+  for (StudentPlan& plan : shapes_of(teacher))
+    for (const TensorType format : {TensorType::kQ8_0, TensorType::kF16}) {
+      plan.format = format;
+      if (plan.classifier) {
+        plan.parameters = parameter_count(*plan.classifier);
+        plan.file_bytes = header_bytes + gguf_classifier_bytes(*plan.classifier, format);
+        plan.serving_memory_bytes = predicted_serving_bytes(*plan.classifier, plan.file_bytes);
+      } else {
+        plan.parameters = parameter_count(plan.config);
+        plan.file_bytes = predicted_file_bytes(plan.config, format, header_bytes);
+        plan.serving_memory_bytes = predicted_serving_bytes(plan.config, plan.file_bytes);
+      }
+      if (bandwidth > 0) plan.token_seconds = static_cast<double>(plan.file_bytes) / bandwidth;
+      if (!smallest || plan.file_bytes < smallest->file_bytes) smallest = plan;
+      const bool fits =
+          (budget.artifact_bytes == 0 || plan.file_bytes <= budget.artifact_bytes) &&
+          (budget.serving_memory_bytes == 0 || plan.serving_memory_bytes <= budget.serving_memory_bytes) &&
+          (budget.p95_token_seconds == 0 || bandwidth == 0 || plan.token_seconds <= budget.p95_token_seconds);
+      if (!fits) continue;
+      const auto rank = [](const StudentPlan& p) {
+        return std::tuple(p.parameters, p.config.n_layer(), p.format == TensorType::kQ8_0);
+      };
+      if (!best || rank(plan) > rank(*best)) best = plan;
+    }
   if (best) return *best;
   return fail(
       ErrorCode::kOutOfBudget, "class " + budget.name,
@@ -90,36 +132,63 @@ Result<StudentPlan> plan_student(const ModelConfig& teacher, std::uint64_t heade
       budget.serving_memory_bytes == 0 ? "none" : format_bytes(budget.serving_memory_bytes));
 }
 
-std::string write_recipe(const ModelConfig& teacher, const StudentPlan& plan, const RecipeInputs& in) {
-  const LayerShape own = teacher.layers[0], cut = plan.config.layers[0];
-  const std::string format(info(plan.format).name);
-  std::string out = fmt::format(
-      "version: 1\nseed: {}\nteacher: {{model: {}}}\ndata:\n  train: {{file: {}}}\n  held_out: {{file: {}, "
-      "max_tokens: {}}}\npasses:\n",
-      in.seed, quoted(in.teacher_folder), quoted(in.train_file), quoted(in.held_out_file),
-      in.held_out_tokens);
-  if (plan.config.layers != teacher.layers) {
-    std::string knobs;
-    const auto knob = [&](const char* name, std::uint32_t value) {
-      knobs += fmt::format("{}{}: {}", knobs.empty() ? "" : ", ", name, value);
-    };
-    if (plan.config.n_layer() != teacher.n_layer()) knob("layers", plan.config.n_layer());
-    if (cut.n_ff != own.n_ff) knob("ffn", cut.n_ff);
-    if (cut.n_head != own.n_head) knob("heads", cut.n_head), knob("kv_heads", cut.n_head_kv);
-    out += fmt::format("  - prune.structured: {{{}}}\n", knobs);
+namespace {
+
+/// The keys of prune.structured that make the plan of the teacher; empty: nothing to cut.
+std::string cut_keys(const TeacherShape& teacher, const StudentPlan& plan) {
+  std::string knobs;
+  const auto knob = [&](const char* name, const std::string& value) {
+    knobs += fmt::format("{}{}: {}", knobs.empty() ? "" : ", ", name, value);
+  };
+  if (teacher.classifier) {
+    std::vector<std::uint32_t> channels;
+    for (const Convolution& conv : plan.classifier->convolutions) channels.push_back(conv.out_channels);
+    if (parameter_count(*plan.classifier) == parameter_count(*teacher.classifier)) return "";
+    if (!channels.empty()) knob("channels", fmt::format("[{}]", fmt::join(channels, ", ")));
+    if (!plan.classifier->hidden.empty())
+      knob("hidden", fmt::format("[{}]", fmt::join(plan.classifier->hidden, ", ")));
+    return knobs;
   }
+  const LayerShape own = teacher.config.layers[0], cut = plan.config.layers[0];
+  if (plan.config.n_layer() != teacher.config.n_layer())
+    knob("layers", std::to_string(plan.config.n_layer()));
+  if (cut.n_ff != own.n_ff) knob("ffn", std::to_string(cut.n_ff));
+  if (cut.n_head != own.n_head) {
+    knob("heads", std::to_string(cut.n_head));
+    if (!teacher.config.is_encoder()) knob("kv_heads", std::to_string(cut.n_head_kv));
+  }
+  return knobs;
+}
+
+}  // namespace
+
+std::string write_recipe(const TeacherShape& teacher, const StudentPlan& plan, const RecipeInputs& in) {
+  const std::string format(info(plan.format).name);
+  const bool classifies = teacher.classifies();
+  std::string out = fmt::format(
+      "version: 1\n{}seed: {}\nteacher: {{model: {}}}\ndata:\n  train: {{file: {}}}\n  held_out: {{file: "
+      "{}{}}}\npasses:\n",
+      classifies ? "task: classification\n" : "", in.seed, quoted(in.teacher_folder), quoted(in.train_file),
+      quoted(in.held_out_file), classifies ? "" : fmt::format(", max_tokens: {}", in.held_out_tokens));
+  if (const std::string keys = cut_keys(teacher, plan); !keys.empty())
+    out += fmt::format("  - prune.structured: {{{}}}\n", keys);
   out += fmt::format("  - export: {{file: {}, format: {}, label: cut only}}\n",
                      quoted(in.base_name + "-cut.gguf"), format);
   // A student that kept most of its teacher is only harmed by a high rate; one that lost most of it needs one
   // to heal. Between 1e-4 and 1e-3 by the share that is gone (docs/recipes.md has the measurement).
-  const double gone =
-      1 - static_cast<double>(plan.parameters) / static_cast<double>(parameter_count(teacher));
-  // The same text, windows and temperature for every class, so that the first one's teacher outputs are all
-  // that the others need (docs/recipes.md, "A cache").
-  out += fmt::format(
-      "  - distil.soft: {{tokens: {}, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: "
-      "{:.1e}, teacher_outputs: top_k, k: {}}}\n",
-      in.tokens, 1e-4 + 9e-4 * gone, std::min(64u, teacher.n_vocab - 1));
+  const double gone = 1 - static_cast<double>(plan.parameters) / static_cast<double>(teacher.parameters());
+  const std::string rate = fmt::format("{:.1e}", 1e-4 + 9e-4 * gone);
+  if (classifies) {
+    out += fmt::format("  - distil.soft: {{examples: {}, temperature: 2.0, alpha: 0.9, learning_rate: {}}}\n",
+                       in.tokens, rate);
+  } else {
+    // The same text, windows and temperature for every class, so that the first one's teacher outputs are all
+    // that the others need (docs/recipes.md, "A cache").
+    out += fmt::format(
+        "  - distil.soft: {{tokens: {}, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: {}, "
+        "teacher_outputs: top_k, k: {}}}\n",
+        in.tokens, rate, std::min(64u, teacher.config.n_vocab - 1));
+  }
   out += fmt::format("  - quantize.weights: {{format: {}}}\n", format);
   out += fmt::format("  - export: {{file: {}, label: distilled}}\n",
                      quoted(in.base_name + "-" + format + ".gguf"));
@@ -127,16 +196,24 @@ std::string write_recipe(const ModelConfig& teacher, const StudentPlan& plan, co
 }
 
 json::object to_json(const StudentPlan& plan) {
+  json::object out{{"format", info(plan.format).name},
+                   {"parameters", plan.parameters},
+                   {"file_bytes", plan.file_bytes},
+                   {"serving_memory_bytes", plan.serving_memory_bytes},
+                   {"token_seconds", plan.token_seconds}};
+  if (plan.classifier) {
+    json::array channels;
+    for (const Convolution& conv : plan.classifier->convolutions) channels.push_back(conv.out_channels);
+    out["channels"] = std::move(channels);
+    out["hidden"] = json::array(plan.classifier->hidden.begin(), plan.classifier->hidden.end());
+    return out;
+  }
   const LayerShape& layer = plan.config.layers[0];
-  return {{"layers", plan.config.n_layer()},
-          {"ffn", layer.n_ff},
-          {"heads", layer.n_head},
-          {"kv_heads", layer.n_head_kv},
-          {"format", info(plan.format).name},
-          {"parameters", plan.parameters},
-          {"file_bytes", plan.file_bytes},
-          {"serving_memory_bytes", plan.serving_memory_bytes},
-          {"token_seconds", plan.token_seconds}};
+  out["layers"] = plan.config.n_layer();
+  out["ffn"] = layer.n_ff;
+  out["heads"] = layer.n_head;
+  out["kv_heads"] = layer.n_head_kv;
+  return out;
 }
 
 }  // namespace retort

@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "common/blocks/matrix.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
 #include "common/hf/classifier_model.h"
@@ -287,12 +286,7 @@ class ClassifierRun final : public RecipeRun {
       const auto size = fs::file_size(tokenizer_folder_ / "tokenizer.json", error);
       return predicted_file_bytes(shape.config, QuantizePass{.format = type}, error ? 0 : size);
     }
-    std::uint64_t bytes = 2048;
-    for (const RepeatedOperation& op : operations(*shape.classifier)) {
-      const std::uint64_t columns = (std::uint64_t{op.columns} + 31) / 32 * 32;
-      bytes += most_matrix_bytes(stored_type(type, columns), op.rows, columns) + 4ull * op.rows;
-    }
-    return bytes;
+    return 2048 + gguf_classifier_bytes(*shape.classifier, type);
   }
 
   Result<Examples> read(const DataFile& file) const {

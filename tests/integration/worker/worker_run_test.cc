@@ -262,7 +262,7 @@ TEST_F(WorkerRun, TheSecondClassOfACorpusPaysNoTeacherPass) {
     for (LayerShape& layer : plan.config.layers) layer.n_ff = ffn;
     plan.parameters = parameter_count(plan.config);
     inputs.base_name = name;
-    EXPECT_OK(write_file_atomic(folder_ / "r.yaml", write_recipe(teacher, plan, inputs)));
+    EXPECT_OK(write_file_atomic(folder_ / "r.yaml", write_recipe({teacher, {}}, plan, inputs)));
     const Ended ended = run(name, {"--cache", (folder_ / "cache").string()});
     EXPECT_EQ(ended.status, 0) << ended.err;
     const auto told = events(name, "teacher_outputs");

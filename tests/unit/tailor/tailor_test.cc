@@ -36,13 +36,13 @@ TEST(Tailor, PredictedSizesAreTheFilesSizes) {
 }
 
 TEST(Tailor, TheLargestCutThatFitsIsTaken) {
-  const ModelConfig teacher = demo_like();
+  const TeacherShape teacher{demo_like(), {}};
   DeviceClass roomy, tight;
   roomy.artifact_bytes = 100 << 20;
   tight.artifact_bytes = 1'500'000;
   const auto all = plan_student(teacher, 100'000, roomy, 0);
   ASSERT_OK(all);
-  EXPECT_EQ(all->config.layers, teacher.layers);
+  EXPECT_EQ(all->config.layers, teacher.config.layers);
   const auto cut = plan_student(teacher, 100'000, tight, 0);
   ASSERT_OK(cut);
   EXPECT_LE(cut->file_bytes, tight.artifact_bytes);
@@ -57,7 +57,7 @@ TEST(Tailor, TheLargestCutThatFitsIsTaken) {
 }
 
 TEST(Tailor, EveryBudgetBinds) {
-  const ModelConfig teacher = demo_like();
+  const TeacherShape teacher{demo_like(), {}};
   const std::uint64_t whole = plan_student(teacher, 100'000, {}, 0)->parameters;
   DeviceClass memory;
   memory.serving_memory_bytes = 8 << 20;
@@ -78,7 +78,7 @@ TEST(Tailor, NothingFitsNamesTheSmallest) {
   DeviceClass impossible;
   impossible.name = "ring";
   impossible.artifact_bytes = 1000;
-  const auto plan = plan_student(demo_like(), 100'000, impossible, 0);
+  const auto plan = plan_student({demo_like(), {}}, 100'000, impossible, 0);
   ASSERT_FALSE(plan);
   EXPECT_EQ(plan.error().code, ErrorCode::kOutOfBudget);
   EXPECT_NE(plan.error().message.find("the smallest takes"), std::string::npos);
@@ -86,7 +86,7 @@ TEST(Tailor, NothingFitsNamesTheSmallest) {
 }
 
 TEST(Tailor, RecipeHoldsTheCutAndQuotesPaths) {
-  const ModelConfig teacher = demo_like();
+  const TeacherShape teacher{demo_like(), {}};
   DeviceClass tight;
   tight.artifact_bytes = 1'500'000;
   const auto plan = plan_student(teacher, 100'000, tight, 0);
@@ -97,9 +97,51 @@ TEST(Tailor, RecipeHoldsTheCutAndQuotesPaths) {
   EXPECT_NE(recipe.find("label: distilled"), std::string::npos);
   EXPECT_NE(recipe.find("teacher_outputs: top_k, k: 64"), std::string::npos) << recipe;
   StudentPlan same;
-  same.config = teacher;
-  same.parameters = parameter_count(teacher);
+  same.config = teacher.config;
+  same.parameters = teacher.parameters();
   EXPECT_EQ(write_recipe(teacher, same, {}).find("prune"), std::string::npos);
+}
+
+TEST(Tailor, ClassifiersAreCutInOneProportion) {
+  TeacherShape teacher;
+  teacher.classifier.emplace();
+  teacher.classifier->family = ClassifierFamily::kMlp;
+  teacher.classifier->input = {30, 1, 1};
+  teacher.classifier->hidden = {160, 80};
+  teacher.classifier->labels = {"a", "b"};
+  const auto whole = plan_student(teacher, 1000, {}, 0);
+  ASSERT_OK(whole);
+  EXPECT_EQ(whole->classifier->hidden, teacher.classifier->hidden);
+  EXPECT_EQ(write_recipe(teacher, *whole, {}).find("prune"), std::string::npos);
+  DeviceClass tight;
+  tight.artifact_bytes = whole->file_bytes / 2;
+  const auto cut = plan_student(teacher, 1000, tight, 0);
+  ASSERT_OK(cut);
+  EXPECT_LE(cut->file_bytes, tight.artifact_bytes);
+  EXPECT_EQ(cut->classifier->hidden[0], 2 * cut->classifier->hidden[1]);
+  const std::string recipe = write_recipe(teacher, *cut, {.tokens = 5000});
+  EXPECT_NE(recipe.find("task: classification"), std::string::npos) << recipe;
+  EXPECT_NE(
+      recipe.find(fmt::format("hidden: [{}, {}]", cut->classifier->hidden[0], cut->classifier->hidden[1])),
+      std::string::npos)
+      << recipe;
+  EXPECT_NE(recipe.find("examples: 5000"), std::string::npos) << recipe;
+  tight.artifact_bytes = 100;
+  EXPECT_EQ(plan_student(teacher, 1000, tight, 0).error().code, ErrorCode::kOutOfBudget);
+}
+
+TEST(Tailor, TextClassifiersHaveRecipesOfTheirOwn) {
+  TeacherShape teacher{demo_like(), {}};
+  teacher.config.family = ModelFamily::kBert;
+  teacher.config.encoder.labels = {"on", "off"};
+  DeviceClass tight;
+  tight.artifact_bytes = 1'500'000;
+  const auto plan = plan_student(teacher, 100'000, tight, 0);
+  ASSERT_OK(plan);
+  const std::string recipe = write_recipe(teacher, *plan, {});
+  EXPECT_NE(recipe.find("task: classification"), std::string::npos) << recipe;
+  EXPECT_NE(recipe.find("prune.structured"), std::string::npos) << recipe;
+  EXPECT_EQ(recipe.find("kv_heads"), std::string::npos) << recipe;
 }
 
 }  // namespace
