@@ -17,6 +17,10 @@ std::string quoted(const std::string& text) {
   return json::serialize(json::string(text));
 }  // JSON text is YAML text
 
+/// What a student's file says of its teacher, data and recipe, which the teacher's own does not: some 700
+/// bytes.
+constexpr std::uint64_t kLineageBytes = 1024;
+
 /// Widths to try, widest first: the teacher's own, then multiples of `step` below it.
 std::vector<std::uint32_t> widths(std::uint32_t own) {
   const std::uint32_t step = own >= 512 ? 256 : 32;
@@ -104,11 +108,11 @@ Result<StudentPlan> plan_student(const TeacherShape& teacher, std::uint64_t head
       plan.format = format;
       if (plan.classifier) {
         plan.parameters = parameter_count(*plan.classifier);
-        plan.file_bytes = header_bytes + gguf_classifier_bytes(*plan.classifier, format);
+        plan.file_bytes = header_bytes + kLineageBytes + gguf_classifier_bytes(*plan.classifier, format);
         plan.serving_memory_bytes = predicted_serving_bytes(*plan.classifier, plan.file_bytes);
       } else {
         plan.parameters = parameter_count(plan.config);
-        plan.file_bytes = predicted_file_bytes(plan.config, format, header_bytes);
+        plan.file_bytes = predicted_file_bytes(plan.config, format, header_bytes + kLineageBytes);
         plan.serving_memory_bytes = predicted_serving_bytes(plan.config, plan.file_bytes);
       }
       if (bandwidth > 0) plan.token_seconds = static_cast<double>(plan.file_bytes) / bandwidth;
