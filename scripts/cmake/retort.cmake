@@ -66,6 +66,9 @@ function(retort_test name)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
+  if(CMAKE_CROSSCOMPILING)  # an emulator takes its time
+    math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 10")
+  endif()
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
     PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT RETORT_BIN_DIR=${CMAKE_BINARY_DIR}/bin
