@@ -47,7 +47,7 @@ int run(int argc, char** argv) {
         ->add_option(
             "--kv-cache", options.kv_cache,
             "what keys and values are kept in: f32, f16 (half the memory), q8 (about a quarter), auto: f32 "
-            "for a model of more than 16 bits per weight, else f16, or what the memory limit leaves room for")
+            "for a model of more than 24 bits per weight, else f16, or what the memory limit leaves room for")
         ->check(CLI::IsMember({"auto", "f32", "f16", "q8"}))
         ->capture_default_str();
   };

@@ -69,12 +69,14 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   struct Responder;
 
   Impl(asio::io_context& io, HttpLimits limit, Handler h, std::shared_ptr<const TlsServer> t)
-      : reactor(io), limits(limit), handler(std::move(h)), tls(std::move(t)), acceptor(io) {}
+      : reactor(io), limits(limit), handler(std::move(h)), tls(std::move(t)), acceptor(io), pause(io) {}
   asio::io_context& reactor;
   HttpLimits limits;
   Handler handler;
   std::shared_ptr<const TlsServer> tls;
   tcp::acceptor acceptor;
+  asio::steady_timer pause;  ///< until the next try where no connection can be taken
+  bool refused = false;
   std::map<Session*, std::weak_ptr<Session>> sessions;
   std::map<asio::ip::address, std::size_t> of_address;
   bool stopped = false;
@@ -369,9 +371,17 @@ void HttpServer::Impl::accept() {
     if (error == asio::error::operation_aborted || (error && self->stopped)) return;
     error_code gone;
     const tcp::endpoint from = error ? tcp::endpoint() : socket.remote_endpoint(gone);
-    if (error) {
-      log_warn("accept: {}", error.message());
-    } else if (!gone && self->make_room(from.address())) {
+    if (error) {  // out of descriptors, most likely
+      if (!std::exchange(self->refused, true))
+        log_warn("accept: {}; tried again until it works", error.message());
+      self->pause.expires_after(std::chrono::milliseconds(100));
+      self->pause.async_wait([self](error_code) {
+        if (!self->stopped) self->accept();
+      });
+      return;
+    }
+    self->refused = false;
+    if (!gone && self->make_room(from.address())) {
       error_code ignored;
       socket.set_option(tcp::no_delay(true), ignored);
       const auto session = std::make_shared<Session>(self, std::move(socket), from.address());

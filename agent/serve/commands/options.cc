@@ -24,7 +24,7 @@ kernels::CacheType cache_type(const ServeArguments& options, const Model& model)
   if (options.kv_cache == "f32") return kernels::CacheType::kF32;
   if (options.kv_cache == "q8") return kernels::CacheType::kQ8;
   // Rounding K and V to F16 is far finer than what such weights have been through.
-  if (options.kv_cache == "f16" || model.bits_per_weight() <= 16) return kernels::CacheType::kF16;
+  if (options.kv_cache == "f16" || model.bits_per_weight() <= 24) return kernels::CacheType::kF16;
   return kernels::CacheType::kF32;
 }
 

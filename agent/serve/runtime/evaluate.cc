@@ -83,6 +83,10 @@ Result<Evaluation> evaluate(std::shared_ptr<const Model> student, std::shared_pt
         }
         result.tokens += n;
         at += n;
+        if (!std::isfinite(nll) || !std::isfinite(divergence))
+          return fail(ErrorCode::kInvalid, student->file().where(),
+                      "after {} tokens its logits{} are no numbers: its weights are broken", result.tokens,
+                      reference ? ", or the teacher's," : "");
       }
     }
   }

@@ -54,7 +54,7 @@ TokenId Sampler::sample(std::span<const float> given, std::span<const TokenId> r
 
 TokenId Sampler::choose(std::span<const float> logits) {
   const std::size_t best = kernels::best(logits.data(), logits.size());
-  if (options_.temperature <= 0) return static_cast<TokenId>(best);
+  if (options_.temperature < 1e-6f) return static_cast<TokenId>(best);
 
   const std::size_t n = logits.size();
   double sum =

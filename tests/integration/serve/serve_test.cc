@@ -681,6 +681,31 @@ TEST_F(Serve, AnInstructionSetCanBeNamed) {
   EXPECT_NE(unknown.err.find("MMX"), std::string::npos);
 }
 
+TEST_F(Serve, EvalRefusesAModelWhoseLogitsAreNoNumbers) {
+  ASSERT_OK(write_file_atomic(folder_ / "held_out.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  std::string bytes = *read_file(model_);
+  {
+    const auto file = GgufFile::open(model_);
+    ASSERT_OK(file);
+    const GgufTensor* const norm = file->tensor("output_norm.weight");
+    const std::size_t at =
+        bytes.find(std::string_view(reinterpret_cast<const char*>(norm->data.data()), norm->data.size()));
+    ASSERT_NE(at, std::string::npos);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    std::memcpy(bytes.data() + at, &nan, sizeof nan);
+  }
+  ASSERT_OK(write_file_atomic(folder_ / "nan.gguf", bytes));
+  for (const auto& [student, teacher] :
+       {std::pair{folder_ / "nan.gguf", model_}, std::pair{model_, folder_ / "nan.gguf"}}) {
+    const Ended ended =
+        Program(folder_.path(), {"eval", student.string(), "--data", (folder_ / "held_out.jsonl").string(),
+                                 "--teacher", teacher.string()})
+            .wait();
+    EXPECT_EQ(ended.status, 3) << ended.out;
+    EXPECT_NE(ended.err.find("no numbers"), std::string::npos) << ended.err;
+  }
+}
+
 TEST_F(Serve, EvalMeasuresAgainstATeacher) {
   ASSERT_OK(write_file_atomic(folder_ / "held_out.jsonl", testing::tiny_corpus_jsonl(40, 9)));
   const auto eval = [&](const std::filesystem::path& student, std::vector<std::string> more) -> json::value {

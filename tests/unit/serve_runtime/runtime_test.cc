@@ -46,6 +46,8 @@ TEST(Sampler, GreedyTopKTopPAndSeed) {
   const double z = std::exp(-2.0) + 2 + std::exp(-1.0);
   EXPECT_NEAR(seen[0] / 4000.0, std::exp(-2.0) / z, 0.02);
   EXPECT_NEAR(seen[1] / 4000.0, 1 / z, 0.03);
+  Sampler cold({.temperature = 1e-39f, .seed = 5}, 4);  // its inverse is no number
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(cold.sample(logits, {}), 1);
   Sampler narrow({.temperature = 1.0f, .top_k = 2, .seed = 5}, 4);
   for (int i = 0; i < 100; ++i) EXPECT_EQ(narrow.sample(logits, {}) % 2, 1);
   Sampler nucleus({.temperature = 1.0f, .top_p = 0.3f, .seed = 5}, 4);
