@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <unordered_set>
 
 namespace retort::grammar {
 namespace {
@@ -45,13 +46,11 @@ std::uint32_t Masks::frame(NodeId back, std::uint32_t above, bool nests) {
 /// The state of all configurations that are reached from `from` without a byte.
 Masks::State Masks::intern(std::vector<Configuration> open) {
   Entry entry;
-  std::vector<Configuration> seen;
+  std::unordered_set<std::uint64_t> seen;
   while (!open.empty()) {
     const Configuration at = open.back();
     open.pop_back();
-    const auto place = std::lower_bound(seen.begin(), seen.end(), at);
-    if (place != seen.end() && *place == at) continue;
-    seen.insert(place, at);
+    if (!seen.insert(std::uint64_t{at.node} << 32 | at.frame).second) continue;
     const Network::Node& node = (*network_)[at.node];
     const std::uint32_t depth = frames_[at.frame].depth;
     if (node.need > network_->max_depth() || depth + node.need > network_->max_depth()) continue;
