@@ -51,6 +51,10 @@ Masks::State Masks::intern(std::vector<Configuration> open) {
     const Configuration at = open.back();
     open.pop_back();
     if (!seen.insert(std::uint64_t{at.node} << 32 | at.frame).second) continue;
+    if (seen.size() > kWidest) {
+      wide_ = true;
+      break;
+    }
     const Network::Node& node = (*network_)[at.node];
     const std::uint32_t depth = frames_[at.frame].depth;
     if (node.need > network_->max_depth() || depth + node.need > network_->max_depth()) continue;

@@ -17,12 +17,17 @@ namespace retort::grammar {
 class Masks {
  public:
   static constexpr std::size_t kMemory = 16u << 20;
+  /// Places in the network that one text may have come to at once. Where alternatives would multiply beyond
+  /// it, those found later are left out: what is written then is still valid.
+  static constexpr std::size_t kWidest = 20'000;
 
   Masks(std::shared_ptr<const Network> network, std::shared_ptr<const TokenTrie> trie);
 
   using State = std::int32_t;
   static constexpr State kNone = -1;
   State start();
+  /// Some state had more than kWidest.
+  bool wide() const { return wide_; }
   State next(State state, std::uint8_t byte);
   /// A bit for each token of the vocabulary.
   std::span<const std::uint64_t> tokens(State state);
@@ -65,6 +70,7 @@ class Masks {
   std::vector<State> path_;  ///< scratch of tokens()
   std::size_t memory_ = 0;
   std::uint64_t epoch_ = 0;
+  bool wide_ = false;
 };
 
 /// One text as it is written, token by token. Thread: the one of its Masks.

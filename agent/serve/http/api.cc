@@ -328,7 +328,15 @@ Result<std::shared_ptr<grammar::Masks>> ServeApi::grammar_of(const ResponseForma
                                          : grammar::compile_schema(format.schema, options);
   if (!network)
     return fail(network.error().code, "request", "'response_format': {}", network.error().message);
-  grammars_.emplace_front(key, std::make_shared<grammar::Masks>(std::move(*network), trie_));
+  auto masks = std::make_shared<grammar::Masks>(std::move(*network), trie_);
+  masks->start();
+  if (masks->wide())
+    return fail(
+        ErrorCode::kUnsupported, "request",
+        "'response_format': the schema has more than {} alternatives at once, of those that 'anyOf', 'oneOf' "
+        "and 'enum' multiply",
+        grammar::Masks::kWidest);
+  grammars_.emplace_front(key, std::move(masks));
   constexpr std::size_t kKept = 2;
   if (grammars_.size() > kKept) grammars_.pop_back();
   return grammars_.front().second;

@@ -427,5 +427,22 @@ TEST(Masks, StatesThatGrowTooManyAreForgottenWithoutAnyoneNoticing) {
   EXPECT_TRUE(a.complete());
 }
 
+/// Definitions that each name the next one twice: twice as many ways with each.
+TEST(Masks, AlternativesThatMultiplyAreCutOff) {
+  for (const int depth : {3, 25}) {
+    json::object definitions;
+    for (int i = 0; i < depth; ++i) {
+      const json::object next{{"$ref", fmt::format("#/$defs/d{}", i + 1)}};
+      definitions[fmt::format("d{}", i)] = json::object{{"anyOf", json::array{next, next}}};
+    }
+    definitions[fmt::format("d{}", depth)] = json::object{{"type", "integer"}};
+    const auto network = compile_schema(json::object{{"$ref", "#/$defs/d0"}, {"$defs", definitions}});
+    ASSERT_OK(network);
+    Masks masks(*network, trie());
+    EXPECT_NE(masks.start(), Masks::kNone);
+    EXPECT_EQ(masks.wide(), depth > 14);
+  }
+}
+
 }  // namespace
 }  // namespace retort::grammar
