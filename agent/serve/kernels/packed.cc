@@ -71,7 +71,7 @@ HWY_INLINE void put(F sum, std::size_t row, std::size_t token, std::size_t left,
     hn::StoreU(sum, d, to);
     return;
   }
-  HWY_ALIGN float buffer[kGroupRows];
+  HWY_ALIGN float buffer[kGroupRows] = {};
   hn::Store(sum, d, buffer);
   for (std::size_t r = 0; r < left; ++r) {
     float one = buffer[r];
