@@ -35,6 +35,10 @@ std::vector<std::string> fuzz_seeds() {
         "true, damping: 0.1, awq: false, formats: [{match: \"*\", format: Q8_0}], sensitivity_tokens: 64}\n"})
     out.push_back(std::string(kHead) + passes +
                   "  - export: {file: s.gguf, format: Q8_0, label: l, hf: true}\n");
+  out.push_back(
+      "version: 1\npasses:\n  - train: {tokens: 9, init: {family: bert, hidden: 8, layers: 1, heads: 2, ffn: "
+      "8, "
+      "context: 9, tokenizer: tmp}}\n  - export: {file: s.gguf}\n");
   const std::string classification =
       "version: 1\ntask: classification\ndata: {train: {file: etc/passwd, labels: etc/passwd, "
       "limit_examples: 9}, held_out: {file: etc/passwd}}\npasses:\n";

@@ -390,6 +390,49 @@ TEST_F(WorkerRun, SparseStudentsAreSmallerFilesThatServeTheSame) {
   }
 }
 
+/// A masked language model from random weights, and a student of it that tells what it tells.
+TEST_F(WorkerRun, MaskedLanguageModels) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  ASSERT_OK(make_folders(folder_ / "tokenizer"));
+  ASSERT_OK(write_file_atomic(folder_ / "tokenizer/tokenizer.json", testing::tiny_wordpiece_json()));
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(30, 9)));
+  const std::string data =
+      "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl, max_tokens: 200}}\n";
+  ASSERT_OK(write_file_atomic(
+      folder_ / "r.yaml",
+      "version: 1\nseed: 7\n" + data +
+          "passes:\n  - train: {tokens: 60000, batch_tokens: 512, learning_rate: 3e-3, init: "
+          "{family: bert, hidden: 32, layers: 2, heads: 2, ffn: 64, context: 32, tokenizer: "
+          "tokenizer}}\n  - evaluate: {label: here}\n  - export: {file: t.gguf, format: F32}\n"
+          "  - export: {file: t, kind: huggingface, dtype: F32}\n"));
+  const Ended teacher = run("t");
+  ASSERT_EQ(teacher.status, 0) << teacher.err;
+  const auto told = events("t", "progress");
+  EXPECT_LT(told.back().at("loss").to_number<double>(), told.front().at("loss").to_number<double>() - 1);
+  const auto judged = events("t", "evaluation");
+  ASSERT_EQ(judged.size(), 2u);
+  EXPECT_NEAR(judged[1].at("nll_per_token").to_number<double>(),
+              judged[0].at("nll_per_token").to_number<double>(), 1e-3);
+  fs::remove_all(folder_ / "teacher");
+  fs::copy(folder_ / "t/t", folder_ / "teacher", fs::copy_options::recursive);
+  recipe(
+      "passes:\n  - prune.structured: {ffn: 32, calibration_tokens: 512}\n  - evaluate: {label: cut}\n"
+      "  - distil.soft: {tokens: 20000, batch_tokens: 512, learning_rate: 1e-3}\n  - evaluate: {label: "
+      "distilled}\n"
+      "  - quantize.weights: {format: Q4_0, method: gptq, calibration_tokens: 1024}\n  - export: {file: "
+      "s.gguf}\n",
+      data);
+  const Ended student = run("s");
+  ASSERT_EQ(student.status, 0) << student.err;
+  const auto found = events("s", "evaluation");
+  EXPECT_LT(found.at(1).at("kl_divergence").to_number<double>(),
+            found.at(0).at("kl_divergence").to_number<double>());
+  recipe(
+      "passes:\n  - distil.soft: {tokens: 100, teacher_outputs: top_k, k: 4}\n  - export: {file: s.gguf}\n",
+      data);
+  EXPECT_NE(run("refused").err.find("masked language model"), std::string::npos);
+}
+
 TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
   if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
   // Ten documents, over and over: soon the others are only predicted worse.
