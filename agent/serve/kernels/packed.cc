@@ -26,6 +26,11 @@
 #include "agent/serve/kernels/dispatch.h"
 #include "common/blocks/k_quants.h"
 
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored \
+    "-Wmaybe-uninitialized"  // of put()'s buffer, which g++ 12 does not see NEON store to
+#endif
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "agent/serve/kernels/packed.cc"
 #include <hwy/foreach_target.h>
@@ -71,7 +76,7 @@ HWY_INLINE void put(F sum, std::size_t row, std::size_t token, std::size_t left,
     hn::StoreU(sum, d, to);
     return;
   }
-  HWY_ALIGN float buffer[kGroupRows] = {};
+  HWY_ALIGN float buffer[kGroupRows];
   hn::Store(sum, d, buffer);
   for (std::size_t r = 0; r < left; ++r) {
     float one = buffer[r];
