@@ -788,10 +788,6 @@ void pack(const Matrix& matrix, std::uint32_t first_row, std::uint32_t rows, std
   const std::size_t row_size = *row_bytes(type, matrix.columns);
   const std::size_t group_bytes = RETORT_CALL(GroupBytes)(type, matrix.columns);
   const std::size_t tile_groups = RETORT_CALL(TileGroups)(), groups = (rows + kGroupRows - 1) / kGroupRows;
-  const std::size_t lines = type == TensorType::kQ8_0  ? 8
-                            : type == TensorType::kQ6K ? 6
-                            : type == TensorType::kQ5K ? 5
-                                                       : 4;
   const bool two = type == TensorType::kQ3K || type == TensorType::kQ4K || type == TensorType::kQ5K ||
                    type == TensorType::kQ6K;
   for (std::uint32_t r = 0; r < matrix.rows; ++r) {
@@ -806,8 +802,10 @@ void pack(const Matrix& matrix, std::uint32_t first_row, std::uint32_t rows, std
     const std::size_t first = group / tile_groups * tile_groups,
                       width = std::min(tile_groups, groups - first);
     const std::size_t stride = 64 * width, lane_in_tile = (group - first) * kGroupRows + lane;
+    const std::size_t block_bytes = group_bytes / (matrix.columns / 32),
+                      lines = (block_bytes - (two ? 64 : 32)) / 64;
     unpack_row(type, row, matrix.columns, [&](std::size_t b, const Unpacked& block) {
-      std::byte* const at = out + first * group_bytes + b * (lines * stride + (two ? 64 : 32) * width);
+      std::byte* const at = out + first * group_bytes + b * block_bytes * width;
       put_values(type, block.q, at + 4 * lane_in_tile, stride);
       std::byte* const scales = at + lines * stride;
       std::memcpy(scales + 2 * lane_in_tile, &block.scale[0], 2);

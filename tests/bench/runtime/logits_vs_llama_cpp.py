@@ -12,16 +12,11 @@ import http.client
 import json
 import math
 import random
-import socket
 import subprocess
 import sys
 import time
 
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from serving_vs_llama_server import free_port
 
 
 def facts(retort, model):
