@@ -31,7 +31,8 @@ int run(int argc, char** argv) {
     command->add_option("model", options.model, "a GGUF file")->required();
     command->add_option("--threads", options.threads, "threads (default: the CPU allowance)")
         ->check(CLI::Range(1, 256));
-    command->add_option("--ctx", options.ctx, "context in tokens (default: the model's)");
+    command->add_option("--ctx", options.ctx, "context in tokens (default: the model's)")
+        ->check(CLI::Range(2u, 1u << 30));
   };
   const auto packing = [&](CLI::App* command) {
     command
@@ -70,6 +71,7 @@ int run(int argc, char** argv) {
       "--chat-template", options.chat_template,
       "file with the Jinja template of /v1/chat/completions (default: the model's own)");
   serve_command->add_option("--queue", options.queue, "requests that may wait; beyond, 429")
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   serve_command->add_flag(
       "--hold-socket", options.hold_socket,
@@ -78,8 +80,10 @@ int run(int argc, char** argv) {
                             "requests must bear the token in this file's first line (but /health)");
   serve_command->add_option("--max-request-bytes", options.request_bytes, "a longer request is a 413")
       ->capture_default_str();
-  serve_command->add_option("--max-tokens", options.request_tokens,
-                            "generated for a choice at most, whatever a request asks for");
+  serve_command
+      ->add_option("--max-tokens", options.request_tokens,
+                   "generated for a choice at most, whatever a request asks for")
+      ->check(CLI::Range(1u, 1u << 30));
   serve_command
       ->add_option("--request-timeout", options.request_seconds,
                    "seconds after which a generation ends where it is (0: never)")

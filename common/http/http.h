@@ -67,10 +67,13 @@ struct HttpLimits {
 class HttpServer {
  public:
   using Handler = std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)>;
+  /// Answers what is no request that a handler could be given: 400, 413, 431, 501. The connection ends then.
+  using Refusal =
+      std::function<void(int status, const std::string& why, std::shared_ptr<HttpResponder> responder)>;
 
-  /// With `tls` it speaks HTTPS and nothing else.
+  /// Without `refusal` it is plain text. With `tls` the server speaks HTTPS and nothing else.
   HttpServer(boost::asio::io_context& reactor, HttpLimits limits, Handler handler,
-             std::shared_ptr<const TlsServer> tls = nullptr);
+             std::shared_ptr<const TlsServer> tls = nullptr, Refusal refusal = nullptr);
   ~HttpServer();
   /// Binds host:port (0: any) and returns the port. kConflict names the address when it is in use.
   Result<std::uint16_t> listen(const std::string& host, std::uint16_t port);

@@ -5,6 +5,7 @@
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/string.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/read.hpp>
@@ -68,11 +69,18 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   struct Session;
   struct Responder;
 
-  Impl(asio::io_context& io, HttpLimits limit, Handler h, std::shared_ptr<const TlsServer> t)
-      : reactor(io), limits(limit), handler(std::move(h)), tls(std::move(t)), acceptor(io), pause(io) {}
+  Impl(asio::io_context& io, HttpLimits limit, Handler h, std::shared_ptr<const TlsServer> t, Refusal r)
+      : reactor(io),
+        limits(limit),
+        handler(std::move(h)),
+        refusal(std::move(r)),
+        tls(std::move(t)),
+        acceptor(io),
+        pause(io) {}
   asio::io_context& reactor;
   HttpLimits limits;
   Handler handler;
+  Refusal refusal;
   std::shared_ptr<const TlsServer> tls;
   tcp::acceptor acceptor;
   asio::steady_timer pause;  ///< until the next try where no connection can be taken
@@ -98,7 +106,7 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
   std::chrono::steady_clock::time_point deadline;  ///< of the request that it waits for
   beast::flat_buffer buffer;
   std::optional<http::request_parser<http::string_body>> parser;
-  bool first = true, busy = false;
+  bool first = true, busy = false, unread = false;
   // The answer under way.
   std::uint64_t request_number = 0;
   bool keep_alive = false, head_only = false, answered = false, chunked = false, complete = false,
@@ -164,6 +172,7 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     ++request_number;
     answered = chunked = complete = head_only = false;
     keep_alive = false;
+    unread = static_cast<bool>(error);
     if (error == http::error::body_limit)
       return refuse(413, fmt::format("the body is larger than {} bytes", server->limits.body_bytes));
     if (error == http::error::header_limit) return refuse(431, "the header is too large");
@@ -177,6 +186,11 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     stream.expires_never();
     HttpRequest request;
     auto message = parser->release();
+    // The parser reads no other coding and would take the body for one of the length that is told beside it.
+    const auto codings = message.equal_range(http::field::transfer_encoding);
+    for (auto coding = codings.first; coding != codings.second; ++coding)
+      if (const std::string name(coding->value()); !beast::iequals(name, "chunked"))
+        return refuse(501, fmt::format("the transfer coding '{}' is not supported; 'chunked' is", name));
     request.method = std::string(message.method_string());
     if (!split_target(std::string_view(message.target().data(), message.target().size()), request))
       return refuse(400, "the request's target is not a valid path");
@@ -196,6 +210,7 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
   std::shared_ptr<HttpResponder> make_responder();
 
   void refuse(int status, const std::string& why) {
+    if (server->refusal && status != 500) return server->refusal(status, why, make_responder());
     answer_head(status, "text/plain", {}, fmt::format("Content-Length: {}\r\n", why.size() + 1));
     push(why + "\n");
     complete = true;
@@ -258,9 +273,22 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
 
   /// Ends a complete answer's connection so that the client sees that nothing was cut off.
   void close_gently() {
-    if (!tls || broken) return close();
+    if (broken || (!tls && !unread)) return close();
     expires_after(std::chrono::seconds(2));
-    tls->async_shutdown([self = shared_from_this()](error_code) { self->close(); });
+    if (tls) return tls->async_shutdown([self = shared_from_this()](error_code) { self->close(); });
+    // What the client still sends of a request that was refused is read away: closing before would reset the
+    // connection, and the answer be lost to it (RFC 9112 §9.6).
+    error_code ignored;
+    stream.socket().shutdown(tcp::socket::shutdown_send, ignored);
+    read_away();
+  }
+  void read_away() {
+    buffer.clear();
+    stream.async_read_some(buffer.prepare(64 << 10),
+                           [self = shared_from_this()](error_code error, std::size_t) {
+                             if (error || self->broken) return self->close();
+                             self->read_away();
+                           });
   }
 
   void close() {
@@ -408,8 +436,9 @@ bool HttpServer::Impl::make_room(const asio::ip::address& newcomer) {
 }
 
 HttpServer::HttpServer(asio::io_context& reactor, HttpLimits limits, Handler handler,
-                       std::shared_ptr<const TlsServer> tls)
-    : impl_(std::make_shared<Impl>(reactor, limits, std::move(handler), std::move(tls))) {}
+                       std::shared_ptr<const TlsServer> tls, Refusal refusal)
+    : impl_(std::make_shared<Impl>(reactor, limits, std::move(handler), std::move(tls), std::move(refusal))) {
+}
 
 HttpServer::~HttpServer() {
   stop();

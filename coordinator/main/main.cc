@@ -260,7 +260,10 @@ Result<void> serve(const Options& options) {
       [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
         api.handle(std::move(request), std::move(responder));
       },
-      tls);
+      tls,
+      [&](int status, const std::string& why, const std::shared_ptr<HttpResponder>& responder) {
+        api.problem(*responder, Error{ErrorCode::kInvalid, "", why}, status);
+      });
   const std::uint16_t bound = RETORT_TRY(server.listen(host, port));
   const std::string rest = fmt::format("{}://{}:{}", tls ? "https" : "http",
                                        host.find(':') == std::string::npos ? host : "[" + host + "]", bound);

@@ -63,7 +63,11 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
   const auto handle = [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
     front.handle(std::move(request), std::move(responder));
   };
-  HttpServer server(reactor, limits, handle, tls), held(reactor, limits, handle, tls);
+  const auto refuse = [&](int status, const std::string& why,
+                          const std::shared_ptr<HttpResponder>& responder) {
+    front.refuse(*responder, status, "invalid_request_error", why);
+  };
+  HttpServer server(reactor, limits, handle, tls, refuse), held(reactor, limits, handle, tls, refuse);
   const char *fds = std::getenv("LISTEN_FDS"), *owner = std::getenv("LISTEN_PID");
   const bool activated =
       fds != nullptr && std::atoi(fds) >= 1 && owner != nullptr && std::atoi(owner) == ::getpid();

@@ -350,6 +350,10 @@ void ServeApi::generate(Result<CompletionCall> call, std::shared_ptr<HttpRespond
     else
       call = fail(masks.error());
   }
+  if (call && call->choices > engine_.most())
+    call = fail(ErrorCode::kOutOfBudget, "request",
+                "'n' is {}; this server computes and queues no more than {} at once", call->choices,
+                engine_.most());
   if (!call) return front_.refuse(*responder, call.error());
   if (limits_.max_tokens != 0)
     call->generation.max_tokens = std::min(call->generation.max_tokens, limits_.max_tokens);

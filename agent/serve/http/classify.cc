@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstring>
 #include <numeric>
 
 #include "agent/serve/http/engine.h"
+#include "agent/serve/kernels/kernels.h"
 #include "agent/serve/runtime/evaluate_classifier.h"
 #include "common/core/base64.h"
 
@@ -53,7 +53,7 @@ Result<void> read_base64(std::string_view text, std::string_view dtype, const st
                 bytes->size());
   call.inputs.resize(bytes->size() / 4);
   std::memcpy(call.inputs.data(), bytes->data(), bytes->size());
-  if (!std::all_of(call.inputs.begin(), call.inputs.end(), [](float x) { return std::isfinite(x); }))
+  if (!kernels::all_finite(call.inputs.data(), call.inputs.size()))
     return fail(ErrorCode::kInvalid, "request", "'input' holds a value that is not finite");
   return {};
 }
@@ -200,7 +200,7 @@ void ClassifyEngine::serve() {
       }
       const auto mine = std::span<const float>(logits).subspan(row * labels, job->call.count * labels);
       row += job->call.count;
-      if (std::all_of(mine.begin(), mine.end(), [](float x) { return std::isfinite(x); })) {
+      if (kernels::all_finite(mine.data(), mine.size())) {
         job->on_end(mine, nullptr);
       } else {
         const Error error{ErrorCode::kInvalid,

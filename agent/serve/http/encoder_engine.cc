@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
+#include "agent/serve/kernels/kernels.h"
 #include "agent/serve/runtime/classifier.h"
 
 namespace retort {
@@ -99,7 +99,7 @@ void EncoderEngine::step(std::vector<std::shared_ptr<Pending>>& batch) {
       const std::size_t width = rows->size() / texts.size();
       std::vector<float> row(rows->begin() + static_cast<std::ptrdiff_t>(i * width),
                              rows->begin() + static_cast<std::ptrdiff_t>((i + 1) * width));
-      pending.finite &= std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); });
+      pending.finite &= kernels::all_finite(row.data(), row.size());
       if (classify) probabilities(std::vector<float>(row), row);
       pending.rows.push_back(std::move(row));
     }

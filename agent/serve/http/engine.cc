@@ -129,7 +129,8 @@ Engine::~Engine() { stop(); }
 
 bool Engine::submit(const std::vector<std::shared_ptr<Generation>>& generations) {
   const std::lock_guard lock(mutex_);
-  if (stopping_ || queue_.size() + generations.size() > queue_limit_) return false;
+  const std::size_t free_streams = streams_.size() - running_;
+  if (stopping_ || queue_.size() + generations.size() > queue_limit_ + free_streams) return false;
   queue_.insert(queue_.end(), generations.begin(), generations.end());
   changed_.notify_one();
   return true;
@@ -143,6 +144,8 @@ void Engine::stop() {
   }
   if (thread_.joinable()) thread_.join();
 }
+
+std::size_t Engine::most() const { return streams_.size() + queue_limit_; }
 
 std::size_t Engine::waiting() const {
   const std::lock_guard lock(mutex_);
@@ -279,6 +282,10 @@ void Engine::step() {
 /// Chooses a stream's next token.
 void Engine::advance(Stream& stream, std::span<const float> logits) {
   const GenerationRequest& request = stream.generation->request;
+  if (!kernels::all_finite(logits.data(), logits.size())) {
+    stream.end.error = "the model's logits are no numbers: its file is broken";
+    return end(stream, "error");
+  }
   if (session_->position(stream.number) == session_->n_ctx()) return end(stream, "length");
   const std::size_t window = std::min<std::size_t>(stream.cached.size(), 64);
   std::span<const std::uint64_t> allowed;

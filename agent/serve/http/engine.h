@@ -61,10 +61,12 @@ class Engine {
  public:
   Engine(std::unique_ptr<Session> session, std::size_t queue_limit, ServeMetrics& metrics);
   ~Engine();
-  /// All of them or, when the queue has no room for all, none: false.
+  /// All of them or, when free streams and the queue have no room for all, none: false.
   bool submit(const std::vector<std::shared_ptr<Generation>>& generations);
   /// Finishes what is queued, then ends the thread.
   void stop();
+  /// Generations that it can hold, at work and waiting; one request of more is never taken.
+  std::size_t most() const;
   std::size_t waiting() const;
   std::size_t running() const;
   bool idle() const;

@@ -566,6 +566,20 @@ std::size_t Best(const float* x, std::size_t n) {
   return 0;
 }
 
+bool AllFinite(const float* x, std::size_t n) {
+  const Floats d;
+  const std::size_t lanes = hn::Lanes(d);
+  F sum = hn::Zero(d);  // of x − x: zero, or no number
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const F value = hn::LoadU(d, x + i);
+    sum = hn::Add(sum, hn::Sub(value, value));
+  }
+  float rest = hn::GetLane(hn::SumOfLanes(d, sum));
+  for (; i < n; ++i) rest += x[i] - x[i];
+  return rest == 0;
+}
+
 // What caches hold: a value of each of kPositionBlock positions, as F32.
 struct CacheF32 {
   static constexpr CacheType kType = CacheType::kF32;
@@ -820,6 +834,7 @@ RETORT_EXPORT(LogSumExp);
 RETORT_EXPORT(Exponentials);
 RETORT_EXPORT(KlDivergence);
 RETORT_EXPORT(Best);
+RETORT_EXPORT(AllFinite);
 RETORT_EXPORT(Attention);
 RETORT_EXPORT(Store);
 
@@ -861,6 +876,7 @@ double kl_divergence(const float* p, double lse_p, const float* q, double lse_q,
   return RETORT_CALL(KlDivergence)(p, lse_p, q, lse_q, n);
 }
 std::size_t best(const float* x, std::size_t n) { return RETORT_CALL(Best)(x, n); }
+bool all_finite(const float* x, std::size_t n) { return RETORT_CALL(AllFinite)(x, n); }
 void attention(const Queries& q, const Heads& heads, std::uint32_t n, std::uint32_t step, float scale,
                const Scores& scores, const Attended& out) {
   RETORT_CALL(Attention)(q, heads, n, step, scale, scores, out);

@@ -96,6 +96,8 @@ double exponentials(const float* x, std::size_t n, float scale, float top, float
 /// KL(p ‖ q) in nats of the distributions that two rows of logits stand for; lse_p and lse_q are their
 /// log_sum_exp.
 double kl_divergence(const float* p, double lse_p, const float* q, double lse_q, std::size_t n);
+/// False where one is infinite or no number: what a broken model computes.
+bool all_finite(const float* x, std::size_t n);
 /// The index of the largest value; the first of equals.
 std::size_t best(const float* x, std::size_t n);
 

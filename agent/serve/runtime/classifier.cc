@@ -152,11 +152,11 @@ Result<std::unique_ptr<ClassifierSession>> ClassifierSession::create(std::shared
   options.batch = std::max(options.batch, 1u);
   const ClassifierMemoryPlan plan = plan_memory(*model, options.batch, team.size());
   if (options.memory_limit != 0 && plan.total() > options.memory_limit)
-    return fail(ErrorCode::kOutOfBudget, model->file().where(),
-                "needs {} ({} weights, {} activations of {} inputs), the limit is {}",
-                format_bytes(plan.total()),
-                format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
-                format_bytes(plan.activation_bytes), options.batch, format_bytes(options.memory_limit));
+    return fail(
+        ErrorCode::kOutOfBudget, model->file().where(),
+        "needs {} ({} weights, {} activations of {} inputs), the limit is {}; --memory-limit {} is enough",
+        format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
+        format_bytes(plan.activation_bytes), options.batch, format_bytes(options.memory_limit), plan.total());
   return std::unique_ptr<ClassifierSession>(new ClassifierSession(std::move(model), team, options));
 }
 

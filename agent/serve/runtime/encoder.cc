@@ -72,11 +72,12 @@ Result<std::unique_ptr<EncoderSession>> EncoderSession::create(std::shared_ptr<c
                 "texts of {} tokens are asked for; the model was made for {}", options.n_ctx, c.n_ctx);
   const MemoryPlan plan = plan_encoder_memory(*model, options, team.size());
   if (options.memory_limit != 0 && plan.total() > options.memory_limit)
-    return fail(ErrorCode::kOutOfBudget, model->file().where(),
-                "needs {} ({} weights, {} activations), the limit is {}; a smaller --ctx than {} helps",
-                format_bytes(plan.total()),
-                format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
-                format_bytes(plan.activation_bytes), format_bytes(options.memory_limit), options.n_ctx);
+    return fail(
+        ErrorCode::kOutOfBudget, model->file().where(),
+        "needs {} ({} weights, {} activations), the limit is {}; --memory-limit {} is enough, and a "
+        "smaller --ctx than {} helps",
+        format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
+        format_bytes(plan.activation_bytes), format_bytes(options.memory_limit), plan.total(), options.n_ctx);
   return std::unique_ptr<EncoderSession>(new EncoderSession(std::move(model), team, options));
 }
 

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <vector>
+
+#include "agent/serve/kernels/kernels.h"
 
 namespace retort {
 
@@ -47,7 +48,7 @@ Result<ClassifierEvaluation> evaluate_classifier(std::shared_ptr<const Classifie
     if (reference) wanted = RETORT_TRY(reference->run(inputs));
     for (std::size_t i = 0; i < truths.size(); ++i) {
       const std::span<const float> mine = logits.subspan(i * n_labels, n_labels);
-      if (!std::all_of(mine.begin(), mine.end(), [](float x) { return std::isfinite(x); }))
+      if (!kernels::all_finite(mine.data(), mine.size()))
         return fail(ErrorCode::kInvalid, student->file().where(), "its outputs for example {} are not finite",
                     done + i + 1);
       probabilities(mine, shares);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "agent/serve/kernels/kernels.h"
 #include "agent/serve/runtime/classification_metrics.h"
 #include "agent/serve/runtime/classifier.h"
 #include "agent/serve/runtime/encoder.h"
@@ -62,7 +63,7 @@ Result<json::object> evaluate_labels(std::shared_ptr<const Model> model, const s
     tokens += ids.size();
     const EncoderSession::Text text = ids;
     const std::span<const float> logits = RETORT_TRY(session->classify({&text, 1}));
-    if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); }))
+    if (!kernels::all_finite(logits.data(), logits.size()))
       return fail(ErrorCode::kInvalid, where, "the model's outputs for this text are not finite");
     probabilities(logits, shares);
     score.add(truth, shares);

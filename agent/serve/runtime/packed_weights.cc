@@ -1,10 +1,12 @@
 #include "agent/serve/runtime/packed_weights.h"
 
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -74,6 +76,9 @@ void make_present(std::byte* mapped, std::uint64_t size) {
 
 /// The file mapped, its pages made present; null when it is not the one that `header` tells of.
 void* map_cached(const std::filesystem::path& path, const Header& header) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error))
+    return nullptr;  // opening a pipe would wait for a writer
   const Result<File> file = File::open_read(path);
   if (!file) return nullptr;
   Header found;
@@ -99,7 +104,7 @@ std::string first_page(const Header& header, const std::filesystem::path& source
 void drop_orphans(const std::filesystem::path& cache) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(cache, error)) {
-    if (entry.path().extension() != ".packed") continue;
+    if (entry.path().extension() != ".packed" || !entry.is_regular_file(error)) continue;
     const Result<File> file = File::open_read(entry.path());
     std::string page(kPage, '\0');
     if (!file || !file->read_exact_at(0, page) ||
@@ -150,6 +155,11 @@ PackedWeights PackedWeights::make(std::uint64_t size, const std::filesystem::pat
   if (!path.empty()) {
     const auto written = [&]() -> Result<void> {
       RETORT_TRY(make_folders(cache));
+      // One process at a time writes; those that packed the same meanwhile map the first one's file.
+      const File folder = RETORT_TRY(File::open_read(cache));
+      while (::flock(folder.fd(), LOCK_EX) != 0)
+        if (errno != EINTR) return fail_errno(cache.string(), "cannot lock");
+      if (use_cached()) return {};
       drop_orphans(cache);
       std::memcpy(whole, first_page(header, source).data(), kPage);
       return write_file_with(path, [&](const File& file) {
@@ -158,7 +168,7 @@ PackedWeights PackedWeights::make(std::uint64_t size, const std::filesystem::pat
     }();
     if (!written) {
       log_warn("packed weights are not kept for the next start: {}", written.error().describe());
-    } else if (use_cached()) {
+    } else if (out.mapping_ != nullptr || use_cached()) {
       ::munmap(mapped, room);
       return out;
     }

@@ -91,13 +91,13 @@ Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<const Model> mo
       options.batch, options.streams, std::uint64_t{options.n_ctx} * options.streams));
   const MemoryPlan plan = plan_memory(*model, options, team.size());
   if (options.memory_limit != 0 && plan.total() > options.memory_limit)
-    return fail(
-        ErrorCode::kOutOfBudget, model->file().where(),
-        "needs {} ({} weights, {} KV cache, {} activations), the limit is {}; a smaller --ctx than {} "
-        "helps",
-        format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
-        format_bytes(plan.kv_cache_bytes), format_bytes(plan.activation_bytes),
-        format_bytes(options.memory_limit), options.n_ctx);
+    return fail(ErrorCode::kOutOfBudget, model->file().where(),
+                "needs {} ({} weights, {} KV cache, {} activations), the limit is {}; --memory-limit {} is "
+                "enough, and a smaller --ctx than {} helps",
+                format_bytes(plan.total()),
+                format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
+                format_bytes(plan.kv_cache_bytes), format_bytes(plan.activation_bytes),
+                format_bytes(options.memory_limit), plan.total(), options.n_ctx);
   return std::unique_ptr<Session>(new Session(std::move(model), team, options));
 }
 

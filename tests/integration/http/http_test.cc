@@ -45,13 +45,18 @@ class Http : public ::testing::Test {
       responder->finish();
     });
     server_ = std::make_unique<HttpServer>(
-        io_, limits, [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+        io_, limits,
+        [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
           router_.dispatch(
               std::move(request), std::move(responder),
               [](HttpRequest, auto r) { r->send(404, "text/plain", "no"); },
               [](std::string allow, auto r) {
                 r->send(405, "text/plain", "no", {{"Allow", allow}});
               });
+        },
+        nullptr,
+        [](int status, const std::string& why, const std::shared_ptr<HttpResponder>& responder) {
+          responder->send(status, "application/json", "{\"why\": \"" + why + "\"}");
         });
     const auto port = server_->listen("127.0.0.1", 0);
     ASSERT_OK(port);
@@ -139,6 +144,26 @@ TEST_F(Http, BadRequestsGetClearAnswers) {
   EXPECT_NE(raw("GET / HTTP/1.1\r\nX: " + std::string(5000, 'x') + "\r\n\r\n").find(" 431 "),
             std::string::npos);
   EXPECT_EQ(raw("GET / HT"), "");  // a client that never finishes its request is cut
+}
+
+TEST_F(Http, WhatIsNoRequestIsRefusedInTheServersOwnForm) {
+  const auto refused = [](const std::string& answer, const std::string& status, const std::string& why) {
+    return answer.find(" " + status + " ") != std::string::npos &&
+           answer.find("application/json") != std::string::npos &&
+           answer.find("{\"why\": \"") != std::string::npos && answer.find(why) != std::string::npos &&
+           answer.find("Connection: close") != std::string::npos;
+  };
+  EXPECT_TRUE(refused(raw("garbage\r\n\r\n"), "400", "not a valid HTTP request"));
+  EXPECT_TRUE(refused(raw("GET / HTTP/1.1\r\nX: " + std::string(5000, 'x') + "\r\n\r\n"), "431", "header"));
+  // All of a large body is sent before the answer is read: it is not lost in a reset connection.
+  EXPECT_TRUE(refused(raw("POST /echo/x HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n" +
+                          std::string(30'000'000, 'x')),
+                      "413", "larger than 1000 bytes"));
+  for (const char* coding : {"gzip", "gzip, chunked", "chunked\r\nTransfer-Encoding: gzip"}) {
+    const std::string answer = raw(std::string("POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: ") +
+                                   coding + "\r\nContent-Length: 2\r\n\r\nhi");
+    EXPECT_TRUE(refused(answer, "501", "gzip") || refused(answer, "400", "not a valid")) << answer;
+  }
 }
 
 TEST_F(Http, ARequestOnItsWayWhenTheServerStopsIsAnswered) {

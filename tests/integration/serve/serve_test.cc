@@ -440,9 +440,13 @@ TEST_F(Serve, TheTokenAndLimitsAreKept) {
   ASSERT_EQ(limited->status, 200) << limited->body;
   const json::value whole = json::parse(limited->body);
   EXPECT_LE(whole.at("usage").at("completion_tokens").to_number<int>(), 3);
-  EXPECT_EQ(
-      post(R"({"prompt":")" + std::string(3000, 'x') + "\"}").value_or(HttpResponse{413, {}, {}}).status,
-      413);
+  const auto too_long = post(R"({"prompt":")" + std::string(3000, 'x') + "\"}");
+  ASSERT_OK(too_long);
+  EXPECT_EQ(too_long->status, 413);
+  const json::value refusal = json::parse(too_long->body);
+  EXPECT_EQ(refusal.at("error").at("code"), 413);
+  EXPECT_NE(refusal.at("error").at("message").as_string().find("2048 bytes"), std::string::npos);
+  EXPECT_NE(with("Bearer sesame-42", "/metrics")->body.find("{code=\"413\"} 1"), std::string::npos);
   ASSERT_OK(write_file_atomic(folder_ / "empty", "\n", 0600));
   Program refused(folder_.path(), {model_, "--token-file", folder_ / "empty"});
   EXPECT_NE(refused.wait().err.find("no token"), std::string::npos);
@@ -587,6 +591,18 @@ TEST_F(Serve, AFullQueueIs429AndALeavingClientStopsItsGeneration) {
       << get("/metrics")->body;
 }
 
+TEST_F(Serve, ChoicesMayBeAsManyAsStreamsAndQueueHold) {
+  start({"--queue", "1", "--streams", "3"});
+  const auto ask = [&](int n) { return complete({{"prompt", "a"}, {"max_tokens", 2}, {"n", n}}); };
+  const auto four = ask(4);
+  ASSERT_OK(four);
+  EXPECT_EQ(four->status, 200) << four->body;
+  const auto five = ask(5);  // never: it is not told to come back
+  ASSERT_OK(five);
+  EXPECT_EQ(five->status, 400);
+  EXPECT_NE(five->body.find("'n' is 5"), std::string::npos) << five->body;
+}
+
 TEST_F(Serve, SigtermLetsWhatRunsFinishAndExitsZero) {
   model_ = write("long.gguf", TensorType::kF32, 4096);
   start();
@@ -681,11 +697,11 @@ TEST_F(Serve, AnInstructionSetCanBeNamed) {
   EXPECT_NE(unknown.err.find("MMX"), std::string::npos);
 }
 
-TEST_F(Serve, EvalRefusesAModelWhoseLogitsAreNoNumbers) {
-  ASSERT_OK(write_file_atomic(folder_ / "held_out.jsonl", testing::tiny_corpus_jsonl(20, 9)));
-  std::string bytes = *read_file(model_);
+/// The model with a weight that is no number.
+void write_broken(const std::filesystem::path& model, const std::filesystem::path& broken) {
+  std::string bytes = *read_file(model);
   {
-    const auto file = GgufFile::open(model_);
+    const auto file = GgufFile::open(model);
     ASSERT_OK(file);
     const GgufTensor* const norm = file->tensor("output_norm.weight");
     const std::size_t at =
@@ -694,7 +710,22 @@ TEST_F(Serve, EvalRefusesAModelWhoseLogitsAreNoNumbers) {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     std::memcpy(bytes.data() + at, &nan, sizeof nan);
   }
-  ASSERT_OK(write_file_atomic(folder_ / "nan.gguf", bytes));
+  ASSERT_OK(write_file_atomic(broken, bytes));
+}
+
+TEST_F(Serve, AModelWhoseLogitsAreNoNumbersAnswersWithAnError) {
+  write_broken(model_, folder_ / "nan.gguf");
+  model_ = folder_ / "nan.gguf";
+  start({});
+  const auto answer = complete({{"prompt", "a"}, {"max_tokens", 4}, {"logprobs", 2}});
+  ASSERT_OK(answer);
+  EXPECT_EQ(answer->status, 500);
+  EXPECT_NE(answer->body.find("no numbers"), std::string::npos) << answer->body;
+}
+
+TEST_F(Serve, EvalRefusesAModelWhoseLogitsAreNoNumbers) {
+  ASSERT_OK(write_file_atomic(folder_ / "held_out.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  write_broken(model_, folder_ / "nan.gguf");
   for (const auto& [student, teacher] :
        {std::pair{folder_ / "nan.gguf", model_}, std::pair{model_, folder_ / "nan.gguf"}}) {
     const Ended ended =
@@ -1055,10 +1086,22 @@ TEST_F(ServeEncoder, ManyClientsGetTheirOwnAnswers) {
 }
 
 TEST_F(ServeEncoder, AFullQueueSaysSo) {
-  start({"--queue", "0"});
-  const HttpResponse response = post("/v1/embeddings", {{"input", "x"}});
-  EXPECT_EQ(response.status, 429);
-  EXPECT_EQ(response.headers.at("retry-after"), "1");
+  start({"--queue", "1"});
+  const json::array texts(2048, "the small server reads");
+  std::atomic<int> answered{0}, refused{0};
+  EXPECT_TRUE(eventually([&] {  // one is computed, one waits, the others find no room
+    std::vector<std::thread> clients;
+    for (int i = 0; i < 6; ++i)
+      clients.emplace_back([&] {
+        const HttpResponse response = post("/v1/embeddings", {{"input", texts}});
+        if (response.status == 200) ++answered;
+        if (response.status != 429) return;
+        EXPECT_EQ(response.headers.at("retry-after"), "1");
+        ++refused;
+      });
+    for (std::thread& client : clients) client.join();
+    return answered > 0 && refused > 0;
+  }));
 }
 
 TEST_F(ServeEncoder, WithoutLabelsItClassifiesNothing) {

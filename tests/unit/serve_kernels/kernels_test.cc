@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -283,6 +284,17 @@ TEST_P(Kernels, DivergenceAgreesWithItsDefinition) {
     EXPECT_EQ(best(p.data(), n), static_cast<std::size_t>(std::max_element(p.begin(), p.end()) - p.begin()));
   }
   EXPECT_EQ(best(Floats(40, 1.0f).data(), 40), 0u);
+  for (const std::size_t n : {1u, 7u, 40u, 1001u})
+    for (const std::size_t at : {std::size_t{0}, n / 2, n - 1}) {
+      Floats x(n, -3e38f);
+      EXPECT_TRUE(all_finite(x.data(), n));
+      for (const float wrong :
+           {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+            std::numeric_limits<float>::quiet_NaN()}) {
+        x[at] = wrong;
+        EXPECT_FALSE(all_finite(x.data(), n)) << n << " " << at;
+      }
+    }
 }
 
 TEST_P(Kernels, ActivationsStandFarOutValues) {

@@ -1,10 +1,16 @@
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <atomic>
+#include <barrier>
 #include <cmath>
 #include <cstring>
 #include <map>
 #include <new>
 #include <numeric>
+#include <set>
+#include <sstream>
+#include <thread>
 
 #include "agent/serve/runtime/sampler.h"
 #include "agent/serve/runtime/session.h"
@@ -334,6 +340,48 @@ TEST(PackedWeights, AreKeptMappedAndNeverMistaken) {
   const auto plain = last_logits(file, {.pack = false}, false);
   for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_NEAR(plain[i], other[i], 1e-4);
   EXPECT_EQ(last_logits(file, {.pack_if = [](const Model&, std::uint64_t) { return false; }}, false), plain);
+}
+
+TEST(PackedWeights, ThoseWhoPackAtTheSameTimeShareOneFile) {
+  TemporaryFolder folder;
+  ASSERT_OK(write_file_atomic(folder / "model", "a model's file"));
+  constexpr std::size_t kMakers = 4;
+  std::barrier together(kMakers);
+  std::vector<PackedWeights> made(kMakers);
+  std::vector<std::thread> makers;
+  for (PackedWeights& one : made)
+    makers.emplace_back([&] {
+      one = PackedWeights::make(1 << 20, folder / "model", folder / "cache", [&](std::byte* data) {
+        std::memset(data, 7, 1 << 20);
+        together.arrive_and_wait();  // nobody finds the others' file before packing
+      });
+    });
+  for (std::thread& maker : makers) maker.join();
+  for (const PackedWeights& one : made) {
+    EXPECT_TRUE(one.shared());
+    EXPECT_EQ(one.data()[12345], std::byte{7});
+  }
+  const auto maps = read_file("/proc/self/maps", 16u << 20);
+  ASSERT_OK(maps);
+  std::set<std::string> files;  // inodes
+  std::istringstream lines(*maps);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream fields(line);  // address, rights, offset, device, inode, path
+    std::string inode, path;
+    for (int i = 0; i < 5; ++i) fields >> inode;
+    if (fields >> path && path.starts_with((folder / "cache").string())) files.insert(inode);
+  }
+  EXPECT_EQ(files.size(), 1u) << *maps;
+
+  // A pipe of the file's name is no file, and nobody waits for its writer.
+  made.clear();
+  const auto entry = std::filesystem::directory_iterator(folder / "cache")->path();
+  std::filesystem::remove(entry);
+  ASSERT_EQ(::mkfifo(entry.c_str(), 0600), 0);
+  const PackedWeights again = PackedWeights::make(1 << 20, folder / "model", folder / "cache",
+                                                  [](std::byte* data) { std::memset(data, 8, 1 << 20); });
+  EXPECT_TRUE(again.shared());
+  EXPECT_EQ(again.data()[0], std::byte{8});
 }
 
 TEST(Session, NothingIsAllocatedAfterCreation) {
