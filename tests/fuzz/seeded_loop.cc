@@ -171,6 +171,14 @@ int main(int argc, char** argv) {
     const rlimit limit{4ull << 30, 4ull << 30};
     ::setrlimit(RLIMIT_AS, &limit);
   }
+  std::vector<std::string> seeds;
+  if (fuzz_seeds != nullptr) seeds = fuzz_seeds();
+  seeds.emplace_back();
+  if (argc == 3 && argv[1] == std::string("--seeds")) {  // a corpus for libFuzzer to begin from
+    for (std::size_t i = 0; i < seeds.size(); ++i)
+      if (!(std::ofstream(argv[2] + ("/seed-" + std::to_string(i)), std::ios::binary) << seeds[i])) return 1;
+    return 0;
+  }
   if (argc > 1) {
     for (int i = 1; i < argc; ++i) {
       std::ifstream file(argv[i], std::ios::binary);
@@ -179,9 +187,6 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
-  std::vector<std::string> seeds;
-  if (fuzz_seeds != nullptr) seeds = fuzz_seeds();
-  seeds.emplace_back();
   for (const std::string& seed : seeds) {
     g_input = seed;
     run();
