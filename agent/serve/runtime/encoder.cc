@@ -25,7 +25,7 @@ Widths widths(const ModelConfig& c) {
     w.query = std::max(w.query, std::uint64_t{layer.n_head} * c.head_dim);
     w.ff = std::max<std::uint64_t>(w.ff, layer.n_ff);
   }
-  w.input = std::max<std::uint64_t>(c.n_embd, w.query);
+  w.input = (std::max<std::uint64_t>(c.n_embd, w.query) + 31) / 32 * 32;
   w.outputs = std::max<std::uint64_t>(c.encoder.labels.size(), c.encoder.mlm_head ? c.n_vocab : 0);
   return w;
 }
@@ -98,6 +98,7 @@ EncoderSession::EncoderSession(std::shared_ptr<const Model> model, ThreadTeam& t
   head_ = arena.floats(r * c.n_embd);
   logits_ = arena.floats(r * w.outputs);
   input_ = QuantizedRows::take(arena, b, w.input);
+  input_width_ = w.input;
   middle_ = QuantizedRows::take(arena, b, w.ff);
 }
 
@@ -120,13 +121,15 @@ Result<void> EncoderSession::check(std::span<const Text> texts) const {
 }
 
 /// hidden_ = layer norm [Ba 2016] of hidden_, and quantized into input_ as its reader (null: none) wants it.
-void EncoderSession::normalize(const float* weight, const float* bias, const Model::Projection* reader,
-                               std::size_t count) {
+void EncoderSession::normalize(const Rows& rows, const float* weight, const float* bias,
+                               const Model::Projection* reader) {
   const std::uint32_t n = model_->config().n_embd;
-  team_.share(count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+  float* const x = hidden_ + rows.first * n;
+  const QuantizedRows input = input_.from(rows.first, input_width_);
+  rows.team.share(rows.count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
     for (std::uint64_t t = first; t < last; ++t) {
-      kernels::layer_norm(hidden_ + t * n, weight, bias, n, model_->config().norm_eps, hidden_ + t * n);
-      if (reader != nullptr && reader->quantized) input_.quantize(t, hidden_, n, 0, n, reader->input_scale);
+      kernels::layer_norm(x + t * n, weight, bias, n, model_->config().norm_eps, x + t * n);
+      if (reader != nullptr && reader->quantized) input.quantize(t, x, n, 0, n, reader->input_scale);
     }
   });
 }
@@ -138,12 +141,17 @@ void EncoderSession::activate(float* x, std::size_t n) const {
     kernels::gelu(x, n);
 }
 
-void EncoderSession::project(const Model::Projection& projection, const float* x,
-                             const QuantizedRows& quantized, std::size_t count, float* out, bool add) {
-  share_rows(team_, projection, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+namespace {
+
+/// x [count, columns], or its quantized form, times the projection, to out [count, rows] or added to it.
+void project(ThreadTeam& team, const Model::Projection& projection, const float* x,
+             const QuantizedRows& quantized, std::size_t count, float* out, bool add) {
+  share_rows(team, projection, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
     multiply(projection, x, quantized, count, first, last, out, projection.rows, add);
   });
 }
+
+}  // namespace
 
 /// A head's layer: x [count, n_embd] is quantized where the layer wants it so.
 void EncoderSession::dense(const Model::Projection& projection, const float* x, std::size_t count,
@@ -151,7 +159,7 @@ void EncoderSession::dense(const Model::Projection& projection, const float* x, 
   const std::uint32_t n = projection.columns;
   if (projection.quantized)
     for (std::size_t t = 0; t < count; ++t) input_.quantize(t, x, n, 0, n, projection.input_scale);
-  project(projection, x, input_, count, out, false);
+  project(team_, projection, x, input_, count, out, false);
 }
 
 /// Token, position and type embeddings, added.
@@ -174,8 +182,15 @@ void EncoderSession::embed_tokens(std::span<const Text> texts) {
   }
 }
 
-/// Attention of each text's tokens to one another: qkv_ to attended_, quantized into input_ when asked for.
-void EncoderSession::attend(std::size_t layer, std::size_t count) {
+/// A layer's rows up to its attention: their queries, keys and values.
+void EncoderSession::before_attention(std::size_t index, const Rows& rows) {
+  const Model::Layer& layer = model_->layers()[index];
+  project(rows.team, layer.qkv, hidden_ + rows.first * model_->config().n_embd,
+          input_.from(rows.first, input_width_), rows.count, qkv_ + rows.first * layer.qkv.rows, false);
+}
+
+/// Attention of each text's tokens to one another: qkv_ to attended_.
+void EncoderSession::attend(std::size_t layer) {
   const ModelConfig& c = model_->config();
   const std::size_t heads = c.layers[layer].n_head, q = heads * c.head_dim, stride = 3 * q;
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
@@ -191,39 +206,55 @@ void EncoderSession::attend(std::size_t layer, std::size_t count) {
                              scratch_ + member * scratch_size_, attended_ + run.row * q + at, q);
     }
   });
-  const Model::Projection& reader = model_->layers()[layer].attn_output;
-  if (reader.quantized)
-    team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t) input_.quantize(t, attended_, q, 0, q, reader.input_scale);
+}
+
+/// From attention's result to the layer's: the rows of hidden_.
+void EncoderSession::after_attention(std::size_t index, const Rows& rows) {
+  const ModelConfig& c = model_->config();
+  const Model::Layer& layer = model_->layers()[index];
+  const std::size_t ff = c.layers[index].n_ff, q = std::size_t{c.layers[index].n_head} * c.head_dim,
+                    count = rows.count;
+  const float* const attended = attended_ + rows.first * q;
+  float* const hidden = hidden_ + rows.first * c.n_embd;
+  float* const inner = inner_ + rows.first * ff;
+  const QuantizedRows input = input_.from(rows.first, input_width_), middle = middle_.from(rows.first, ff);
+  if (layer.attn_output.quantized)
+    rows.team.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+      for (std::uint64_t t = first; t < last; ++t)
+        input.quantize(t, attended, q, 0, q, layer.attn_output.input_scale);
     });
+  project(rows.team, layer.attn_output, attended, input, count, hidden, true);
+  normalize(rows, layer.attn_norm, layer.attn_norm_bias, &layer.ffn_up);
+  // Whole blocks of the quantized result, so that each share makes its own.
+  share_rows(rows.team, layer.ffn_up, 32, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    multiply(layer.ffn_up, hidden, input, count, first, last, inner, ff, false);
+    for (std::size_t t = 0; t < count; ++t) {
+      activate(inner + t * ff + first, last - first);
+      if (layer.ffn_down.quantized) middle.quantize(t, inner, ff, first, last, layer.ffn_down.input_scale);
+    }
+  });
+  project(rows.team, layer.ffn_down, inner, middle, count, hidden, true);
+  const bool last = index + 1 == c.layers.size();
+  normalize(rows, layer.ffn_norm, layer.ffn_norm_bias, last ? nullptr : &model_->layers()[index + 1].qkv);
 }
 
 void EncoderSession::forward(std::span<const Text> texts) {
-  const ModelConfig& c = model_->config();
+  const std::size_t layers = model_->config().layers.size();
   std::size_t count = 0;
   for (const Text& text : texts) count += text.size();
   embed_tokens(texts);
   const Model::Encoder& encoder = model_->encoder();
-  normalize(encoder.embedding_norm, encoder.embedding_norm_bias, &model_->layers()[0].qkv, count);
-  for (std::size_t i = 0; i < c.layers.size(); ++i) {
-    const Model::Layer& layer = model_->layers()[i];
-    const std::size_t ff = c.layers[i].n_ff;
-    project(layer.qkv, hidden_, input_, count, qkv_, false);
-    attend(i, count);
-    project(layer.attn_output, attended_, input_, count, hidden_, true);
-    normalize(layer.attn_norm, layer.attn_norm_bias, &layer.ffn_up, count);
-    // Whole blocks of the quantized result, so that each share makes its own.
-    share_rows(team_, layer.ffn_up, 32, count, 1, [&](std::uint64_t first, std::uint64_t last) {
-      multiply(layer.ffn_up, hidden_, input_, count, first, last, inner_, ff, false);
-      for (std::size_t t = 0; t < count; ++t) {
-        activate(inner_ + t * ff + first, last - first);
-        if (layer.ffn_down.quantized)
-          middle_.quantize(t, inner_, ff, first, last, layer.ffn_down.input_scale);
-      }
+  // What lies between two layers' attentions is one stage.
+  for (std::size_t layer = 0; layer <= layers; ++layer) {
+    share_tokens(team_, count, count, [&](ThreadTeam& team, std::size_t first, std::size_t last) {
+      const Rows rows{team, first, last - first};
+      if (layer > 0)
+        after_attention(layer - 1, rows);
+      else
+        normalize(rows, encoder.embedding_norm, encoder.embedding_norm_bias, &model_->layers()[0].qkv);
+      if (layer < layers) before_attention(layer, rows);
     });
-    project(layer.ffn_down, inner_, middle_, count, hidden_, true);
-    const bool last = i + 1 == c.layers.size();
-    normalize(layer.ffn_norm, layer.ffn_norm_bias, last ? nullptr : &model_->layers()[i + 1].qkv, count);
+    if (layer < layers) attend(layer);
   }
 }
 

@@ -12,6 +12,23 @@
 /// the team.
 namespace retort {
 
+/// Calls stage(team, first, last) for ranges of a batch's `units`, tokens or runs of up to four, `tokens` in
+/// all. Of few tokens there is one range, and the team shares the rows of each product in it. Many are cut,
+/// and each member takes its own through the whole stage with a team of itself: what it computed is still in
+/// its cache when it reads it again, and the members meet once a stage instead of at each product.
+template <typename Stage>
+void share_tokens(ThreadTeam& team, std::size_t tokens, std::size_t units, const Stage& stage) {
+  // Every range reads all weights: ranges of fewer tokens cost more than they gain.
+  constexpr std::size_t kLeast = 16, kEnough = 64;
+  const std::size_t threads = team.size();
+  if (threads == 1 || tokens < kLeast * threads) return stage(team, std::size_t{0}, units);
+  const std::size_t parts = threads * std::max<std::size_t>(1, tokens / (kEnough * threads));
+  team.run(static_cast<std::uint32_t>(parts), [&](std::uint32_t, std::uint32_t part) {
+    ThreadTeam alone(1);
+    stage(alone, units * part / parts, units * (part + 1) / parts);
+  });
+}
+
 /// Calls work(first, last) for ranges of a projection's rows that begin at multiples of `granule`.
 /// `products`: how many such projections the work multiplies with.
 template <typename Work>

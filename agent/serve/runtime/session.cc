@@ -32,7 +32,7 @@ Widths widths(const ModelConfig& c) {
     w.qkv = std::max(w.qkv, q + std::uint64_t{2} * layer.n_head_kv * c.head_dim);
     w.ff = std::max<std::uint64_t>(w.ff, layer.n_ff);
   }
-  w.input = std::max<std::uint64_t>(c.n_embd, w.query);
+  w.input = (std::max<std::uint64_t>(c.n_embd, w.query) + 31) / 32 * 32;
   return w;
 }
 
@@ -124,6 +124,7 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   scores_ = arena.floats(team.size() * kScoreRows * score_stride(options_));
   rope_ = arena.floats(std::uint64_t{2} * options_.n_ctx * c.head_dim);
   input_ = QuantizedRows::take(arena, b, w.input);
+  input_width_ = w.input;
   inner_ = QuantizedRows::take(arena, b, w.ff);
   for (const LayerShape& layer : c.layers) {
     layer_at_.push_back(stream_bytes_);
@@ -218,19 +219,22 @@ void Session::copy(std::uint32_t from, std::uint32_t to, std::uint32_t count) {
   position_[to] = count;
 }
 
-/// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, into normed_ and,
-/// when asked for, input_.
-void Session::normalize(const float* x, const float* weight, const float* bias, bool quantized, float scale,
-                        std::size_t count) {
+/// Layer norm [Ba 2016] where there is a bias, RMS norm [Zhang 2019] where there is none, of hidden_ into
+/// normed_ and, when asked for, input_.
+void Session::normalize(const Rows& rows, const float* weight, const float* bias, bool quantized,
+                        float scale) {
   const std::uint32_t n = model_->config().n_embd;
   const float eps = model_->config().norm_eps;
-  team_.share(count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+  const float* const x = hidden_ + rows.first * n;
+  float* const normed = normed_ + rows.first * n;
+  const QuantizedRows input = input_.from(rows.first, input_width_);
+  rows.team.share(rows.count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
     for (std::uint64_t t = first; t < last; ++t) {
       if (bias != nullptr)
-        kernels::layer_norm(x + t * n, weight, bias, n, eps, normed_ + t * n);
+        kernels::layer_norm(x + t * n, weight, bias, n, eps, normed + t * n);
       else
-        kernels::rms_norm(x + t * n, weight, n, eps, normed_ + t * n);
-      if (quantized) input_.quantize(t, normed_, n, 0, n, scale);
+        kernels::rms_norm(x + t * n, weight, n, eps, normed + t * n);
+      if (quantized) input.quantize(t, normed, n, 0, n, scale);
     }
   });
 }
@@ -296,17 +300,32 @@ void Session::turn_and_store(std::size_t layer, std::size_t index) {
                    cache(run.stream, layer, values, 0));
 }
 
+/// A layer's rows up to its attention: their queries, and their keys and values in the cache.
+void Session::before_attention(std::size_t index, const Rows& rows, std::size_t first_run,
+                               std::size_t last_run) {
+  const ModelConfig& c = model_->config();
+  const Model::Layer& layer = model_->layers()[index];
+  normalize(rows, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, layer.qkv.input_scale);
+  if (n_runs_ == 1 && runs_[0].count == 1) prefetch_cache(runs_[0].stream, index);
+  const QuantizedRows input = input_.from(rows.first, input_width_);
+  share_rows(rows.team, layer.qkv, kGroupRows, rows.count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    multiply(layer.qkv, normed_ + rows.first * c.n_embd, input, rows.count, first, last,
+             qkv_ + rows.first * layer.qkv.rows, layer.qkv.rows, false);
+  });
+  const std::size_t runs = last_run - first_run;
+  rows.team.share(runs, std::uint64_t{c.layers[index].n_head_kv} * c.head_dim * (rows.count / runs),
+                  [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+                    for (std::uint64_t i = first; i < last; ++i) turn_and_store(index, first_run + i);
+                  });
+}
+
 /// Causal attention with grouped K and V heads [Ainslie 2023]: qkv_ to attended_.
-void Session::attend(std::size_t layer, std::size_t count) {
+void Session::attend(std::size_t layer) {
   const ModelConfig& c = model_->config();
   const LayerShape& shape = c.layers[layer];
   const std::size_t group = shape.n_head / shape.n_head_kv, q = std::size_t{shape.n_head} * c.head_dim,
                     stride = q + std::size_t{2} * shape.n_head_kv * c.head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  team_.share(n_runs_, std::uint64_t{shape.n_head_kv} * c.head_dim * (count / n_runs_),
-              [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-                for (std::uint64_t i = first; i < last; ++i) turn_and_store(layer, i);
-              });
   std::uint64_t positions = 0;
   for (std::size_t i = 0; i < n_runs_; ++i)
     positions += runs_[i].count * (runs_[i].position + runs_[i].count);
@@ -347,57 +366,69 @@ void Session::attend(std::size_t layer, std::size_t count) {
       item += heads.count;
     }
   });
-  const Model::Projection& attn_output = model_->layers()[layer].attn_output;
-  if (attn_output.quantized)
-    team_.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+}
+
+/// From attention's result to the layer's: the rows of hidden_.
+void Session::after_attention(std::size_t index, const Rows& rows) {
+  const ModelConfig& c = model_->config();
+  const Model::Layer& layer = model_->layers()[index];
+  const std::size_t n_embd = c.n_embd, ff = c.layers[index].n_ff,
+                    q = std::size_t{c.layers[index].n_head} * c.head_dim, count = rows.count;
+  const float* const attended = attended_ + rows.first * q;
+  const float* const normed = normed_ + rows.first * n_embd;
+  float* const hidden = hidden_ + rows.first * n_embd;
+  float *const gate = gate_ + rows.first * ff, *const up = up_ + rows.first * ff;
+  const QuantizedRows input = input_.from(rows.first, input_width_), inner = inner_.from(rows.first, ff);
+  if (layer.attn_output.quantized)
+    rows.team.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
       for (std::uint64_t t = first; t < last; ++t)
-        input_.quantize(t, attended_, q, 0, q, attn_output.input_scale);
+        input.quantize(t, attended, q, 0, q, layer.attn_output.input_scale);
     });
+  share_rows(rows.team, layer.attn_output, kGroupRows, count, 1,
+             [&](std::uint64_t first, std::uint64_t last) {
+               multiply(layer.attn_output, attended, input, count, first, last, hidden, n_embd, true);
+             });
+  normalize(rows, layer.ffn_norm, layer.ffn_norm_bias, layer.ffn_up.quantized || layer.ffn_gate.quantized,
+            layer.ffn_up.input_scale);
+  // Whole blocks of the quantized result, so that each share makes its own.
+  share_rows(rows.team, layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1,
+             [&](std::uint64_t first, std::uint64_t last) {
+               if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
+                 multiply(layer.ffn_gate, normed, input, count, first, last, gate, ff, false);
+                 multiply(layer.ffn_up, normed, input, count, first, last, up, ff, false);
+               } else {
+                 multiply(layer.ffn_up, normed, input, count, first, last, gate, ff, false);
+               }
+               for (std::size_t t = 0; t < count; ++t) {
+                 if (layer.ffn_gate)
+                   kernels::silu_mul(gate + t * ff + first, up + t * ff + first, last - first);
+                 else
+                   kernels::gelu(gate + t * ff + first, last - first);
+                 if (layer.ffn_down.quantized)
+                   inner.quantize(t, gate, ff, first, last, layer.ffn_down.input_scale);
+               }
+             });
+  share_rows(rows.team, layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    multiply(layer.ffn_down, gate, inner, count, first, last, hidden, n_embd, true);
+  });
 }
 
 void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   const ModelConfig& c = model_->config();
-  const std::size_t n_embd = c.n_embd;
+  const std::size_t n_embd = c.n_embd, layers = c.layers.size();
   std::size_t count = 0;
   for (const Chunk& chunk : chunks) count += chunk.tokens.size();
   embed(chunks);
-  for (std::size_t i = 0; i < c.layers.size(); ++i) {
-    const Model::Layer& layer = model_->layers()[i];
-    const std::size_t ff = c.layers[i].n_ff;
-    normalize(hidden_, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, layer.qkv.input_scale,
-              count);
-    if (count == 1) prefetch_cache(chunks[0].stream, i);
-    share_rows(team_, layer.qkv, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
-      multiply(layer.qkv, normed_, input_, count, first, last, qkv_, layer.qkv.rows, false);
+  // What lies between two layers' attentions is one stage.
+  for (std::size_t layer = 0; layer <= layers; ++layer) {
+    share_tokens(team_, count, n_runs_, [&](ThreadTeam& team, std::size_t first_run, std::size_t last_run) {
+      const Run& last = runs_[last_run - 1];
+      const std::size_t first = runs_[first_run].row;
+      const Rows rows{team, first, last.row + last.count - first};
+      if (layer > 0) after_attention(layer - 1, rows);
+      if (layer < layers) before_attention(layer, rows, first_run, last_run);
     });
-    attend(i, count);
-    share_rows(team_, layer.attn_output, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
-      multiply(layer.attn_output, attended_, input_, count, first, last, hidden_, n_embd, true);
-    });
-
-    normalize(hidden_, layer.ffn_norm, layer.ffn_norm_bias,
-              layer.ffn_up.quantized || layer.ffn_gate.quantized, layer.ffn_up.input_scale, count);
-    // Whole blocks of the quantized result, so that each share makes its own.
-    share_rows(team_, layer.ffn_up, 32, count, layer.ffn_gate ? 2 : 1,
-               [&](std::uint64_t first, std::uint64_t last) {
-                 if (layer.ffn_gate) {  // SwiGLU [Shazeer 2020]
-                   multiply(layer.ffn_gate, normed_, input_, count, first, last, gate_, ff, false);
-                   multiply(layer.ffn_up, normed_, input_, count, first, last, up_, ff, false);
-                 } else {
-                   multiply(layer.ffn_up, normed_, input_, count, first, last, gate_, ff, false);
-                 }
-                 for (std::size_t t = 0; t < count; ++t) {
-                   if (layer.ffn_gate)
-                     kernels::silu_mul(gate_ + t * ff + first, up_ + t * ff + first, last - first);
-                   else
-                     kernels::gelu(gate_ + t * ff + first, last - first);
-                   if (layer.ffn_down.quantized)
-                     inner_.quantize(t, gate_, ff, first, last, layer.ffn_down.input_scale);
-                 }
-               });
-    share_rows(team_, layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
-      multiply(layer.ffn_down, gate_, inner_, count, first, last, hidden_, n_embd, true);
-    });
+    if (layer < layers) attend(layer);
   }
   std::size_t outputs = 0, row = 0;
   for (const Chunk& chunk : chunks) {
@@ -411,8 +442,8 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   }
   if (all_logits) outputs = count;
   if (outputs == 0) return;
-  normalize(hidden_, model_->output_norm(), model_->output_norm_bias(), model_->output().quantized,
-            model_->output().input_scale, outputs);
+  normalize({team_, 0, outputs}, model_->output_norm(), model_->output_norm_bias(),
+            model_->output().quantized, model_->output().input_scale);
   share_rows(team_, model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
     multiply(model_->output(), normed_, input_, outputs, first, last, logits_, c.n_vocab, false);
   });

@@ -5,7 +5,7 @@
 namespace retort {
 namespace {
 
-constexpr int kSpins = 2000;  // some 20 µs: longer than the gaps inside a forward pass
+constexpr int kSpins = 20000;  // some 200 µs: longer than a share of a long product takes
 
 inline void pause() {
 #if defined(__x86_64__)
