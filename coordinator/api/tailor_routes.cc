@@ -41,9 +41,9 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     shape.classifier = RETORT_TRY(read_gguf_classifier_config(gguf));
   else
     shape.config = RETORT_TRY(read_gguf_config(gguf));
-  if (shape.config.is_encoder() && !shape.classifies())
+  if (shape.config.is_encoder() && !shape.classifies() && !shape.config.encoder.mlm_head)
     return fail(ErrorCode::kUnsupported, where,
-                "teacher '{}' is an encoder without labels: there is nothing to distil it on",
+                "teacher '{}' is an encoder without a head: there is nothing to distil it on",
                 teacher.name.empty() ? teacher.id : teacher.name);
   const char* const amount = shape.classifies() ? "examples" : "tokens";
   if (const char* other = shape.classifies() ? "tokens" : "examples"; json_has(body, other))

@@ -187,11 +187,15 @@ std::string write_recipe(const TeacherShape& teacher, const StudentPlan& plan, c
                        in.tokens, rate);
   } else {
     // The same text, windows and temperature for every class, so that the first one's teacher outputs are all
-    // that the others need (docs/recipes.md, "A cache").
+    // that the others need (docs/recipes.md, "A cache"). What a masked model hides is new each time.
+    const std::string outputs =
+        teacher.config.is_encoder()
+            ? ""
+            : fmt::format(", teacher_outputs: top_k, k: {}", std::min(64u, teacher.config.n_vocab - 1));
     out += fmt::format(
-        "  - distil.soft: {{tokens: {}, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: {}, "
-        "teacher_outputs: top_k, k: {}}}\n",
-        in.tokens, rate, std::min(64u, teacher.config.n_vocab - 1));
+        "  - distil.soft: {{tokens: {}, batch_tokens: 2048, temperature: 2.0, alpha: 0.9, learning_rate: "
+        "{}{}}}\n",
+        in.tokens, rate, outputs);
   }
   out += fmt::format("  - quantize.weights: {{format: {}}}\n", format);
   out += fmt::format("  - export: {{file: {}, label: distilled}}\n",

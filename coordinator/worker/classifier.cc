@@ -65,9 +65,7 @@ Tensor tensor_logits(const Network& n, const Tensor& inputs, OutputSums* sums, T
 Tensor class_logits(const Network& network, const ExampleBatch& batch, OutputSums* sums, Trace* trace) {
   if (network.classifier) return tensor_logits(network, batch.inputs, sums, trace);
   const Tensor first = encode_text(network, batch.inputs, batch.tokens, trace).select(1, 0);
-  const Tensor pooled = at::tanh(at::linear(first, network.weight("bert.pooler.dense.weight"),
-                                            network.weight("bert.pooler.dense.bias")));
-  return at::linear(pooled, network.weight("classifier.weight"), network.weight("classifier.bias"));
+  return text_class_logits(network, first, trace);
 }
 
 Network prune_classifier(const Network& network, const ClassifierConfig& target, const OutputSums* sums) {

@@ -61,7 +61,7 @@ std::string describe(const Network& shape) {
 Result<Network> pruned_shape(const Network& shape, const PrunePass& pass, const std::string& where) {
   Network out;
   if (!shape.classifier) {
-    if (pass.hidden || !pass.channels.empty() || !pass.dense.empty())
+    if (!pass.channels.empty() || !pass.dense.empty())
       return fail(ErrorCode::kInvalid, where,
                   "prune.structured: of a bert, layers, ffn and heads can be cut");
     out.config = RETORT_TRY(pruned_config(shape.config, pass, where));
@@ -112,7 +112,8 @@ class ClassifierRun final : public RecipeRun {
       RETORT_TRY(validate(*start_.classifier, recipe_.where));
     else
       RETORT_TRY(validate(start_.config, recipe_.where));
-    return make_plan();
+    plan_ = RETORT_TRY(make_plan());
+    return plan_;
   }
 
   Result<json::array> execute() override {
@@ -187,7 +188,7 @@ class ClassifierRun final : public RecipeRun {
       labels = RETORT_TRY(labels_in(*recipe_.train));
     }
     start_ = {};
-    if (!init.text) {
+    if (!init.text && init.body.empty()) {
       ClassifierConfig config = init.tensors;
       config.labels = std::move(labels);
       if (config.input.channels == 0) config.input = {RETORT_TRY(values_in(*recipe_.train)), 1, 1};
@@ -199,18 +200,25 @@ class ClassifierRun final : public RecipeRun {
       start_.classifier = std::move(config);
       return {};
     }
-    Tokenizer own = RETORT_TRY(Tokenizer::from_huggingface(init.text->tokenizer / "tokenizer.json"));
     if (teacher_ && !tokenizer_)
       return fail(ErrorCode::kInvalid, recipe_.where, "the student reads text, the teacher numbers");
+    tokenizer_folder_ = init.text ? init.text->tokenizer : init.body;
+    Tokenizer own = RETORT_TRY(Tokenizer::from_huggingface(tokenizer_folder_ / "tokenizer.json"));
     if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.where));
-    start_.config = init_config(*init.text, own.vocabulary_size(), own.bos(), own.eos());
-    start_.config.family = ModelFamily::kBert;
-    start_.config.norm_eps = 1e-12f;
-    for (LayerShape& layer : start_.config.layers) layer.n_head_kv = layer.n_head;
-    start_.config.encoder.labels = std::move(labels);
-    start_.config.encoder.pooler = true;
-    start_.config.encoder.pooling = TextPooling::kCls;
-    tokenizer_folder_ = init.text->tokenizer;
+    if (init.text) {
+      start_.config = init_config(*init.text, own.vocabulary_size(), own.bos(), own.eos());
+    } else {
+      const HfModel body = RETORT_TRY(open_hf_model(init.body));
+      if (!body.config.is_encoder())
+        return fail(ErrorCode::kInvalid, recipe_.where, "init: '{}' is a {}, and a bert is asked for",
+                    init.body.string(), to_string(body.config.family));
+      start_.config = body.config;
+      body_ = RETORT_TRY(load_network(body));
+    }
+    EncoderConfig& head = start_.config.encoder;
+    head.labels = std::move(labels);
+    head.mlm_head = false, head.pooler = true, head.pooling = TextPooling::kCls;
+    start_.config.tied_embeddings = true;  // nothing reads the embedding but the look-up
     tokenizer_ = std::move(own);
     return {};
   }
@@ -221,6 +229,7 @@ class ClassifierRun final : public RecipeRun {
     Network shape;
     shape.config = start_.config, shape.classifier = start_.classifier;
     TensorType format = TensorType::kF16;
+    QuantizePass formats{.format = format};
     const auto bytes_of = [](const DataFile& file) {
       std::error_code error;
       const auto size = fs::file_size(file.file, error);
@@ -261,12 +270,31 @@ class ClassifierRun final : public RecipeRun {
         planned.tokens = scales->calibration;
         planned.flops = cost_of(shape).flops * static_cast<double>(planned.tokens);
       } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
+        if (shape.classifier && (rounding->needs_calibration() || !rounding->formats.empty()))
+          return fail(ErrorCode::kUnsupported, recipe_.where,
+                      "quantize.weights: an {}'s matrices all have one 'format', rounded to nearest",
+                      to_string(shape.classifier->family));
         format = rounding->format;
+        formats = *rounding;
+        if (!shape.classifier) {
+          RETORT_TRY(check_rules(*rounding, shape.config, recipe_.where));
+          QuantizePass in_tokens = *rounding;
+          in_tokens.calibration_tokens *= shape.config.n_ctx;
+          in_tokens.sensitivity_tokens *= shape.config.n_ctx;
+          extra += quantize_bytes(in_tokens, shape.config);
+          const double examples =
+              static_cast<double>(rounding->needs_statistics() ? rounding->calibration_tokens : 0) * 5 +
+              static_cast<double>(rounding->bits ? rounding->sensitivity_tokens : 0) * 20;
+          planned.flops = cost_of(shape).flops * examples;
+        }
       } else if (const auto* out = std::get_if<ExportPass>(&pass)) {
         const TensorType type = out->huggingface ? TensorType::kF16 : out->format.value_or(format);
         planned.rewritten = type;
-        planned.format = out->huggingface && out->dtype == SafeTensor::DType::kF32 ? "F32" : info(type).name;
-        planned.file_bytes = predicted_bytes(shape, type);
+        const bool mixed = !out->huggingface && !out->format && (formats.bits || !formats.formats.empty());
+        planned.format = out->huggingface && out->dtype == SafeTensor::DType::kF32 ? "F32"
+                         : mixed                                                   ? "mixed"
+                                                                                   : info(type).name;
+        planned.file_bytes = predicted_bytes(shape, mixed ? formats : QuantizePass{.format = type});
         planned.name += " " + out->file;
       }
       planned.shape_after = describe(shape);
@@ -280,13 +308,13 @@ class ClassifierRun final : public RecipeRun {
     return plan;
   }
 
-  std::uint64_t predicted_bytes(const Network& shape, TensorType type) const {
+  std::uint64_t predicted_bytes(const Network& shape, const QuantizePass& formats) const {
     if (!shape.classifier) {
       std::error_code error;
       const auto size = fs::file_size(tokenizer_folder_ / "tokenizer.json", error);
-      return predicted_file_bytes(shape.config, QuantizePass{.format = type}, error ? 0 : size);
+      return predicted_file_bytes(shape.config, formats, error ? 0 : size);
     }
-    return 2048 + gguf_classifier_bytes(*shape.classifier, type);
+    return 2048 + gguf_classifier_bytes(*shape.classifier, formats.format);
   }
 
   Result<Examples> read(const DataFile& file) const {
@@ -300,9 +328,13 @@ class ClassifierRun final : public RecipeRun {
     network_.config = shape.config, network_.classifier = shape.classifier;
     if (!out_.state.checkpoint.empty()) return out_.restore(network_, moments_);
     const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
-    if (first != nullptr && first->classifier)
+    if (first != nullptr && first->classifier) {
       randomize(network_, recipe_.seed);
-    else
+      if (body_)  // with its pooler, where it has one; the head is new
+        for (auto& [name, tensor] : body_->weights)
+          if (name.starts_with("bert.") && network_.weights.contains(name)) network_.weights[name] = tensor;
+      body_.reset();
+    } else
       for (const auto& [name, tensor] : teacher_->weights) network_.weights[name] = tensor.clone();
     return {};
   }
@@ -384,9 +416,7 @@ class ClassifierRun final : public RecipeRun {
   /// Scales of the inputs, and where asked for the bytes that inputs and logits come and go in (int8 over the
   /// range seen, with zero in it).
   Result<void> run(std::size_t index, const ActivationPass& pass) {
-    if (train_->size() < 16)
-      return fail(ErrorCode::kInvalid, recipe_.train->file.string(),
-                  "{} examples are too few to calibrate by; give at least 16", train_->size());
+    RETORT_TRY(enough_to_calibrate());
     float low[2] = {0, 0}, high[2] = {0, 0};  // of inputs, of logits
     const std::uint64_t wanted = std::min<std::uint64_t>(pass.calibration, train_->size());
     const std::uint64_t batch = network_.classifier ? kBatch : 1;  // what fills up a text is no input
@@ -414,12 +444,38 @@ class ClassifierRun final : public RecipeRun {
     return pass_done(true);
   }
 
-  /// Only the format of later exports: a classifier's weights are rounded when they are written.
-  Result<void> run(std::size_t, const QuantizePass&) { return pass_done(false); }
+  /// Of an mlp or a cnn only the format of later exports: their weights are rounded when they are written.
+  Result<void> run(std::size_t index, const QuantizePass& pass) {
+    if (network_.classifier) return pass_done(false);
+    std::vector<at::Tensor> texts;  // one at a time: what fills up a text is no input
+    QuantizePass in_tokens = pass;
+    in_tokens.sensitivity_tokens = 0;
+    if (pass.needs_calibration()) {
+      RETORT_TRY(enough_to_calibrate());
+      const std::uint64_t wanted =
+          std::min<std::uint64_t>(std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,
+                                           pass.bits ? pass.sensitivity_tokens : 0),
+                                  train_->size());
+      for (std::uint64_t i = 0; i < wanted; ++i) {
+        texts.push_back(train_->draw(recipe_.seed * 1000003 + index, i, 1).inputs);
+        if (i < pass.sensitivity_tokens)
+          in_tokens.sensitivity_tokens += static_cast<std::uint64_t>(texts.back().numel());
+      }
+    }
+    tell_quantized(progress_, index, pass,
+                   RETORT_TRY(quantize(network_, in_tokens, texts, [&] { return out_.check_stop(); })));
+    return pass_done(true);
+  }
+
+  Result<void> enough_to_calibrate() const {
+    if (train_->size() >= 16) return {};
+    return fail(ErrorCode::kInvalid, recipe_.train->file.string(),
+                "{} examples are too few to calibrate by; give at least 16", train_->size());
+  }
 
   Result<void> run(std::size_t, const EvaluatePass& pass) {
     const fs::path file = out_ / "evaluate.gguf";
-    RETORT_TRY(write(file, TensorType::kF32));
+    RETORT_TRY(write(file, network_, TensorType::kF32, true));
     tell_evaluation(progress_, pass.label, nullptr, RETORT_TRY(judge(file)));
     std::error_code ignored;
     fs::remove(file, ignored);
@@ -433,13 +489,11 @@ class ClassifierRun final : public RecipeRun {
       RETORT_TRY(write_folder(path, pass.dtype));
       bytes_of = path / "model.safetensors";
     } else {
-      RETORT_TRY(write(path, *shapes_format(index)));
+      RETORT_TRY(write(path, network_, *shapes_format(index), pass.format.has_value()));
       if (pass.also_huggingface) RETORT_TRY(write_folder(out_.path() / path.stem(), SafeTensor::DType::kF16));
     }
-    const std::string_view format = !pass.huggingface                       ? info(*shapes_format(index)).name
-                                    : pass.dtype == SafeTensor::DType::kF32 ? "F32"
-                                                                            : "F16";
-    json::object artifact = RETORT_TRY(exported(pass, bytes_of, parameters_of(network_), format));
+    json::object artifact =
+        RETORT_TRY(exported(pass, bytes_of, parameters_of(network_), plan_.passes[index].format));
     progress_.emit("exported", artifact);
     artifact["evaluation"] = nullptr;
     if (recipe_.held_out && !pass.huggingface) {
@@ -466,18 +520,21 @@ class ClassifierRun final : public RecipeRun {
     return std::get<ExportPass>(recipe_.passes[index]).format.value_or(type);
   }
 
-  Result<void> write(const fs::path& path, TensorType type) { return write(path, network_, type); }
-  Result<void> write(const fs::path& path, const Network& network, TensorType type) {
+  /// `rewritten`: in `type`, whatever quantize.weights has made of the matrices.
+  Result<void> write(const fs::path& path, const Network& network, TensorType type, bool rewritten) {
     GgufMetadata extra = lineage(recipe_, path, teacher_sha256_, data_sha256_);
     for (auto& scale : input_scale_metadata(network, [&](const std::string& name) {
            if (network.classifier) return type;  // whose rows are filled up to whole blocks
+           const auto encoded = network.encoded.find(name);
+           if (!rewritten && encoded != network.encoded.end()) return encoded->second.type;
            return stored_type(type, static_cast<std::uint64_t>(network.weight(name).size(1)));
          }))
       extra.push_back(std::move(scale));
     return on_disk(
         network.classifier
             ? write_gguf_classifier(path, *network.classifier, weight_sources(network), type, extra)
-            : write_gguf_model(path, network.config, *tokenizer_, weight_sources(network), type, extra));
+            : write_gguf_model(path, network.config, *tokenizer_, weight_sources(network), type, extra,
+                               rewritten ? EncodedWeights{} : network.encoded));
   }
   Result<void> write_folder(const fs::path& path, SafeTensor::DType dtype) {
     return on_disk(
@@ -493,7 +550,7 @@ class ClassifierRun final : public RecipeRun {
       arguments.insert(arguments.end(), {"--labels", recipe_.held_out->labels.string()});
     if (teacher_ && teacher_->classifier) {  // encoders are judged by labels alone
       const fs::path reference = out_ / "teacher.gguf";
-      if (!fs::exists(reference)) RETORT_TRY(write(reference, *teacher_, TensorType::kF32));
+      if (!fs::exists(reference)) RETORT_TRY(write(reference, *teacher_, TensorType::kF32, true));
       arguments.insert(arguments.end(), {"--teacher", reference.string()});
     }
     return serve_eval(serve_, file, arguments, out_.path(), [&] { return out_.check_stop(); });
@@ -506,7 +563,8 @@ class ClassifierRun final : public RecipeRun {
   fs::path serve_, tokenizer_folder_;
   std::optional<Tokenizer> tokenizer_;
   std::string teacher_sha256_, data_sha256_;
-  std::optional<Network> teacher_;
+  std::optional<Network> teacher_, body_;  ///< body_: of a student with a trained one, until it is loaded
+  Plan plan_;
   Network start_;                ///< its shape; no weights
   std::vector<Network> shapes_;  ///< after each pass; no weights
   std::optional<Examples> train_, held_out_;

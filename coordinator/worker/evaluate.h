@@ -13,8 +13,8 @@ struct Evaluation {
   std::optional<double> divergence, agreement;  ///< mean KL(teacher ‖ student), share of equal top tokens
   double seconds = 0;
 };
-/// Each document as bos + text + eos in windows of the context, predicted from position 1: as `retort-serve
-/// eval`. `stop` is asked after each document.
+/// An encoder tells what masked_text.h hides for judging. Else each document as bos + text + eos in windows
+/// of the context, predicted from position 1: as `retort-serve eval`. `stop` is asked after each document.
 Evaluation evaluate(const Network& network, const Network* teacher, const Tokenizer& tokenizer,
                     const std::vector<std::string>& documents, std::uint64_t max_tokens,
                     const std::function<bool()>& stop);

@@ -1,5 +1,7 @@
 #include "coordinator/worker/input_groups.h"
 
+#include "coordinator/worker/plan.h"
+
 namespace retort {
 
 using at::Tensor;

@@ -9,6 +9,7 @@
 #include "coordinator/worker/data.h"
 #include "coordinator/worker/evaluate.h"
 #include "coordinator/worker/judge.h"
+#include "coordinator/worker/masked_text.h"
 #include "coordinator/worker/prune.h"
 #include "coordinator/worker/quantize.h"
 #include "coordinator/worker/recipe_run.h"
@@ -47,9 +48,9 @@ class LanguageRun final : public RecipeRun {
   Result<Plan> prepare() override {
     if (!recipe_.teacher.empty()) {
       teacher_model_ = RETORT_TRY(open_hf_model(recipe_.teacher));
-      if (teacher_model_->config.is_encoder())
+      if (teacher_model_->config.is_encoder() && !teacher_model_->config.encoder.mlm_head)
         return fail(ErrorCode::kUnsupported, recipe_.where,
-                    "'{}' is an encoder; encoders are trained as classifiers, by task: classification",
+                    "'{}' is an encoder without a masked-LM head; classifiers have task: classification",
                     recipe_.teacher.string());
       teacher_sha256_ = RETORT_TRY(weights_sha256(recipe_.teacher));
       tokenizer_ = teacher_model_->tokenizer;
@@ -65,9 +66,15 @@ class LanguageRun final : public RecipeRun {
       if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.where));
       tokenizer_folder_ = first->init->tokenizer;
       start_ = init_config(*first->init, own.vocabulary_size(), own.bos(), own.eos());
+      start_.encoder.mlm_head = start_.is_encoder();
+      if (teacher_model_ && teacher_config_.is_encoder() != start_.is_encoder())
+        return fail(ErrorCode::kInvalid, recipe_.where,
+                    "teacher and student are a {} and a {}: one tells hidden tokens, the other the next",
+                    to_string(teacher_config_.family), to_string(start_.family));
       tokenizer_ = std::move(own);
     }
     RETORT_TRY(validate(start_, recipe_.where));
+    if (start_.is_encoder()) RETORT_TRY(check_masked());
     // Wrong text is told before the work begins.
     if (recipe_.train) RETORT_TRY(read_documents(recipe_.train->file, 1));
     if (recipe_.held_out) RETORT_TRY(read_documents(recipe_.held_out->file, 1));
@@ -110,8 +117,32 @@ class LanguageRun final : public RecipeRun {
   }
 
  private:
+  /// What a masked language model cannot do.
+  Result<void> check_masked() const {
+    if (tokenizer_->mask() < 0 || tokenizer_->bos() < 0 || tokenizer_->eos() < 0)
+      return fail(ErrorCode::kInvalid, (tokenizer_folder_ / "tokenizer.json").string(),
+                  "a masked language model's vocabulary needs [CLS], [SEP] and [MASK]");
+    for (const Pass& pass : recipe_.passes) {
+      const auto* optimise = std::get_if<OptimisePass>(&pass);
+      if (optimise != nullptr && window_of(*optimise, start_) < 8)
+        return fail(ErrorCode::kInvalid, recipe_.where,
+                    "{}: windows of {} tokens are too short to hide some and leave some to tell them from; "
+                    "give a context of at least 8",
+                    pass_name(pass), window_of(*optimise, start_));
+      if (optimise != nullptr && optimise->distil &&
+          (optimise->distil->outputs != TeacherOutputs::kFull || optimise->distil->on_policy > 0))
+        return fail(ErrorCode::kUnsupported, recipe_.where,
+                    "{}: a masked language model hides other tokens each time and writes none, so "
+                    "'teacher_outputs' must be full and 'on_policy' 0",
+                    pass_name(pass));
+    }
+    return {};
+  }
+
   /// What the training text uses of the teacher's vocabulary, before anything else is planned.
   Result<void> plan_vocabulary(const VocabularyPass& pass) {
+    if (start_.is_encoder())
+      return fail(ErrorCode::kUnsupported, recipe_.where, "prune.vocabulary: not of an encoder yet");
     const MappedFile text = RETORT_TRY(MappedFile::open(recipe_.train->file));
     std::map<TokenId, std::uint64_t> counts;
     std::uint64_t documents = 0;
@@ -265,7 +296,7 @@ class LanguageRun final : public RecipeRun {
                       {}};
     training.step = [&](std::uint64_t step, std::uint64_t all) {
       return optimise_step(network_, moments_, teacher ? &*teacher : nullptr, *stream_, pass, seed, step, all,
-                           window, windows);
+                           window, windows, &*tokenizer_);
     };
     training.held_out_loss = [&] { return held_out_loss(); };
     RETORT_TRY(train(out_, progress_, network_, moments_, training));
@@ -352,6 +383,7 @@ class LanguageRun final : public RecipeRun {
         stream_->window(recipe_.seed * 1000003 + index, first + i, window, ids.data());
         std::copy_n(ids.begin(), window, out.back().data_ptr<std::int64_t>() + i * window);
       }
+      if (start_.is_encoder()) out.back() = hide_tokens(out.back(), *tokenizer_, recipe_.seed + first).ids;
     }
     return out;
   }
@@ -361,30 +393,8 @@ class LanguageRun final : public RecipeRun {
     if (pass.needs_calibration())
       text = RETORT_TRY(calibration(index, std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,
                                                     pass.bits ? pass.sensitivity_tokens : 0)));
-    json::array tensors;
-    std::uint64_t values = 0, bytes = 0;
-    for (const QuantizedMatrix& matrix :
-         RETORT_TRY(quantize(network_, pass, text, [&] { return out_.check_stop(); }))) {
-      json::object line{
-          {"tensor", matrix.name},
-          {"format", info(matrix.type).name},
-          {"bits_per_weight", 8.0 * static_cast<double>(matrix.bytes) / static_cast<double>(matrix.values)},
-          {"weight_error", matrix.weight_error}};
-      if (matrix.output_error) line["output_error"] = *matrix.output_error;
-      if (pass.awq) line["alpha"] = matrix.alpha;
-      if (!matrix.sensitivity.empty()) {
-        json::object each;
-        for (const auto& [type, divergence] : matrix.sensitivity) each[info(type).name] = divergence;
-        line["kl_divergence_alone"] = std::move(each);
-      }
-      tensors.push_back(std::move(line));
-      values += matrix.values;
-      bytes += matrix.bytes;
-    }
-    progress_.emit("quantized",
-                   {{"pass_index", index},
-                    {"bits_per_weight", 8.0 * static_cast<double>(bytes) / static_cast<double>(values)},
-                    {"tensors", std::move(tensors)}});
+    tell_quantized(progress_, index, pass,
+                   RETORT_TRY(quantize(network_, pass, text, [&] { return out_.check_stop(); })));
     return pass_done(true);
   }
 
@@ -452,7 +462,7 @@ class LanguageRun final : public RecipeRun {
   /// What student and teacher write after the beginnings of held-out texts.
   void tell_samples(const std::string& label) {
     constexpr std::int64_t kPrompt = 16, kWritten = 48;
-    if (held_out_.empty() || network_.config.n_ctx < kPrompt + 8) return;
+    if (held_out_.empty() || network_.config.n_ctx < kPrompt + 8 || network_.config.is_encoder()) return;
     const std::int64_t count = std::min<std::int64_t>(kWritten, network_.config.n_ctx - kPrompt);
     json::array texts;
     for (std::size_t i = 0; i < held_out_.size() && texts.size() < 3; ++i) {
@@ -481,7 +491,7 @@ class LanguageRun final : public RecipeRun {
                                        std::to_string(options_.threads)};
     if (recipe_.held_out->max_tokens != 0)
       arguments.insert(arguments.end(), {"--max-tokens", std::to_string(recipe_.held_out->max_tokens)});
-    if (teacher_) {
+    if (teacher_ && !teacher_config_.is_encoder()) {  // encoders are judged by the text alone
       const fs::path reference = out_ / "teacher.gguf";
       if (!fs::exists(reference))
         RETORT_TRY(

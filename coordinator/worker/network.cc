@@ -231,23 +231,22 @@ void set_matrix(Network& network, const std::string& name, const Tensor& values)
   network.weights.at(name) = transposed(network, name) ? values.t().contiguous() : values;
 }
 
+bool head_is_embedding(const ModelConfig& config) {
+  return config.tied_embeddings && (!config.is_encoder() || config.encoder.mlm_head);
+}
+
 std::string head_weight(const ModelConfig& config) {
+  if (config.is_encoder())
+    return !config.encoder.mlm_head ? "classifier.weight"
+           : config.tied_embeddings ? "bert.embeddings.word_embeddings.weight"
+                                    : "cls.predictions.decoder.weight";
   if (!config.tied_embeddings) return "lm_head.weight";
   return config.family == ModelFamily::kLlama ? "model.embed_tokens.weight" : "transformer.wte.weight";
 }
 
-std::string layers_prefix(const ModelConfig& config) {
-  return config.family == ModelFamily::kLlama  ? "model.layers."
-         : config.family == ModelFamily::kGpt2 ? "transformer.h."
-                                               : "bert.encoder.layer.";
-}
-
-std::string layer_prefix(const ModelConfig& config, std::size_t layer) {
-  return layers_prefix(config) + std::to_string(layer) + ".";
-}
-
 Positions::Positions(const ModelConfig& config, std::int64_t length, std::int64_t first)
-    : mask(at::full({length, first + length}, -1e30f).triu_(first + 1)) {
+    : mask(config.is_encoder() ? at::zeros({length, length})
+                               : at::full({length, first + length}, -1e30f).triu_(first + 1)) {
   if (config.family != ModelFamily::kLlama) return;
   const RopeRates rates = rope_rates(config);
   const Tensor rate = at::tensor(rates.rates, at::kDouble);
@@ -258,6 +257,13 @@ Positions::Positions(const ModelConfig& config, std::int64_t length, std::int64_
 }
 
 Tensor embed(const Network& n, const Tensor& ids, std::int64_t first) {
+  if (n.config.is_encoder()) {
+    Tensor x = at::embedding(n.weight("bert.embeddings.word_embeddings.weight"), ids) +
+               n.weight("bert.embeddings.position_embeddings.weight").slice(0, 0, ids.size(1)).unsqueeze(0);
+    if (n.config.encoder.n_token_types > 0)
+      x = x + n.weight("bert.embeddings.token_type_embeddings.weight").slice(0, 0, 1).unsqueeze(0);
+    return layer_norm(n, x, "bert.embeddings.LayerNorm");
+  }
   if (n.config.family == ModelFamily::kLlama)
     return at::embedding(n.weight("model.embed_tokens.weight"), ids);
   return at::embedding(n.weight("transformer.wte.weight"), ids) +
@@ -266,11 +272,30 @@ Tensor embed(const Network& n, const Tensor& ids, std::int64_t first) {
 
 Tensor run_layer(const Network& network, std::size_t layer, const Tensor& x, const Positions& positions,
                  Trace* trace) {
+  if (network.config.is_encoder()) return bert_layer(network, layer, x, positions.mask, trace);
   return network.config.family == ModelFamily::kLlama ? llama_layer(network, layer, x, positions, trace)
                                                       : gpt2_layer(network, layer, x, positions, trace);
 }
 
+Tensor masked_logits(const Network& n, const Tensor& hidden, Trace* trace) {
+  const std::string transform = "cls.predictions.transform.";
+  const Tensor turned = layer_norm(n,
+                                   at::gelu(dense(n, hidden, transform + "dense", trace),
+                                            n.config.encoder.gelu == Gelu::kTanh ? "tanh" : "none"),
+                                   transform + "LayerNorm");
+  const std::string head = head_weight(n.config);
+  tell(trace, head, turned);
+  return at::linear(turned, n.weight(head), n.weight("cls.predictions.bias"));
+}
+
+Tensor text_class_logits(const Network& n, const Tensor& first, Trace* trace) {
+  return dense(n, at::tanh(dense(n, first, "bert.pooler.dense", trace)), "classifier", trace);
+}
+
 Tensor logits_of(const Network& n, const Tensor& x, Trace* trace) {
+  if (n.config.is_encoder())
+    return n.config.encoder.mlm_head ? masked_logits(n, x, trace)
+                                     : text_class_logits(n, x.select(1, 0), trace);
   const Tensor last = n.config.family == ModelFamily::kLlama
                           ? rms_norm(x, n.weight("model.norm.weight"), n.config.norm_eps)
                           : layer_norm(n, x, "transformer.ln_f");
@@ -290,14 +315,33 @@ Tensor forward(const Network& network, const Tensor& ids, Trace* trace) {
   return logits_of(network, x, trace);
 }
 
+CalibrationText::CalibrationText(const Network& network, const std::vector<Tensor>& ids) : network_(network) {
+  torch::NoGradGuard no_grad;
+  for (const Tensor& some : ids) {
+    hidden_.push_back(embed(network, some));
+    positions_.try_emplace(some.size(1), network.config, some.size(1));
+  }
+}
+
+void CalibrationText::look(std::size_t layer, Trace& trace) const {
+  torch::NoGradGuard no_grad;
+  for (const Tensor& x : hidden_) run_layer(network_, layer, x, positions_.at(x.size(1)), &trace);
+}
+
+void CalibrationText::look_at_head(Trace& trace) const {
+  torch::NoGradGuard no_grad;
+  for (const Tensor& x : hidden_) logits_of(network_, x, &trace);
+}
+
+void CalibrationText::advance(std::size_t layer) {
+  torch::NoGradGuard no_grad;
+  for (Tensor& x : hidden_) x = run_layer(network_, layer, x, positions_.at(x.size(1)));
+}
+
 Tensor encode_text(const Network& n, const Tensor& ids, const Tensor& tokens, Trace* trace) {
   begin_statistics(n.config, trace, tokens.sum().item<std::int64_t>());
   const std::int64_t b = ids.size(0), s = ids.size(1);
-  Tensor x = at::embedding(n.weight("bert.embeddings.word_embeddings.weight"), ids) +
-             n.weight("bert.embeddings.position_embeddings.weight").slice(0, 0, s).unsqueeze(0);
-  if (n.config.encoder.n_token_types > 0)
-    x = x + n.weight("bert.embeddings.token_type_embeddings.weight").slice(0, 0, 1).unsqueeze(0);
-  x = layer_norm(n, x, "bert.embeddings.LayerNorm");
+  Tensor x = embed(n, ids);
   if (trace != nullptr && trace->keep) trace->hidden.push_back(x);
   const Tensor filled = at::arange(s, at::kLong).unsqueeze(0).ge(tokens.unsqueeze(1));  // [batch, seq]
   for (std::size_t i = 0; i < n.config.layers.size(); ++i) {

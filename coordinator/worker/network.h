@@ -42,11 +42,9 @@ struct Network {
 at::Tensor matrix_of(const Network& network, const std::string& name);
 void set_matrix(Network& network, const std::string& name, const at::Tensor& values);
 
-/// The matrix that turns the last hidden state into logits: with tied embeddings the embedding.
+/// The matrix that turns the last hidden state into logits, and whether that is the embedding (tied).
 std::string head_weight(const ModelConfig& config);
-/// "model.layers.3.", "transformer.h.3." or "bert.encoder.layer.3."
-std::string layer_prefix(const ModelConfig& config, std::size_t layer);
-std::string layers_prefix(const ModelConfig& config);  ///< what all layers' names begin with
+bool head_is_embedding(const ModelConfig& config);
 
 /// What structured pruning needs to know (Minitron, 2407.14679, section 2.2), summed over tokens seen.
 struct ActivationStatistics {
@@ -78,26 +76,50 @@ struct Trace {
   std::vector<Past>* past = nullptr;
 };
 
-/// What all layers need to know of positions first … first + length − 1: which keys from 0 on each may see,
-/// and a Llama's rotations.
+/// What all layers need to know of positions first … first + length − 1: which keys from 0 on each may see
+/// (in an encoder all of them), and a Llama's rotations.
 struct Positions {
   at::Tensor mask, cos, sin;
   Positions(const ModelConfig& config, std::int64_t length, std::int64_t first = 0);
 };
 
-/// A forward pass in pieces. x: [batch, seq, n_embd].
+/// A forward pass in pieces. x: [batch, seq, n_embd]. Of an encoder: of texts that fill all of seq.
 at::Tensor embed(const Network& network, const at::Tensor& ids,
                  std::int64_t first = 0);  ///< position of the first
 at::Tensor run_layer(const Network& network, std::size_t layer, const at::Tensor& x,
                      const Positions& positions, Trace* trace = nullptr);
+/// Of a decoder and of a masked language model [batch, seq, vocabulary], of a classifier [batch, labels].
 at::Tensor logits_of(const Network& network, const at::Tensor& x, Trace* trace = nullptr);
+/// A masked language model's head over hidden states [..., n_embd] ([Devlin 2019], and Hugging Face's
+/// transform before the embedding).
+at::Tensor masked_logits(const Network& network, const at::Tensor& hidden, Trace* trace = nullptr);
+/// A text classifier's, over the first tokens' states [batch, n_embd].
+at::Tensor text_class_logits(const Network& network, const at::Tensor& first, Trace* trace = nullptr);
+
+/// Calibration text on its way through a network that is changed layer by layer: hidden states of all of it,
+/// and one layer at work. The network and the ids must outlive it. No gradient.
+class CalibrationText {
+ public:
+  /// `ids`: [batch, seq] each; of an encoder, texts that fill all of seq.
+  CalibrationText(const Network& network, const std::vector<at::Tensor>& ids);
+  /// Sends the text through one layer, or through what follows the last, for the trace alone.
+  void look(std::size_t layer, Trace& trace) const;
+  void look_at_head(Trace& trace) const;
+  /// Goes on: the next layer reads what this one, as it is now, makes of the text.
+  void advance(std::size_t layer);
+
+ private:
+  const Network& network_;
+  std::vector<at::Tensor> hidden_;
+  std::map<std::int64_t, Positions> positions_;  ///< by length
+};
 
 /// `count` tokens that the network writes after each prompt [batch, seq], drawn at temperature 1: [batch,
 /// count]. Keys and values are kept from token to token. No gradient.
 at::Tensor write_on(const Network& network, const at::Tensor& prompts, std::int64_t count,
                     std::uint64_t seed);
 
-/// Logits [batch, seq, vocabulary] of token ids [batch, seq] (int64), causal, positions from 0. Autograd
+/// Logits (logits_of) of token ids [batch, seq] (int64), a decoder's causal, positions from 0. Autograd
 /// follows unless a NoGradGuard is in force.
 at::Tensor forward(const Network& network, const at::Tensor& ids, Trace* trace = nullptr);
 

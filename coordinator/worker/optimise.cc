@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "coordinator/worker/distil.h"
+#include "coordinator/worker/masked_text.h"
 #include "coordinator/worker/matrix_quantizer.h"
 #include "coordinator/worker/plan.h"
 
@@ -35,25 +36,31 @@ class LowPrecision {
   bool on_;
 };
 
-/// forward() in either precision; what comes back is F32.
-Tensor run(const Network& network, const Tensor& ids, bool bf16, Trace* trace = nullptr) {
+/// Windows that go through the model together, and which of them the student wrote on itself.
+struct Batch {
+  Tensor ids;                               ///< [count, window + 1]; of an encoder unused
+  std::optional<MaskedText> masked;         ///< of an encoder
+  std::vector<std::uint64_t> at;            ///< which windows of the text
+  std::vector<std::int64_t> written, read;  ///< on the student's own text, on the corpus's
+
+  Tensor inputs() const { return ids.slice(1, 0, -1).contiguous(); }
+};
+
+/// Logits [N, vocabulary] of the batch's tokens, of an encoder of those that are hidden, in either precision;
+/// what comes back is F32.
+Tensor run(const Network& network, const Batch& batch, bool bf16, Trace* trace = nullptr) {
   Tensor logits;
   {
     const LowPrecision low(bf16);
-    logits = forward(network, ids, trace).to(at::kFloat);
+    logits =
+        batch.masked ? told_logits(network, *batch.masked, trace) : forward(network, batch.inputs(), trace);
+    logits = logits.to(at::kFloat).view({-1, network.config.n_vocab});
   }
   if (bf16 && trace != nullptr)
     for (auto* kept : {&trace->hidden, &trace->attention, &trace->query, &trace->key, &trace->value})
       for (Tensor& tensor : *kept) tensor = tensor.to(at::kFloat);
   return logits;
 }
-
-/// Windows that go through the model together, and which of them the student wrote on itself.
-struct Batch {
-  Tensor ids;                               ///< [count, window + 1]
-  std::vector<std::uint64_t> at;            ///< which windows of the text
-  std::vector<std::int64_t> written, read;  ///< on the student's own text, on the corpus's
-};
 
 /// A number of [0, 1) from a window's place in the run.
 double chance(std::uint64_t seed, std::uint64_t index) {
@@ -113,33 +120,31 @@ TeacherTargets targets_of(Teacher& teacher, const Batch& batch, const Tensor& in
 
 Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch, const Mixture& mixture,
                     bool bf16) {
-  const Tensor inputs = batch.ids.slice(1, 0, -1).contiguous();
   const std::int64_t vocabulary = student.config.n_vocab;
   Trace ours, theirs;
   ours.keep = theirs.keep = mixture.needs_trace();
-  const Tensor logits = run(student, inputs, bf16, &ours);
+  const Tensor logits = run(student, batch, bf16, &ours);
   Tensor loss = at::zeros({});
   if (mixture.outputs == TeacherOutputs::kFull) {
     Tensor teacher_logits;
     if (mixture.soft > 0 || mixture.needs_trace()) {
       torch::NoGradGuard no_grad;
-      teacher_logits = run(teacher.network, inputs, bf16, &theirs).view({-1, vocabulary});
+      teacher_logits = run(teacher.network, batch, bf16, &theirs);
       teacher.forwards += batch.at.size();
     }
     if (mixture.soft > 0)
-      loss = loss + soft_loss(logits.view({-1, vocabulary}), teacher_logits, mixture.temperature,
-                              mixture.divergence, mixture.beta) *
+      loss = loss + soft_loss(logits, teacher_logits, mixture.temperature, mixture.divergence, mixture.beta) *
                         mixture.soft;
   } else {
     loss = loss +
-           soft_loss(logits.view({-1, vocabulary}), targets_of(teacher, batch, inputs), mixture.temperature) *
-               mixture.soft;
+           soft_loss(logits, targets_of(teacher, batch, batch.inputs()), mixture.temperature) * mixture.soft;
   }
   if (mixture.labels > 0 && !batch.read.empty()) {  // what the student wrote is no label
-    Tensor from = logits, targets = batch.ids.slice(1, 1);
+    Tensor from = logits, targets = batch.masked ? batch.masked->targets : batch.ids.slice(1, 1);
     if (!batch.written.empty()) {
       const Tensor read = at::tensor(batch.read, at::kLong);
-      from = from.index_select(0, read), targets = targets.index_select(0, read);
+      from = from.view({-1, targets.size(1), vocabulary}).index_select(0, read);
+      targets = targets.index_select(0, read);
     }
     const double share = static_cast<double>(batch.read.size()) / static_cast<double>(batch.at.size());
     loss = loss + at::cross_entropy_loss(from.reshape({-1, vocabulary}), targets.reshape({-1})) *
@@ -235,7 +240,8 @@ double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64
 
 StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
                          const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
-                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows) {
+                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows,
+                         const Tokenizer* tokenizer) {
   begin_step(network);
   double sum = 0;
   const bool bf16 = pass.precision == OptimisePass::Precision::kBf16 ||
@@ -245,6 +251,9 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
   for (std::uint32_t first = 0; first < windows; first += micro) {
     const std::uint32_t count = std::min(micro, windows - first);
     Batch batch = take(stream, seed, step * windows + first, count, window, on_policy);
+    if (network.config.is_encoder())
+      batch.masked =
+          hide_tokens(batch.inputs(), *tokenizer, seed * 0x9E3779B97F4A7C15ull + step * windows + first);
     // With rounding in the forward pass, the gradients still land on network's own weights.
     const Network rounded = pass.aware ? rounded_copy(network, *pass.aware) : Network{};
     const Network& student = pass.aware ? rounded : network;
@@ -259,9 +268,9 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
     if (pass.distil) {
       loss = distillation(student, *teacher, batch, *pass.distil, bf16);
     } else {
-      const Tensor logits = run(student, batch.ids.slice(1, 0, window).contiguous(), bf16);
-      loss = at::cross_entropy_loss(logits.view({-1, network.config.n_vocab}),
-                                    batch.ids.slice(1, 1).reshape({-1}));
+      loss =
+          at::cross_entropy_loss(run(student, batch, bf16),
+                                 batch.masked ? batch.masked->targets : batch.ids.slice(1, 1).reshape({-1}));
     }
     loss = loss * (static_cast<double>(count) / windows);
     loss.backward();

@@ -43,15 +43,18 @@ void begin_step(Network& network);
 StepReport finish_step(Network& network, Moments& moments, const OptimisePass& pass, double loss,
                        std::uint64_t step, std::uint64_t steps);
 
-/// One step of AdamW (1711.05101, algorithm 2; β 0.9 and 0.95) on `windows` windows of the stream. Matrices
-/// decay, vectors do not. The result depends only on the arguments and on the number of threads. `teacher`
-/// for distilling. With bfloat16 (1710.03740, section 3.1, whose loss scaling bfloat16's range makes
-/// needless) the products of both models' forward passes, and so the gradients', have operands of 8 bits of
-/// mantissa; weights, moments, norms and losses stay F32. When loss or gradient is not finite, nothing is
-/// changed and the loss is NaN.
+/// One step of AdamW (1711.05101, algorithm 2; β 0.9 and 0.95) on `windows` windows of the stream. An encoder
+/// learns what masked_text.h hides of them, each between [CLS] and [SEP], which take the place of its first
+/// and last token; losses are then means over what is hidden, and `tokenizer` is needed. Matrices decay,
+/// vectors do not. The result depends only on the arguments and on the number of threads. `teacher` for
+/// distilling. With bfloat16 (1710.03740, section 3.1, whose loss scaling bfloat16's range makes needless)
+/// the products of both models' forward passes, and so the gradients', have operands of 8 bits of mantissa;
+/// weights, moments, norms and losses stay F32. When loss or gradient is not finite, nothing is changed and
+/// the loss is NaN.
 StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
                          const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
-                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows);
+                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows,
+                         const Tokenizer* tokenizer = nullptr);
 
 /// Tells when a loss has run away: its mean over some 20 steps is a nat and a half above the least that it
 /// has been. Thread: one.

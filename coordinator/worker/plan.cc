@@ -56,6 +56,9 @@ Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pa
             "prune.structured: layers of different widths cannot be cut out, since which ones go is known "
             "only while it runs; cut layers first, widths later");
   }
+  if (pass.hidden && config.is_encoder())
+    return fail(ErrorCode::kUnsupported, where,
+                "prune.structured: of a bert, layers, ffn and heads can be cut");
   if (pass.hidden) {
     if (*pass.hidden > config.n_embd) return larger("hidden channels", *pass.hidden, config.n_embd);
     out.n_embd = shrunk(config.n_embd, *pass.hidden);
@@ -98,8 +101,7 @@ Result<std::vector<std::string>> sparse_matrices(const ModelConfig& config, cons
   std::vector<std::string> out;
   for (const WeightShape& weight : hf_weights(config)) {
     const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
-    const bool in_layer =
-        weight.name.starts_with("model.layers.") || weight.name.starts_with("transformer.h.");
+    const bool in_layer = weight.name.starts_with(layers_prefix(config));
     if (!stored.matrix || !in_layer || ::fnmatch(pass.match.c_str(), weight.name.c_str(), 0) != 0) continue;
     const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
     if (pass.m != 0 && columns % pass.m != 0)
@@ -119,7 +121,7 @@ Result<std::vector<std::string>> sparse_matrices(const ModelConfig& config, cons
 ModelConfig init_config(const InitShape& shape, std::uint32_t vocabulary, std::int32_t bos,
                         std::int32_t eos) {
   ModelConfig config;
-  config.family = ModelFamily::kLlama;
+  config.family = shape.family;
   config.n_vocab = vocabulary;
   config.n_ctx = shape.context;
   config.n_embd = shape.hidden;
@@ -127,6 +129,7 @@ ModelConfig init_config(const InitShape& shape, std::uint32_t vocabulary, std::i
   config.layers.assign(shape.layers, {shape.heads, shape.kv_heads, shape.ffn});
   config.bos_token = bos;
   config.eos_token = eos;
+  if (config.is_encoder()) config.norm_eps = 1e-12f;
   return config;
 }
 
@@ -148,8 +151,20 @@ std::uint32_t calibration_batch(const ModelConfig& config, std::uint64_t window)
       std::clamp<std::uint64_t>((64ull << 20) / (4 * window * config.n_vocab), 1, 16));
 }
 
+std::string layers_prefix(const ModelConfig& config) {
+  return config.family == ModelFamily::kLlama  ? "model.layers."
+         : config.family == ModelFamily::kGpt2 ? "transformer.h."
+                                               : "bert.encoder.layer.";
+}
+
+std::string layer_prefix(const ModelConfig& config, std::size_t layer) {
+  return layers_prefix(config) + std::to_string(layer) + ".";
+}
+
 StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dimensions) {
-  if (dimensions < 2 || name.ends_with("wpe.weight")) return {};
+  if (dimensions < 2 || name.ends_with("wpe.weight") || name.ends_with("position_embeddings.weight") ||
+      name.ends_with("token_type_embeddings.weight"))
+    return {};
   return {true, family == ModelFamily::kGpt2 && !name.ends_with("wte.weight") && name != "lm_head.weight"};
 }
 
@@ -177,25 +192,6 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass
 
 namespace {
 
-/// Rules that match nothing are mistakes; the error names what there is.
-Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
-  for (const QuantizePass::Rule& rule : pass.formats) {
-    std::string names;
-    bool matches = false;
-    for (const WeightShape& weight : hf_weights(config)) {
-      if (!stored_as(config.family, weight.name, weight.shape.size()).matrix) continue;
-      const QuantizePass alone{.formats = {rule}};
-      matches |= fixed_format(alone, weight.name).has_value();
-      if (names.size() < 300) names += (names.empty() ? "" : ", ") + weight.name;
-    }
-    if (!matches)
-      return fail(ErrorCode::kInvalid, where,
-                  "quantize.weights: '{}' matches no matrix of this model; its matrices are {}, …",
-                  rule.match, names);
-  }
-  return {};
-}
-
 /// What a mixture's parts ask of the two shapes.
 Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, const ModelConfig& teacher,
                            const std::string& where) {
@@ -220,7 +216,26 @@ Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, c
   return {};
 }
 
-/// Weights' statistics, one layer's at a time, and the text's hidden states (quantize.h).
+}  // namespace
+
+Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
+  for (const QuantizePass::Rule& rule : pass.formats) {
+    std::string names;
+    bool matches = false;
+    for (const WeightShape& weight : hf_weights(config)) {
+      if (!stored_as(config.family, weight.name, weight.shape.size()).matrix) continue;
+      const QuantizePass alone{.formats = {rule}};
+      matches |= fixed_format(alone, weight.name).has_value();
+      if (names.size() < 300) names += (names.empty() ? "" : ", ") + weight.name;
+    }
+    if (!matches)
+      return fail(ErrorCode::kInvalid, where,
+                  "quantize.weights: '{}' matches no matrix of this model; its matrices are {}, …",
+                  rule.match, names);
+  }
+  return {};
+}
+
 std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config) {
   std::uint64_t widest = config.n_embd, largest = std::uint64_t{config.n_vocab} * config.n_embd;
   for (const LayerShape& layer : config.layers) {
@@ -238,8 +253,6 @@ std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config
         pass.sensitivity_tokens * (4ull * config.n_embd * (config.n_layer() + 1) + 4ull * config.n_vocab);
   return bytes;
 }
-
-}  // namespace
 
 Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const ModelConfig* teacher,
                        std::uint64_t data_bytes, std::uint64_t vocabulary_bytes) {

@@ -40,7 +40,7 @@ Result<ModelConfig> pruned_config(const ModelConfig& config, const PrunePass& pa
 /// not the head) that its pattern matches. kInvalid when that is none, or rows are not whole groups.
 Result<std::vector<std::string>> sparse_matrices(const ModelConfig& config, const SparsePass& pass,
                                                  const std::string& where);
-/// A Llama of the recipe's shape over a vocabulary.
+/// A transformer of the recipe's shape over a vocabulary, without heads of an encoder.
 ModelConfig init_config(const InitShape& shape, std::uint32_t vocabulary, std::int32_t bos, std::int32_t eos);
 
 /// Length of one training window and windows in a step.
@@ -57,11 +57,21 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
 /// Windows of calibration text that go through the model at once.
 std::uint32_t calibration_batch(const ModelConfig& config, std::uint64_t window);
 
+/// "model.layers.3.", "transformer.h.3." or "bert.encoder.layer.3."
+std::string layer_prefix(const ModelConfig& config, std::size_t layer);
+std::string layers_prefix(const ModelConfig& config);  ///< what all layers' names begin with
+
 /// How a GGUF stores a weight: as a matrix of the export's type (GPT-2's Conv1D transposed), or in F32.
 struct StoredAs {
   bool matrix = false, transposed = false;
 };
 StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dimensions);
+
+/// kInvalid: a rule of quantize.weights matches no matrix; the message names some that there are.
+Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, const std::string& where);
+/// Memory of a quantize.weights beside the network: encoded matrices, the statistics of one layer at a time
+/// and the text's hidden states (quantize.h).
+std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config);
 
 /// Bytes of a GGUF of this shape, to within a few per cent.
 std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass& formats,

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "coordinator/worker/plan.h"
+
 namespace retort {
 namespace {
 
@@ -228,9 +230,7 @@ Result<void> sparsify(Network& network, const SparsePass& pass, const std::vecto
     for (const std::string& name : matrices) cut(name, {});
     return {};
   }
-  std::vector<Tensor> hidden;
-  for (const Tensor& ids : calibration) hidden.push_back(embed(network, ids));
-  const Positions positions(network.config, calibration[0].size(1));
+  CalibrationText text(network, calibration);
   for (std::size_t layer = 0; layer < network.config.layers.size(); ++layer) {
     RETORT_TRY(check_stop());
     std::map<std::string, Tensor> squares;
@@ -240,10 +240,10 @@ Result<void> sparsify(Network& network, const SparsePass& pass, const std::vecto
       Tensor& sum = squares[name];
       sum = sum.defined() ? sum + more : more;
     };
-    for (const Tensor& x : hidden) run_layer(network, layer, x, positions, &trace);
+    text.look(layer, trace);
     for (const std::string& name : matrices)
       if (const auto found = squares.find(name); found != squares.end()) cut(name, found->second.sqrt());
-    for (Tensor& x : hidden) x = run_layer(network, layer, x, positions);
+    text.advance(layer);
   }
   return {};
 }

@@ -55,18 +55,15 @@ class Quantizer {
   Result<std::vector<QuantizedMatrix>> run() {
     network_.encoded.clear();
     if (pass_.bits) RETORT_TRY(allocate());
-    const std::string head = head_weight(network_.config);
     if (pass_.needs_statistics()) {
-      std::vector<Tensor> hidden;
-      for (const Tensor& ids : ids_) hidden.push_back(embed(network_, ids));
-      const Positions positions(network_.config, ids_[0].size(1));
+      CalibrationText text(network_, ids_);
       for (std::size_t layer = 0; layer < network_.config.layers.size(); ++layer) {
         const auto groups = input_groups(network_.config, layer);
         if (pass_.awq) {
           for (const InputGroup& group : groups) {
             if (group.source.empty()) continue;
             RETORT_TRY(check_stop_());
-            fold(group, observe(layer, hidden, positions, {group.matrices[0]}).at(group.matrices[0]));
+            fold(group, observe(text, layer, {group.matrices[0]}).at(group.matrices[0]));
           }
         }
         // GPTQ mends what the matrices before lost, so it looks again after each; importance only needs one
@@ -75,18 +72,18 @@ class Quantizer {
         for (const InputGroup& group : groups) {
           RETORT_TRY(check_stop_());
           if (pass_.method == QuantizePass::Method::kGptq)
-            seen = observe(layer, hidden, positions, {group.matrices[0]});
+            seen = observe(text, layer, {group.matrices[0]});
           else if (seen.empty())
-            seen = observe(layer, hidden, positions, firsts(groups));
+            seen = observe(text, layer, firsts(groups));
           for (const std::string& name : group.matrices) round(name, &seen.at(group.matrices[0]));
         }
-        for (Tensor& x : hidden) x = run_layer(network_, layer, x, positions);
+        text.advance(layer);
       }
-      InputStatistics last;
+      std::map<std::string, InputStatistics> last;  // the head's; an encoder has a dense layer before
       Trace trace;
-      trace.inputs = [&](const std::string&, const Tensor& input) { last.add(input); };
-      for (const Tensor& x : hidden) logits_of(network_, x, &trace);
-      round(head, &last);
+      trace.inputs = [&](const std::string& name, const Tensor& input) { last[name].add(input); };
+      text.look_at_head(trace);
+      for (const auto& [name, input] : last) round(name, &input);
     }
     for (const auto& [name, type] : matrices_.types()) {
       if (network_.encoded.contains(name)) continue;
@@ -104,16 +101,15 @@ class Quantizer {
   }
 
   /// Input statistics of the named matrices of a layer, over the whole calibration text.
-  std::map<std::string, InputStatistics> observe(std::size_t layer, const std::vector<Tensor>& hidden,
-                                                 const Positions& positions,
-                                                 const std::vector<std::string>& names) {
+  static std::map<std::string, InputStatistics> observe(const CalibrationText& text, std::size_t layer,
+                                                        const std::vector<std::string>& names) {
     std::map<std::string, InputStatistics> out;
     for (const std::string& name : names) out[name];
     Trace trace;
     trace.inputs = [&](const std::string& name, const Tensor& input) {
       if (const auto found = out.find(name); found != out.end()) found->second.add(input);
     };
-    for (const Tensor& x : hidden) run_layer(network_, layer, x, positions, &trace);
+    text.look(layer, trace);
     return out;
   }
 
@@ -147,7 +143,7 @@ class Quantizer {
     EncodedMatrix encoded;
     // A row of a tied embedding is also looked up by itself, where no later column makes up for an earlier
     // one.
-    const bool looked_up = name == head_weight(network_.config) && network_.config.tied_embeddings;
+    const bool looked_up = name == head_weight(network_.config) && head_is_embedding(network_.config);
     if (input == nullptr || pass_.method == QuantizePass::Method::kNearest)
       encoded = encode_matrix(reordered(weight, order), type);
     else if (pass_.method == QuantizePass::Method::kImportance || looked_up)
@@ -176,7 +172,8 @@ class Quantizer {
       windows.push_back(ids_[i]);
       tokens += ids_[i].numel();
     }
-    const Positions positions(network_.config, ids_[0].size(1));
+    std::map<std::int64_t, Positions> by_length;
+    for (const Tensor& ids : windows) by_length.try_emplace(ids.size(1), network_.config, ids.size(1));
     const std::size_t layers = network_.config.layers.size();
     std::vector<std::vector<Tensor>> hidden(layers + 1);  // [layer][window]: what goes into it
     std::vector<Tensor> wanted;
@@ -184,19 +181,22 @@ class Quantizer {
       Tensor x = embed(network_, ids);
       for (std::size_t layer = 0; layer <= layers; ++layer) {
         hidden[layer].push_back(x);
-        if (layer < layers) x = run_layer(network_, layer, x, positions);
+        if (layer < layers) x = run_layer(network_, layer, x, by_length.at(x.size(1)));
       }
       wanted.push_back(at::log_softmax(logits_of(network_, x), -1));
     }
-    const auto divergence = [&](std::size_t from, bool embedding) {
-      double sum = 0;
+    const auto divergence = [&](std::size_t from,
+                                bool embedding) {  // mean per token; of a classifier per text
+      double sum = 0, answers = 0;
       for (std::size_t i = 0; i < windows.size(); ++i) {
         Tensor x = embedding ? embed(network_, windows[i]) : hidden[from][i];
-        for (std::size_t layer = from; layer < layers; ++layer) x = run_layer(network_, layer, x, positions);
+        for (std::size_t layer = from; layer < layers; ++layer)
+          x = run_layer(network_, layer, x, by_length.at(x.size(1)));
         const Tensor got = at::log_softmax(logits_of(network_, x), -1);
         sum += (wanted[i].exp() * (wanted[i] - got)).sum().item<double>();
+        answers += static_cast<double>(got.numel() / got.size(-1));
       }
-      return sum / static_cast<double>(tokens);
+      return sum / answers;
     };
     std::vector<std::string> names;
     std::vector<std::vector<TensorType>> types;
@@ -209,7 +209,8 @@ class Quantizer {
       for (std::size_t layer = 0; layer < layers; ++layer)
         if (name.starts_with(layer_prefix(network_.config, layer))) from = layer;
       const bool head = name == head_weight(network_.config);
-      const bool embedding = from == layers && (!head || network_.config.tied_embeddings);
+      // An encoder's dense layer before its head is taken for an embedding here, which only costs time.
+      const bool embedding = from == layers && (!head || head_is_embedding(network_.config));
       if (embedding) from = 0;
       std::vector<TensorType> tried;
       std::vector<FormatChoice> choice;

@@ -234,7 +234,7 @@ struct Reader {
     if (fields.has("init") && classification)
       out.classifier = RETORT_TRY(classifier_init(fields.node("init")));
     else if (fields.has("init"))
-      out.init = RETORT_TRY(transformer_init(fields.node("init"), {}));
+      out.init = RETORT_TRY(transformer_init(fields.node("init"), {"family"}));
     return out;
   }
 
@@ -245,6 +245,9 @@ struct Reader {
       keys.insert(keys.end(), more.begin(), more.end());
       Fields shape(node, where, "init", keys);
       InitShape init;
+      std::string family = classification ? "bert" : "llama";
+      shape.choice("family", family, {"llama", "bert"});
+      if (family == "bert") init.family = ModelFamily::kBert;
       for (const char* key : {"hidden", "layers", "heads", "ffn", "context", "tokenizer"}) shape.need(key);
       shape.whole("hidden", init.hidden, 1, 1u << 16);
       shape.whole("layers", init.layers, 1, 1u << 10);
@@ -255,6 +258,9 @@ struct Reader {
       shape.whole("context", init.context, 2, 1u << 20);
       shape.path("tokenizer", init.tokenizer, folder, true);
       RETORT_TRY(shape.result());
+      if (family == "bert" && init.kv_heads != init.heads)
+        return fail(ErrorCode::kInvalid, shape.at("kv_heads"),
+                    "a bert has one key/value head for each head; leave kv_heads out");
       if (init.heads % init.kv_heads != 0 || init.hidden % init.heads != 0 ||
           init.hidden / init.heads % 2 != 0)
         return fail(ErrorCode::kInvalid, at_line(where, node),
@@ -272,6 +278,13 @@ struct Reader {
     if (std::find(families.begin(), families.end(), family) == families.end())
       return fail(ErrorCode::kInvalid, at_line(where, node), "init needs a 'family': {}",
                   fmt::join(families, ", "));
+    if (family == "bert" && node["model"].IsDefined()) {
+      Fields fields(node, where, "init", {"family", "model", "labels"});
+      fields.path("model", out.body, folder, true);
+      RETORT_TRY(texts(fields, "labels", out.labels));
+      if (out.body.empty()) return fail(ErrorCode::kInvalid, fields.at("model"), "'model' must be a folder");
+      return out;
+    }
     if (family == "bert") {
       out.text = RETORT_TRY(transformer_init(node, {"family", "labels"}));
       Fields fields(
@@ -552,15 +565,12 @@ struct Reader {
 
   Result<Pass> quantize(const YAML::Node& node) {
     QuantizePass out;
-    if (classification) {
-      Fields fields(node, where, "quantize.weights", {"format"});
-      RETORT_TRY(fields.result());
-      out.format = RETORT_TRY(format(fields, "format"));
-      return out;
-    }
+    const char* const calibration = classification ? "calibration_examples" : "calibration_tokens";
+    const char* const sensitivity = classification ? "sensitivity_examples" : "sensitivity_tokens";
+    if (classification) out.calibration_tokens = 1024, out.sensitivity_tokens = 256;
     Fields fields(node, where, "quantize.weights",
-                  {"format", "formats", "method", "awq", "act_order", "damping", "calibration_tokens", "bits",
-                   "candidates", "sensitivity_tokens"});
+                  {"format", "formats", "method", "awq", "act_order", "damping", calibration, "bits",
+                   "candidates", sensitivity});
     RETORT_TRY(fields.result());
     out.format = RETORT_TRY(format(fields, "format"));
     std::string method = "nearest";
@@ -571,8 +581,8 @@ struct Reader {
     fields.flag("awq", out.awq);
     fields.flag("act_order", out.act_order);
     fields.number("damping", out.damping, 0, 10);
-    fields.whole("calibration_tokens", out.calibration_tokens, 16, 1ull << 30);
-    fields.whole("sensitivity_tokens", out.sensitivity_tokens, 16, 1ull << 30);
+    fields.whole(calibration, out.calibration_tokens, 16, 1ull << 30);
+    fields.whole(sensitivity, out.sensitivity_tokens, 16, 1ull << 30);
     if (fields.has("bits")) {
       double bits = 0;
       fields.number("bits", bits, 1, 32);
@@ -582,9 +592,9 @@ struct Reader {
     if (out.method != QuantizePass::Method::kGptq && (fields.has("act_order") || fields.has("damping")))
       return fail(ErrorCode::kInvalid, at_line(where, node),
                   "'act_order' and 'damping' belong to method: gptq");
-    if (!out.bits && (fields.has("candidates") || fields.has("sensitivity_tokens")))
+    if (!out.bits && (fields.has("candidates") || fields.has(sensitivity)))
       return fail(ErrorCode::kInvalid, at_line(where, node),
-                  "'candidates' and 'sensitivity_tokens' belong to a budget of 'bits'");
+                  "'candidates' and '{}' belong to a budget of 'bits'", sensitivity);
     if (out.bits && fields.has("format"))
       return fail(
           ErrorCode::kInvalid, fields.at("format"),

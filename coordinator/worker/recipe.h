@@ -11,18 +11,21 @@
 #include "common/core/result.h"
 #include "common/gguf/safetensors.h"
 #include "common/model/classifier_config.h"
+#include "common/model/model_config.h"
 
 namespace retort {
 
-/// The shape of a model that is trained from random weights (a Llama).
+/// The shape of a transformer that is trained from random weights.
 struct InitShape {
+  ModelFamily family = ModelFamily::kLlama;
   std::uint32_t hidden = 0, layers = 0, heads = 0, kv_heads = 0, ffn = 0, context = 0;
   std::filesystem::path tokenizer;  ///< folder with tokenizer.json
 };
 
-/// A classifier that is trained from random weights.
+/// A new classifier: from random weights, or with a trained body.
 struct ClassifierInit {
-  std::optional<InitShape> text;  ///< a bert; else of tensors:
+  std::optional<InitShape> text;  ///< a bert from random weights, or
+  std::filesystem::path body;     ///< a Hugging Face folder whose BERT gets a new head; else of tensors:
   ClassifierConfig tensors;       ///< input {0, 1, 1}: as long as the data's examples; labels: below
   /// What goes into it of the training data's mean and deviation: each feature's or channel's, or all
   /// values'.
@@ -41,8 +44,8 @@ struct QuantizePass {
   enum class Method { kNearest, kImportance, kGptq } method = Method::kNearest;
   bool awq = false, act_order = false;
   double damping = 0.01;
-  std::uint64_t calibration_tokens = 16384;
-  std::optional<double> bits;  ///< budget: mean bits a weight over all matrices
+  std::uint64_t calibration_tokens = 16384;  ///< in classification examples, as sensitivity_tokens
+  std::optional<double> bits;                ///< budget: mean bits a weight over all matrices
   std::vector<TensorType> candidates{TensorType::kQ3K, TensorType::kQ4K, TensorType::kQ5K, TensorType::kQ6K,
                                      TensorType::kQ8_0};
   std::uint64_t sensitivity_tokens = 2048;

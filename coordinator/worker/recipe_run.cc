@@ -41,6 +41,33 @@ void tell_calibrated(Progress& progress, std::size_t pass_index, const std::vect
   progress.emit("calibrated", {{"pass_index", pass_index}, {"tensors", std::move(tensors)}});
 }
 
+void tell_quantized(Progress& progress, std::size_t pass_index, const QuantizePass& pass,
+                    const std::vector<QuantizedMatrix>& matrices) {
+  json::array tensors;
+  std::uint64_t values = 0, bytes = 0;
+  for (const QuantizedMatrix& matrix : matrices) {
+    json::object line{
+        {"tensor", matrix.name},
+        {"format", info(matrix.type).name},
+        {"bits_per_weight", 8.0 * static_cast<double>(matrix.bytes) / static_cast<double>(matrix.values)},
+        {"weight_error", matrix.weight_error}};
+    if (matrix.output_error) line["output_error"] = *matrix.output_error;
+    if (pass.awq) line["alpha"] = matrix.alpha;
+    if (!matrix.sensitivity.empty()) {
+      json::object each;
+      for (const auto& [type, divergence] : matrix.sensitivity) each[info(type).name] = divergence;
+      line["kl_divergence_alone"] = std::move(each);
+    }
+    tensors.push_back(std::move(line));
+    values += matrix.values;
+    bytes += matrix.bytes;
+  }
+  progress.emit("quantized",
+                {{"pass_index", pass_index},
+                 {"bits_per_weight", 8.0 * static_cast<double>(bytes) / static_cast<double>(values)},
+                 {"tensors", std::move(tensors)}});
+}
+
 void tell_evaluation(Progress& progress, const std::string& label, json::value file,
                      const json::object& figures) {
   json::object event{{"label", label}, {"file", std::move(file)}};

@@ -9,6 +9,7 @@
 #include "coordinator/worker/activations.h"
 #include "coordinator/worker/plan.h"
 #include "coordinator/worker/progress.h"
+#include "coordinator/worker/quantize.h"
 #include "coordinator/worker/run.h"
 
 namespace retort {
@@ -33,6 +34,9 @@ Result<json::object> exported(const ExportPass& pass, const std::filesystem::pat
                               std::uint64_t parameters, std::string_view format);
 /// The event "calibrated".
 void tell_calibrated(Progress& progress, std::size_t pass_index, const std::vector<CalibratedInput>& inputs);
+/// The event "quantized".
+void tell_quantized(Progress& progress, std::size_t pass_index, const QuantizePass& pass,
+                    const std::vector<QuantizedMatrix>& matrices);
 /// The event "evaluation". `file`: null where nothing is exported.
 void tell_evaluation(Progress& progress, const std::string& label, json::value file,
                      const json::object& figures);

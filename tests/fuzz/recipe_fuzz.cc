@@ -35,6 +35,9 @@ std::vector<std::string> fuzz_seeds() {
         "true, damping: 0.1, awq: false, formats: [{match: \"*\", format: Q8_0}], sensitivity_tokens: 64}\n"})
     out.push_back(std::string(kHead) + passes +
                   "  - export: {file: s.gguf, format: Q8_0, label: l, hf: true}\n");
+  out.push_back(
+      "version: 1\npasses:\n  - train: {tokens: 9, init: {family: bert, hidden: 8, layers: 1, heads: 2, ffn: "
+      "8, context: 9, tokenizer: tmp}}\n  - export: {file: s.gguf}\n");
   const std::string classification =
       "version: 1\ntask: classification\ndata: {train: {file: etc/passwd, labels: etc/passwd, "
       "limit_examples: 9}, held_out: {file: etc/passwd}}\npasses:\n";
@@ -47,7 +50,9 @@ std::vector<std::string> fuzz_seeds() {
         "  - quantize.activations: {method: percentile, percentile: 99.9, calibration_examples: 99, bytes: "
         "true}\n  - quantize.weights: {format: Q8_0}\n",
         "  - train: {examples: 9, init: {family: bert, hidden: 8, layers: 1, heads: 2, ffn: 8, context: 9, "
-        "tokenizer: tmp, labels: [x, y]}}\n  - prune.structured: {ffn: 4, heads: 1, layers: 1}\n"})
+        "tokenizer: tmp, labels: [x, y]}}\n  - prune.structured: {ffn: 4, heads: 1, layers: 1}\n",
+        "  - train: {examples: 9, init: {family: bert, model: tmp, labels: [x, y]}}\n  - quantize.weights: "
+        "{method: gptq, bits: 4.5, calibration_examples: 64, sensitivity_examples: 16}\n"})
     out.push_back(classification + passes + "  - evaluate: {label: x}\n  - export: {file: s.gguf}\n");
   return out;
 }

@@ -390,6 +390,82 @@ TEST_F(WorkerRun, SparseStudentsAreSmallerFilesThatServeTheSame) {
   }
 }
 
+/// A masked language model from random weights, a student of it that tells what it tells, and a classifier
+/// that begins with its body.
+TEST_F(WorkerRun, MaskedLanguageModels) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  ASSERT_OK(make_folders(folder_ / "tokenizer"));
+  ASSERT_OK(write_file_atomic(folder_ / "tokenizer/tokenizer.json", testing::tiny_wordpiece_json()));
+  // Each text says one word over and over: what is hidden is told by what is not, and by nothing else.
+  std::string texts, labelled;
+  for (int i = 0; i < 160; ++i) {
+    const char* word = std::array{"mail", "log", "server", "client", "read", "turn", "on", "light"}[i % 8];
+    std::string text;
+    for (int k = 0; k < 40; ++k) text += std::string(word) + " ";
+    texts += json::serialize(json::object{{"text", text}}) + "\n";
+    labelled +=
+        json::serialize(json::object{{"text", text.substr(0, 20)}, {"label", i % 8 < 4 ? "a" : "b"}}) + "\n";
+  }
+  ASSERT_OK(write_file_atomic(folder_ / "train.jsonl", texts));
+  ASSERT_OK(write_file_atomic(folder_ / "labelled.jsonl", labelled));
+  const std::string data =
+      "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl, max_tokens: 200}}\n";
+  ASSERT_OK(write_file_atomic(
+      folder_ / "r.yaml",
+      "version: 1\nseed: 7\n" + data +
+          "passes:\n  - train: {tokens: 60000, batch_tokens: 512, learning_rate: 1e-2, init: "
+          "{family: bert, hidden: 32, layers: 2, heads: 2, ffn: 64, context: 32, tokenizer: "
+          "tokenizer}}\n  - evaluate: {label: here}\n  - export: {file: t.gguf, format: F32}\n"
+          "  - export: {file: t, kind: huggingface, dtype: F32}\n"));
+  const Ended teacher = run("t");
+  ASSERT_EQ(teacher.status, 0) << teacher.err;
+  const auto judged = events("t", "evaluation");
+  ASSERT_EQ(judged.size(), 2u);
+  EXPECT_LT(judged[0].at("nll_per_token").to_number<double>(), 1) << "words alone cost log 8 = 2.1";
+  EXPECT_NEAR(judged[1].at("nll_per_token").to_number<double>(),
+              judged[0].at("nll_per_token").to_number<double>(), 1e-3);
+  fs::remove_all(folder_ / "teacher");
+  fs::copy(folder_ / "t/t", folder_ / "teacher", fs::copy_options::recursive);
+  recipe(
+      "passes:\n  - prune.structured: {layers: 1, ffn: 8, calibration_tokens: 512}\n  - evaluate: {label: "
+      "cut}\n"
+      "  - distil.soft: {tokens: 20000, batch_tokens: 512, learning_rate: 1e-2}\n  - evaluate: {label: "
+      "distilled}\n"
+      "  - quantize.weights: {format: Q4_0, method: gptq, calibration_tokens: 1024}\n  - export: {file: "
+      "s.gguf}\n",
+      data);
+  const Ended student = run("s");
+  ASSERT_EQ(student.status, 0) << student.err;
+  const auto found = events("s", "evaluation");
+  EXPECT_LT(found.at(1).at("kl_divergence").to_number<double>(),
+            0.5 * found.at(0).at("kl_divergence").to_number<double>());
+  recipe(
+      "passes:\n  - distil.soft: {tokens: 100, teacher_outputs: top_k, k: 4}\n  - export: {file: s.gguf}\n",
+      data);
+  EXPECT_NE(run("refused").err.find("masked language model"), std::string::npos);
+  // No step to speak of: the body is the model's.
+  ASSERT_OK(write_file_atomic(folder_ / "r.yaml",
+                              "version: 1\ntask: classification\ndata: {train: {file: labelled.jsonl}}\n"
+                              "passes:\n  - train: {examples: 16, batch_examples: 16, learning_rate: 1e-9, "
+                              "init: {family: bert, model: "
+                              "teacher}}\n  - export: {file: c, kind: huggingface, dtype: F32}\n"));
+  const Ended classifier = run("c");
+  ASSERT_EQ(classifier.status, 0) << classifier.err;
+  const auto before = open_hf_model(folder_ / "teacher"), after = open_hf_model(folder_ / "c/c");
+  ASSERT_OK(before);
+  ASSERT_OK(after);
+  EXPECT_EQ(after->config.encoder.labels, (std::vector<std::string>{"a", "b"}));
+  for (const char* name :
+       {"bert.embeddings.word_embeddings.weight", "bert.encoder.layer.1.output.dense.weight"}) {
+    const SafeTensor *was = before->weights.find(name), *is = after->weights.find(name);
+    ASSERT_EQ(was->shape, is->shape);
+    std::vector<float> old(was->count()), now(old.size());
+    was->read_f32(0, old);
+    is->read_f32(0, now);
+    for (std::size_t i = 0; i < old.size(); ++i) ASSERT_NEAR(old[i], now[i], 1e-6) << name;
+  }
+}
+
 TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
   if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
   // Ten documents, over and over: soon the others are only predicted worse.

@@ -130,7 +130,7 @@ TEST(Tailor, ClassifiersAreCutInOneProportion) {
   EXPECT_EQ(plan_student(teacher, 1000, tight, 0).error().code, ErrorCode::kOutOfBudget);
 }
 
-TEST(Tailor, TextClassifiersHaveRecipesOfTheirOwn) {
+TEST(Tailor, TextClassifiersAndMaskedModelsHaveRecipesOfTheirOwn) {
   TeacherShape teacher{demo_like(), {}};
   teacher.config.family = ModelFamily::kBert;
   teacher.config.encoder.labels = {"on", "off"};
@@ -138,10 +138,14 @@ TEST(Tailor, TextClassifiersHaveRecipesOfTheirOwn) {
   tight.artifact_bytes = 2'000'000;
   const auto plan = plan_student(teacher, 100'000, tight, 0);
   ASSERT_OK(plan);
-  const std::string recipe = write_recipe(teacher, *plan, {});
-  EXPECT_NE(recipe.find("task: classification"), std::string::npos) << recipe;
-  EXPECT_NE(recipe.find("prune.structured"), std::string::npos) << recipe;
-  EXPECT_EQ(recipe.find("kv_heads"), std::string::npos) << recipe;
+  const std::string texts = write_recipe(teacher, *plan, {});
+  EXPECT_NE(texts.find("task: classification"), std::string::npos) << texts;
+  EXPECT_EQ(texts.find("kv_heads"), std::string::npos) << texts;
+  teacher.config.encoder.labels.clear();
+  teacher.config.encoder.mlm_head = true;
+  const std::string masked = write_recipe(teacher, *plan, {});
+  EXPECT_NE(masked.find("tokens: 300000"), std::string::npos) << masked;
+  EXPECT_EQ(masked.find("teacher_outputs"), std::string::npos) << masked;
 }
 
 }  // namespace

@@ -305,7 +305,8 @@ TEST(Sparse, KeepsTheBestOfEachRowOrGroup) {
 }
 
 class Sparsify : public ::testing::TestWithParam<ModelFamily> {};
-INSTANTIATE_TEST_SUITE_P(Families, Sparsify, ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2));
+INSTANTIATE_TEST_SUITE_P(Families, Sparsify,
+                         ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2, ModelFamily::kBert));
 
 /// [Sun 2023] equation 1, written out with a second forward pass: the first layer's matrices lose, in each
 /// row, the half with the least |W_ij| ‖X_j‖; later layers see what the first then puts out.
@@ -372,6 +373,7 @@ TEST_P(Sparsify, MagnitudeAndPatternsAndWhatIsLeftAlone) {
   EXPECT_FALSE(n.sparse.contains(head_weight(n.config)));
   pass.n = 2, pass.m = 4, pass.match = "*c_proj*";
   if (GetParam() == ModelFamily::kLlama) pass.match = "*down_proj*";
+  if (GetParam() == ModelFamily::kBert) pass.match = "*output.dense*";
   const auto some = sparse_matrices(dense.config, pass, "test");
   ASSERT_OK(some);
   Network patterned = dense;

@@ -178,13 +178,14 @@ Network network_of(ModelFamily family) {
 }
 
 class Quantize : public ::testing::TestWithParam<ModelFamily> {};
-INSTANTIATE_TEST_SUITE_P(Families, Quantize, ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2));
+INSTANTIATE_TEST_SUITE_P(Families, Quantize,
+                         ::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2, ModelFamily::kBert));
 
 class QuantizeTo : public ::testing::TestWithParam<std::tuple<ModelFamily, TensorType>> {};
-INSTANTIATE_TEST_SUITE_P(Families, QuantizeTo,
-                         ::testing::Combine(::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2),
-                                            ::testing::Values(TensorType::kQ8_0, TensorType::kSparseQ8,
-                                                              TensorType::kCodebook8)));
+INSTANTIATE_TEST_SUITE_P(
+    Families, QuantizeTo,
+    ::testing::Combine(::testing::Values(ModelFamily::kLlama, ModelFamily::kGpt2, ModelFamily::kBert),
+                       ::testing::Values(TensorType::kQ8_0, TensorType::kSparseQ8, TensorType::kCodebook8)));
 
 TEST_P(QuantizeTo, EncodesEveryMatrixAndLeavesVectors) {
   const auto [family, type] = GetParam();
@@ -243,6 +244,52 @@ TEST_P(Quantize, AwqsFoldingChangesNothing) {
   for (const QuantizedMatrix& line : *report) any |= line.alpha > 0;
   EXPECT_TRUE(any);
   EXPECT_LT(divergence(n, scaled), 1.5 * divergence(n, plain) + 1e-6);
+}
+
+/// A text classifier's texts have lengths of their own; its head and the layer before it take part.
+TEST(Quantize, ClassifiersOfTexts) {
+  ModelConfig config = wide(ModelFamily::kBert);
+  config.encoder.mlm_head = false, config.encoder.pooler = true;
+  config.encoder.labels = {"a", "b", "c"};
+  Network n = random_network(config, 5);
+  for (auto& [name, tensor] : n.weights)
+    if (tensor.dim() > 1) tensor *= 6;
+  at::Generator generator = at::detail::createCPUGenerator(3);
+  std::vector<at::Tensor> texts;
+  for (int i = 0; i < 60; ++i)
+    texts.push_back(at::empty({1, 3 + i % 10}, at::kLong).random_(0, 50, generator));
+  const auto lost = [&](const Network& rounded) {
+    torch::NoGradGuard no_grad;
+    double sum = 0;
+    for (const at::Tensor& ids : texts) {
+      const at::Tensor p = at::log_softmax(forward(n, ids), -1),
+                       q = at::log_softmax(forward(rounded, ids), -1);
+      sum += (p.exp() * (p - q)).sum().item<double>();
+    }
+    return sum;
+  };
+  using Method = QuantizePass::Method;
+  std::map<Method, double> found;
+  for (const Method method : {Method::kNearest, Method::kGptq}) {
+    Network rounded = n;
+    const auto report = quantize(rounded, {.format = TensorType::kQ4_0, .method = method}, texts, kGoOn);
+    ASSERT_OK(report);
+    for (const char* head : {"classifier.weight", "bert.pooler.dense.weight"})
+      EXPECT_TRUE(rounded.encoded.contains(head)) << head;
+    for (const QuantizedMatrix& line : *report)
+      EXPECT_EQ(line.output_error.has_value(),
+                method == Method::kGptq && line.name != "bert.embeddings.word_embeddings.weight")
+          << line.name;
+    found[method] = lost(rounded);
+  }
+  EXPECT_LT(found[Method::kGptq], found[Method::kNearest]);
+  Network rounded = n;
+  QuantizePass budget;
+  budget.bits = 6;
+  budget.candidates = {TensorType::kQ4_0, TensorType::kQ8_0};
+  budget.sensitivity_tokens = 100;
+  ASSERT_OK(quantize(rounded, budget, texts, kGoOn));
+  EXPECT_LT(lost(rounded), found[Method::kNearest]);
 }
 
 TEST(Quantize, PatternsAndBudget) {

@@ -220,6 +220,9 @@ TEST_F(RecipeTest, Classification) {
       refused(with("train: {examples: 9, init: {family: cnn, input: [3, 8], convolutions: [{channels: 1}]}}"),
               5, {"'input'", "three"}));
   EXPECT_TRUE(refused(with("train: {examples: 9, init: {family: mlp, labels: x}}"), 5, {"'labels'", "list"}));
+  EXPECT_TRUE(refused(with("train: {examples: 9, init: {family: bert, model: none-such}}"), 5, {"'model'"}));
+  EXPECT_TRUE(refused(with("train: {examples: 9, init: {family: bert, model: ., hidden: 8}}"), 5,
+                      {"'hidden'", "model"}));
   EXPECT_TRUE(refused(with("distil: {tokens: 9}"), 5, {"distil.soft", "classification"}));
   EXPECT_TRUE(refused(with("train: {examples: 9}"), 5, {"no model"}));
 }

@@ -4,7 +4,7 @@
 
 namespace retort::testing {
 
-/// Three layers, 32 wide, 50 tokens; a Llama has two heads a group.
+/// Three layers, 32 wide, 50 tokens; a Llama has two heads a group, a BERT a masked-LM head.
 inline ModelConfig small(ModelFamily family) {
   ModelConfig c;
   c.family = family;
@@ -13,6 +13,7 @@ inline ModelConfig small(ModelFamily family) {
   c.n_embd = 32;
   c.head_dim = 8;
   c.layers.assign(3, family == ModelFamily::kLlama ? LayerShape{4, 2, 40} : LayerShape{4, 4, 40});
+  c.encoder.mlm_head = c.is_encoder();
   return c;
 }
 
