@@ -237,6 +237,49 @@ TEST(Session, LlamaVariantsGiveThePlainForwardPass) {
   }
 }
 
+/// Batches large enough that each thread takes tokens of its own (share_tokens).
+TEST(Session, ThreadsThatTakeTokensOfTheirOwnChangeNoBit) {
+  auto variants = testing::llama_variants();
+  variants.emplace_back("layers that differ", [](ModelConfig& c) { c.layers[1] = {2, 1, 32}; });
+  for (const auto& [name, change] : variants)
+    for (const TensorType type : {TensorType::kF32, TensorType::kQ8_0}) {
+      TemporaryFolder folder;
+      testing::TinyModelOptions options;
+      options.change = change;
+      ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
+      const auto hf = open_hf_model(folder / "m");
+      ASSERT_OK(hf);
+      ASSERT_OK(
+          write_gguf_model(folder / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+      const auto model = Model::open(folder / "m.gguf");
+      ASSERT_OK(model);
+      std::vector<TokenId> ids;
+      for (int i = 0; i < 100; ++i) ids.push_back((i * 37 + 11) % 300);
+      // Of one stream, and of three whose runs of four tokens end at odd places.
+      ThreadTeam one(1), three(3);
+      const auto last_of = [&](ThreadTeam& team, std::uint32_t batch, std::span<const TokenId> text) {
+        const auto session = Session::create(*model, team, {.batch = batch});
+        EXPECT_OK(session);
+        const auto logits = (*session)->evaluate(text);
+        EXPECT_OK(logits);
+        return std::vector<float>(logits->begin(), logits->end());
+      };
+      const std::span<const TokenId> all(ids), parts[] = {all.first(61), all.subspan(61, 37), all.last(2)};
+      EXPECT_EQ(last_of(three, 100, all), last_of(one, 1, all)) << name;
+      const auto session = Session::create(*model, three, {.streams = 3, .batch = 100});
+      ASSERT_OK(session);
+      const Session::Chunk chunks[] = {{0, parts[0], true}, {1, parts[1], true}, {2, parts[2], true}};
+      const auto logits = (*session)->step(chunks);
+      ASSERT_OK(logits);
+      std::vector<float> expected;
+      for (const auto part : parts) {
+        const auto row = last_of(one, 1, part);
+        expected.insert(expected.end(), row.begin(), row.end());
+      }
+      EXPECT_EQ(std::vector<float>(logits->begin(), logits->end()), expected) << name;
+    }
+}
+
 TEST(Session, StreamsComputedTogetherGiveWhatEachGivesAlone) {
   for (const ModelFamily family : {ModelFamily::kLlama, ModelFamily::kGpt2}) {
     TemporaryFolder folder;
