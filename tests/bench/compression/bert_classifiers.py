@@ -13,6 +13,7 @@ import sys
 from bench import ROOT, run, table
 
 SHAPE = 'hidden: 128, layers: 2, heads: 4, ffn: 256, context: 32, tokenizer: hwu64-tokenizer'
+EMBEDDING = 'formats: [{match: "*word_embeddings*", format: F16}]'
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--retort', default=os.path.join(ROOT, 'build/release/bin'), help='folder of the programs')
 parser.add_argument('--work', required=True, help='folder for data, models and results; kept')
@@ -72,7 +73,9 @@ table(('labelled commands', 'begins with', 'accuracy', 'macro-F1', 'cross-entrop
 print()
 rows = []
 for label, keys in (('nearest', 'format: Q4_0'), ('importance', 'format: Q4_0, method: importance'), ('gptq', 'format: Q4_0, method: gptq'),
-                    ('gptq, 5 bits of Q4_0 and Q8_0', 'bits: 5.0, candidates: [Q4_0, Q8_0], method: gptq')):
+                    ('gptq, 5 bits of Q4_0 and Q8_0', 'bits: 5.0, candidates: [Q4_0, Q8_0], method: gptq'),
+                    ('nearest, embedding in F16', f'format: Q4_0, {EMBEDDING}'),
+                    ('gptq, embedding in F16', f'format: Q4_0, {EMBEDDING}, method: gptq')):
     events = worker('rounded-' + '-'.join(label.replace(',', '').split()),
                     'task: classification\nteacher: {model: hwu64-train-hidden/m}\n'
                     'data: {train: {file: hwu64-train.jsonl}, held_out: {file: hwu64-test.jsonl}}\n',
