@@ -105,6 +105,13 @@ Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, Age
   if (const std::string told = RETORT_TRY(text("told_profile")); !told.empty())
     if (const auto value = parse_json(told, where))
       if (auto profile = profile_from_json(*value, where)) a.identity_.told_profile = std::move(*profile);
+  a.boot_id_ = read_file("/proc/sys/kernel/random/boot_id", 64).value_or("");
+  a.boot_id_.resize(std::min(a.boot_id_.find('\n'), a.boot_id_.size()));
+  const std::string checked = RETORT_TRY(text("checked_slots"));
+  for (const std::string slot : {"a", "b"})
+    if (!a.boot_id_.empty() && checked.starts_with(a.boot_id_ + " ") &&
+        checked.find(slot, a.boot_id_.size()) != std::string::npos)
+      a.checked_slots_.insert(slot);
   const std::string machine = RETORT_TRY(text("machine"));
   if (!machine.empty()) a.record_ = RETORT_TRY(record_from_json(machine));
 
@@ -341,24 +348,27 @@ void Agent::act(Action action) {
       const std::uint64_t work = work_;
       on_pool(
           disk_,
-          [this, slot = record_.candidate.slot, artifact = record_.candidate.artifact] {
-            return slots_.stage(spool_, slot, artifact);
+          [this, slot = record_.candidate.slot, artifact = record_.candidate.artifact,
+           checked = checked_with(record_.candidate.slot)]() -> Result<void> {
+            RETORT_TRY(slots_.stage(spool_, slot, artifact));
+            return spool_.put(checked);
           },
           [this, work](Result<void> staged) {
             if (work != work_) return;
             if (!staged) return work_failed(staged.error());
+            checked_slots_.insert(record_.candidate.slot);
             post_event(Event::kDone);
           });
       break;
     }
     case Action::kStartCandidate:
-      start_candidate();
+      check_candidate([this] { start_candidate(); });
       break;
     case Action::kSwitch:
-      switch_over();
+      check_candidate([this] { switch_over(); });
       break;
     case Action::kWatch:
-      watch_probation();
+      check_candidate([this] { watch_probation(); });
       break;
     case Action::kCommit:
       post_event(Event::kDone);  // kAccept's row writes it down
@@ -367,6 +377,7 @@ void Agent::act(Action action) {
       restore();
       break;
     case Action::kAccept:
+      checking_active_ = false;
       drop_pull();
       if (!serve_answers_) keep_serving();  // restarted in commit: nobody has looked after it yet
       log_info("generation {} reached: serving {}", record_.reached,
@@ -374,6 +385,7 @@ void Agent::act(Action action) {
       consider_desired();
       break;
     case Action::kStopServing:
+      checking_active_ = false;
       drop_pull();
       log_info("generation {}: nothing is to be served here", record_.reached);
       serve_answers_ = false;
@@ -385,10 +397,16 @@ void Agent::act(Action action) {
       log_error("generation {} given up: {}", record_.reached, record_.error);
       drop_pull();
       tidy_slots();
+      if (std::exchange(checking_active_, false)) keep_serving();  // its file was lost meanwhile
       consider_desired();
       break;
     case Action::kTellProfile:
       tell_profile();
+      break;
+    case Action::kRecover:
+      checking_active_ = false;
+      keep_serving();
+      consider_desired();
       break;
   }
   changed();
@@ -998,6 +1016,37 @@ void Agent::await_ready(const std::string& slot, const std::string& artifact, se
   (*poll)();
 }
 
+std::map<std::string, std::string> Agent::checked_with(const std::string& slot) const {
+  std::set<std::string> slots = checked_slots_;
+  slots.insert(slot);
+  return {{"checked_slots", fmt::format("{} {}", boot_id_, fmt::join(slots, " "))}};
+}
+
+void Agent::check_slot(const SlotStudent& student, std::function<void(Result<void>)> then) {
+  if (checked_slots_.count(student.slot) != 0) return then({});
+  on_pool(
+      disk_,
+      [this, student, checked = checked_with(student.slot)]() -> Result<void> {
+        RETORT_TRY(slots_.check(student.slot, student.artifact));
+        return spool_.put(checked);
+      },
+      [this, student, then = std::move(then)](Result<void> good) {
+        if (good) checked_slots_.insert(student.slot);
+        then(std::move(good));
+      });
+}
+
+void Agent::check_candidate(std::function<void()> good) {
+  check_slot(record_.candidate, [this, work = work_, good = std::move(good)](Result<void> checked) {
+    if (work != work_) return;
+    if (checked) return good();
+    log_error("slot {}: {}", record_.candidate.slot, checked.error().describe());
+    active_held_back_ = false;
+    keep_serving();
+    post_event(Event::kRetry);
+  });
+}
+
 void Agent::keep_serving() {
   const SlotStudent active = record_.active;
   if (active.slot.empty() || active_held_back_ || stopping_) return;
@@ -1006,6 +1055,20 @@ void Agent::keep_serving() {
     return;
   }
   if (!supervisor_->find(active.slot)) {
+    if (checked_slots_.count(active.slot) == 0) {
+      if (std::exchange(checking_active_, true)) return;
+      return check_slot(active, [this, active](Result<void> good) {
+        checking_active_ = false;
+        if (good || record_.active != active) return keep_serving();
+        log_error("slot {}: {}", active.slot, good.error().describe());
+        record_.error_code = to_string(good.error().code), record_.error = good.error().describe();
+        ready();
+        if (good.error().code != ErrorCode::kCorrupt)
+          return after(restart_timer_, seconds(10), [this] { keep_serving(); });
+        checking_active_ = true;
+        post_event(Event::kSlotLost);
+      });
+    }
     const Result<void> started = supervisor_->start(active.slot, active.artifact, start_port());
     if (!started) {
       log_error("slot {}: cannot start retort-serve: {}; again in 10 s", active.slot,
@@ -1025,6 +1088,7 @@ void Agent::keep_serving() {
                supervisor_->find(active.slot)->port);
     } else {
       log_error("slot {}: {}", active.slot, good.error().describe());
+      checked_slots_.erase(active.slot);                                   // the file may be why
       if (supervisor_->find(active.slot)) supervisor_->kill(active.slot);  // comes back through serve_exited
     }
     ready();

@@ -134,6 +134,13 @@ class Agent {
 
   // Serving.
   std::string serving_slot() const;
+  /// Hashes a student's file, where that was not done since the machine started: a power cut may have taken
+  /// of it what the disk had promised to keep. At once where it was.
+  void check_slot(const SlotStudent& student, std::function<void(Result<void>)> then);
+  /// The candidate's; what was lost of it is brought here again.
+  void check_candidate(std::function<void()> good);
+  /// For the spool: the slots that were hashed since the machine started, `slot` with them.
+  std::map<std::string, std::string> checked_with(const std::string& slot) const;
   /// What start() is given: any port where students are handed a public socket.
   std::uint16_t start_port() const { return supervisor_->public_port() != 0 ? 0 : options_.serve_port; }
   void await_ready(const std::string& slot, const std::string& artifact, std::chrono::seconds patience,
@@ -215,6 +222,9 @@ class Agent {
   Mirrors mirrors_;
   std::uint64_t bytes_done_ = 0, bytes_total_ = 0;
 
+  std::set<std::string> checked_slots_;
+  bool checking_active_ = false;  ///< until the machine has heard of it, where its file is lost
+  std::string boot_id_;
   std::deque<Steady::time_point> crashes_;
   std::uint32_t health_failures_ = 0;
   bool active_held_back_ = false;  ///< stop-swap: the old student rests while the candidate is tried

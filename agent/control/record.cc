@@ -102,6 +102,11 @@ void apply_transition(AgentRecord& r, const Transition& row, Event event) {
       r.active = r.previous;
       r.previous = {};
       break;
+    case Action::kRecover:
+      r.active = r.previous;
+      r.previous = {};
+      r.reached = 0;
+      break;
     case Action::kGiveUp:
       r.reached = r.candidate.generation;
       r.candidate = {};

@@ -24,6 +24,7 @@ constexpr Transition kTable[] = {
     {S::kIdle, E::kDesiredSame, S::kIdle, A::kAccept},
     {S::kIdle, E::kDesiredNone, S::kIdle, A::kStopServing},
     {S::kIdle, E::kCrashLoop, S::kRollback, A::kRestore},
+    {S::kIdle, E::kSlotLost, S::kIdle, A::kRecover},
     // bringing a candidate here; a newer desired state supersedes it
     {S::kFetch, E::kStart, S::kFetch, A::kPull},
     {S::kFetch, E::kProfiled, S::kFetch, A::kTellProfile},
@@ -47,14 +48,17 @@ constexpr Transition kTable[] = {
     {S::kProbe, E::kStart, S::kProbe, A::kStartCandidate},
     {S::kProbe, E::kProfiled, S::kProbe, A::kTellProfile},
     {S::kProbe, E::kDone, S::kServe, A::kSwitch},
+    {S::kProbe, E::kRetry, S::kFetch, A::kPull},  // a power cut took what was staged
     {S::kProbe, E::kFailed, S::kRollback, A::kRestore},
     {S::kServe, E::kStart, S::kServe, A::kSwitch},
     {S::kServe, E::kProfiled, S::kServe, A::kTellProfile},
     {S::kServe, E::kDone, S::kProbation, A::kWatch},
+    {S::kServe, E::kRetry, S::kFetch, A::kPull},
     {S::kServe, E::kFailed, S::kRollback, A::kRestore},
     {S::kProbation, E::kStart, S::kProbation, A::kWatch},
     {S::kProbation, E::kProfiled, S::kProbation, A::kTellProfile},
     {S::kProbation, E::kDone, S::kCommit, A::kCommit},
+    {S::kProbation, E::kRetry, S::kFetch, A::kPull},
     {S::kProbation, E::kFailed, S::kRollback, A::kRestore},
     {S::kCommit, E::kStart, S::kCommit, A::kCommit},
     {S::kCommit, E::kProfiled, S::kCommit, A::kTellProfile},
@@ -68,12 +72,13 @@ constexpr std::array<std::string_view, kStateCount> kStates = {"profile",   "enr
                                                                "verify",    "stage",  "probe",   "serve",
                                                                "probation", "commit", "rollback"};
 constexpr std::array<std::string_view, kEventCount> kEvents = {
-    "start",        "profiled", "enrolled", "desired", "desired_same",
-    "desired_none", "done",     "retry",    "failed",  "crash_loop"};
-constexpr std::array<std::string_view, 15> kActions = {
-    "none",    "measure_profile", "ask_enrolment", "pull",    "hash",
-    "stage",   "start_candidate", "switch",        "watch",   "commit",
-    "restore", "accept",          "stop_serving",  "give_up", "tell_profile"};
+    "start", "profiled", "enrolled", "desired",    "desired_same", "desired_none",
+    "done",  "retry",    "failed",   "crash_loop", "slot_lost"};
+constexpr std::array<std::string_view, 16> kActions = {
+    "none",         "measure_profile", "ask_enrolment",   "pull",
+    "hash",         "stage",           "start_candidate", "switch",
+    "watch",        "commit",          "restore",         "accept",
+    "stop_serving", "give_up",         "tell_profile",    "recover"};
 
 }  // namespace
 

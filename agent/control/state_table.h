@@ -29,6 +29,7 @@ enum class Event {
   kRetry,        ///< the state's work failed in a way that may pass; the pause is over
   kFailed,       ///< the state's work failed for good
   kCrashLoop,    ///< the served student crashes again and again, and there is a previous one
+  kSlotLost,     ///< the file of the student that should be served is not what was put there
 };
 enum class Action {
   kNone,
@@ -46,6 +47,7 @@ enum class Action {
   kStopServing,
   kGiveUp,  ///< the desired generation cannot be reached: say why, keep what serves
   kTellProfile,
+  kRecover,  ///< the student before serves, where there is one; what is desired is brought here anew
 };
 
 struct Transition {
@@ -67,6 +69,6 @@ std::string_view to_string(Action action);
 bool state_from(std::string_view name, State& state);
 
 inline constexpr int kStateCount = static_cast<int>(State::kRollback) + 1;
-inline constexpr int kEventCount = static_cast<int>(Event::kCrashLoop) + 1;
+inline constexpr int kEventCount = static_cast<int>(Event::kSlotLost) + 1;
 
 }  // namespace retort

@@ -182,6 +182,19 @@ Result<void> SlotFiles::verify(const std::string& slot, const ArtifactManifest& 
   return fail(ErrorCode::kCorrupt, manifest.sha256, "the whole file's hash is {}", hash);
 }
 
+Result<void> SlotFiles::check(const std::string& slot, const std::string& artifact) const {
+  const std::optional<LocalArtifact> there = artifact_in(slot);
+  std::string found = "no student";
+  if (there && there->manifest.sha256 == artifact) {
+    found = RETORT_TRY(sha256_file_hex(there->file));
+    if (found == artifact) return {};
+  }
+  remove_quietly(model(slot));
+  remove_quietly(slots_ / slot / "manifest.json");
+  return fail(ErrorCode::kCorrupt, model(slot).string(),
+              "is not the student that was put there ({}): removed", found);
+}
+
 Result<void> SlotFiles::stage(Spool& spool, const std::string& slot, const std::string& artifact) const {
   const std::optional<Spool::Pull> pull = RETORT_TRY(spool.pull());
   const std::optional<LocalArtifact> there = artifact_in(slot);

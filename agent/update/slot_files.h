@@ -44,6 +44,8 @@ class SlotFiles {
 
   /// The whole file against the manifest's hash. kCorrupt otherwise; the file is removed then.
   Result<void> verify(const std::string& slot, const ArtifactManifest& manifest) const;
+  /// What stands in the slot is this artifact, by its hash. kCorrupt otherwise: its files are removed then.
+  Result<void> check(const std::string& slot, const std::string& artifact) const;
   /// Part and manifest become the slot's. Harmless to repeat.
   Result<void> stage(Spool& spool, const std::string& slot, const std::string& artifact) const;
   /// Ends what is left of pulls other than that of `wanted` ("": of all): partial files, what a crash left of

@@ -1,5 +1,5 @@
-"""Kills at the places where agent and coordinator note something, in random order, with the unsynced tail of a pull lost or
-torn besides. A device serves a verified model after each, without a coordinator too, and what was acknowledged is there.
+"""Kills at the places where agent and coordinator note something, in random order. For the agent half of them are power cuts:
+its students end too, and the disk has lost or torn what it had promised (of a pull, of a slot's model, of SQLite's log). A device serves a verified model after each, without a coordinator too, and what was acknowledged is there.
 
 RETORT_CRASHES kills of each program (6 unless said; scripts/test --all: 100), RETORT_SEED for another order.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -20,8 +21,6 @@ CRASHES = int(os.environ.get('RETORT_CRASHES', '6'))
 SEED = int(os.environ.get('RETORT_SEED', '1'))
 MOMENTS = ('saving', 'saved')
 STATES = ('fetch', 'trust', 'verify', 'stage', 'probe', 'serve', 'probation', 'commit', 'idle')
-# While the file has not got its name: a lost or torn write is found by its hash.
-TEARABLE = {f'agent.{s}.{m}' for s in ('fetch', 'trust', 'verify', 'stage') for m in MOMENTS}
 RECIPE = '''version: 1
 teacher: {{id: tiny{n}}}
 passes:
@@ -85,28 +84,43 @@ class Crash(harness.FleetTest):
         good = status.get('artifact') in wanted and status.get('serve_url')
         return status if good and harness.get(status['serve_url'] + '/health') else None
 
-    def tear_part(self):
-        """What was written of a pull lately did not reach the disk: its tail is gone, other bytes, or noughts."""
-        for slot in ('a', 'b'):
-            path = self.fleet.path('agent-one', 'slots', slot, 'model.gguf.part')
-            if not os.path.exists(path) or os.path.getsize(path) == 0:
-                continue
-            size = os.path.getsize(path)
-            begin = self.random.randrange(size)
-            how = self.random.choice(('cut', 'garbage', 'noughts'))
-            with open(path, 'r+b') as file:
-                if how == 'cut':
-                    file.truncate(begin)
-                else:
-                    file.seek(begin)
-                    file.write(self.random.randbytes(size - begin) if how == 'garbage' else bytes(size - begin))
-            return f', its part {how} from {begin} of {size}'
-        return ''
+    def cut_power(self):
+        """The students end with the agent, the machine starts anew, and the tail of one file did not reach the disk."""
+        state = self.fleet.path('agent-one')
+        for pid in self.fleet.pids('retort-serve'):
+            os.kill(pid, signal.SIGKILL)
+        self.fleet.wait('the end of the students', lambda: not self.fleet.pids('retort-serve'))
+        models = [os.path.join(state, 'slots', slot, 'model.gguf') for slot in ('a', 'b')]
+        there = [path for path in models if os.path.exists(path)]
+        files = [path + '.part' for path in models] + [os.path.join(state, 'state.db-wal')]
+        if len(there) == 2:  # what is lost of the only one cannot be served without a coordinator
+            files += there
+        files = [path for path in files if os.path.exists(path) and os.path.getsize(path) > 0]
+        told = ''
+        if files:
+            told = self.tear(self.random.choice(files))
+        with contextlib.closing(sqlite3.connect(os.path.join(state, 'state.db'))) as database, database:
+            database.execute("DELETE FROM state WHERE key = 'checked_slots'")
+        return ', power cut' + told
+
+    def tear(self, path):
+        """Its tail is gone, other bytes, or noughts."""
+        size = os.path.getsize(path)
+        # Of SQLite's log the last pages: the device is to stay enrolled.
+        begin = max(0, size - self.random.randrange(1, 4 * 4096)) if path.endswith('-wal') else self.random.randrange(size)
+        how = self.random.choice(('cut', 'garbage', 'noughts'))
+        with open(path, 'r+b') as file:
+            if how == 'cut':
+                file.truncate(begin)
+            else:
+                file.seek(begin)
+                file.write(self.random.randbytes(size - begin) if how == 'garbage' else bytes(size - begin))
+        return f', {os.path.relpath(path, self.fleet.path("agent-one"))} {how} from {begin} of {size}'
 
     def test_agent(self):
         self.prepare(3)
         fleet, begin = self.fleet, time.monotonic()
-        torn = 0
+        cuts = 0
         for number, point in enumerate(self.order([f'agent.{s}.{m}' for s in STATES for m in MOMENTS])):
             following = self.artifacts[(self.artifacts.index(self.served) + 1) % 3]  # neither slot has it
             self.stop_agent()
@@ -115,14 +129,14 @@ class Crash(harness.FleetTest):
             self.start_agent(point)
             fleet.retort('class', 'assign', 'any', following)
             self.assertEqual(fleet.agents['one'].wait(timeout=60), -signal.SIGKILL, point)
-            told = self.tear_part() if point in TEARABLE else ''
-            torn += bool(told)
+            told = self.cut_power() if self.random.random() < 0.5 else ''
+            cuts += bool(told)
             alone = number % 3 == 0
             if alone:
                 os.kill(fleet.coordinator.pid, signal.SIGKILL)
                 fleet.coordinator.wait()
                 self.start_agent()
-                self.verified(self.served, following)
+                self.verified(*(self.artifacts if told else (self.served, following)))
                 fleet.start_coordinator('--job-threads', '1')
             else:
                 self.start_agent()
@@ -131,7 +145,7 @@ class Crash(harness.FleetTest):
                 self.verified(following)
             print(f'  {number + 1}: {point}{told}{", then alone" if alone else ""}', flush=True)
             self.served = following
-        print(f'{CRASHES} kills of the agent, {torn} with a torn pull: {time.monotonic() - begin:.0f} s')
+        print(f'{CRASHES} kills of the agent, {cuts} of them power cuts: {time.monotonic() - begin:.0f} s')
 
     def write_on(self, stop, acknowledged):
         """Classes made one after another: those that were acknowledged."""

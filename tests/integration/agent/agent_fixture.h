@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "agent/control/loopback.h"
+#include "agent/spool/spool.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/sha256.h"
@@ -282,6 +283,15 @@ class AgentTest : public ::testing::Test {
     const std::string url = text("serve_url");
     const auto port = static_cast<std::uint16_t>(std::atoi(url.c_str() + url.rfind(':') + 1));
     return !url.empty() && check_health("127.0.0.1", port, text("artifact"), 3s).has_value();
+  }
+  /// Ends agent and students as a power cut does; the disk loses the middle of a model that it had promised.
+  void lose_power(const std::string& slot) {
+    const pid_t serve = serve_pid();
+    kill_agent(SIGKILL);
+    if (serve > 0) ::kill(serve, SIGKILL);
+    const File file = *File::open_write(folder_ / "device/slots" / slot / "model.gguf", false);
+    ASSERT_OK(file.write_all_at(*file.size() / 2, std::string(512, '\0')));
+    ASSERT_OK(Spool::open(folder_ / "device/state.db")->put({{"checked_slots", "another-boot a b"}}));
   }
   bool serving(const std::string& sha256) {
     return eventually([&] { return text("artifact") == sha256 && text("state") == "idle" && answers(); });

@@ -5,6 +5,7 @@
 #include <set>
 #include <tuple>
 
+#include "agent/control/record.h"
 #include "common/net/key_proof.h"
 
 namespace retort {
@@ -581,6 +582,55 @@ TEST_F(AgentTest, TheWayBackNeedsNoDownload) {
   coordinator_->desire(second);
   ASSERT_TRUE(serving(second));
   EXPECT_EQ(*sha256_file_hex(model), second);
+}
+
+TEST_F(AgentTest, WhatAPowerCutTookOfAStudentIsNoticedBeforeItServes) {
+  const std::string first = artifact("first"), second = artifact("second");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+
+  // The one before serves meanwhile, also without a coordinator.
+  lose_power("b");
+  const std::string coordinator = endpoint_;
+  endpoint_ = "tcp://127.0.0.1:1";
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("artifact") == first && answers(); }));
+  EXPECT_EQ(text("state"), "fetch") << "as soon as there is a coordinator";
+  kill_agent(SIGTERM);
+  endpoint_ = coordinator;
+  start_agent();
+  ASSERT_TRUE(serving(second));
+  EXPECT_EQ(text("last_error"), "");
+
+  // Both are lost.
+  lose_power("a");
+  lose_power("b");
+  start_agent();
+  ASSERT_TRUE(serving(second));
+
+  // Lost without a power cut, so that it does not even load.
+  const std::string slot = text("slot");
+  const pid_t serve = serve_pid();
+  fs::resize_file(folder_ / "device/slots" / slot / "model.gguf", 100);
+  ::kill(serve, SIGKILL);
+  ASSERT_TRUE(eventually([&] { return serve_pid() != serve && text("artifact") == second && answers(); }));
+
+  // A candidate that was staged.
+  kill_agent(SIGTERM);
+  const std::string third = artifact("third");
+  ::setenv("RETORT_FAIL_POINT", "agent.probe.saved", 1);
+  start_agent();
+  ::unsetenv("RETORT_FAIL_POINT");
+  coordinator_->desire(third);
+  ASSERT_TRUE(eventually([&] { return ::waitpid(agent_, nullptr, WNOHANG) == agent_; }));
+  agent_ = 0;
+  lose_power(other_slot(slot));
+  start_agent();
+  ASSERT_TRUE(serving(third));
+  EXPECT_EQ(text("last_error"), "");
 }
 
 TEST_F(AgentTest, TelemetryAndTheCanaryWhereTheClockIsWrong) {

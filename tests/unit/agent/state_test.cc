@@ -11,22 +11,22 @@ namespace retort {
 namespace {
 
 // The whole machine: a line a state, a word an event, in the order of Event:
-//   start profiled enrolled desired desired_same desired_none done retry failed crash_loop
+//   start profiled enrolled desired desired_same desired_none done retry failed crash_loop slot_lost
 // Each word is next:action, or "-" where the event is dropped.
 constexpr const char* kExpected[] = {
-    "profile   profile:measure_profile enrol:ask_enrolment - - - - - - - -",
-    "enrol     profile:measure_profile enrol:ask_enrolment idle:none - - - - - - -",
+    "profile   profile:measure_profile enrol:ask_enrolment - - - - - - - - -",
+    "enrol     profile:measure_profile enrol:ask_enrolment idle:none - - - - - - - -",
     "idle      idle:measure_profile idle:tell_profile - fetch:pull idle:accept idle:stop_serving - - - "
-    "rollback:restore",
+    "rollback:restore idle:recover",
     "fetch     fetch:pull fetch:tell_profile - fetch:pull idle:accept idle:stop_serving verify:hash "
-    "fetch:pull idle:give_up -",
-    "verify    verify:hash verify:tell_profile - - - - stage:stage fetch:pull idle:give_up -",
-    "stage     verify:hash stage:tell_profile - - - - probe:start_candidate fetch:pull idle:give_up -",
-    "probe     probe:start_candidate probe:tell_profile - - - - serve:switch - rollback:restore -",
-    "serve     serve:switch serve:tell_profile - - - - probation:watch - rollback:restore -",
-    "probation probation:watch probation:tell_profile - - - - commit:commit - rollback:restore -",
-    "commit    commit:commit commit:tell_profile - - - - idle:accept - - -",
-    "rollback  rollback:restore rollback:tell_profile - - - - idle:give_up - - -",
+    "fetch:pull idle:give_up - -",
+    "verify    verify:hash verify:tell_profile - - - - stage:stage fetch:pull idle:give_up - -",
+    "stage     verify:hash stage:tell_profile - - - - probe:start_candidate fetch:pull idle:give_up - -",
+    "probe     probe:start_candidate probe:tell_profile - - - - serve:switch fetch:pull rollback:restore - -",
+    "serve     serve:switch serve:tell_profile - - - - probation:watch fetch:pull rollback:restore - -",
+    "probation probation:watch probation:tell_profile - - - - commit:commit fetch:pull rollback:restore - -",
+    "commit    commit:commit commit:tell_profile - - - - idle:accept - - - -",
+    "rollback  rollback:restore rollback:tell_profile - - - - idle:give_up - - - -",
 };
 
 TEST(StateTable, EveryStateAndEventIsListed) {
@@ -157,6 +157,22 @@ TEST(Record, ACrashLoopGoesBack) {
   go(r, Event::kDone);
   EXPECT_EQ(r.state, State::kIdle);
   EXPECT_EQ(r.reached, 3u);
+}
+
+TEST(Record, ALostStudentIsBroughtAgainWhileTheOneBeforeServes) {
+  AgentRecord r = serving();
+  r.previous = {"b", "older", 2};
+  go(r, Event::kSlotLost);
+  EXPECT_EQ(r.active, (SlotStudent{"b", "older", 2}));
+  EXPECT_EQ(r.previous, SlotStudent());
+  Event event;
+  ASSERT_TRUE(desired_event(r, event));
+  EXPECT_EQ(event, Event::kDesired);
+  go(r, Event::kSlotLost);
+  EXPECT_EQ(r.active, SlotStudent()) << "that one was lost too";
+  ASSERT_TRUE(desired_event(r, event));
+  go(r, event);
+  EXPECT_EQ(r.candidate, (SlotStudent{"a", "old", 3}));
 }
 
 TEST(Record, JsonRoundTripAndJunk) {
