@@ -42,6 +42,15 @@ std::string_view view(const zmq::message_t& frame) {
   return {static_cast<const char*>(frame.data()), frame.size()};
 }
 
+/// A frame as libzmq takes it. A large one is not copied, but kept until it was sent.
+zmq::message_t message_of(std::string frame) {
+  constexpr std::size_t kCopied = 4096;
+  if (frame.size() <= kCopied) return zmq::message_t(frame.data(), frame.size());
+  auto* const kept = new std::string(std::move(frame));
+  return zmq::message_t(
+      kept->data(), kept->size(), [](void*, void* owner) { delete static_cast<std::string*>(owner); }, kept);
+}
+
 /// Limits that both ends share.
 void configure(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMaxMessageBytes));
@@ -98,7 +107,7 @@ class Server final : public FleetServer {
   std::string endpoint() const override { return endpoint_; }
   bool send(std::string_view routing_id, std::string frame) override {
     zmq::message_t frames[] = {zmq::message_t(routing_id.data(), routing_id.size()),
-                               zmq::message_t(frame.data(), frame.size())};
+                               message_of(std::move(frame))};
     return router_->send(frames);
   }
   void refuse(std::string_view public_key) override { refused_.insert(std::string(public_key)); }
@@ -189,7 +198,7 @@ class Client final : public FleetClient {
   }
 
   bool send(std::string frame) override {
-    zmq::message_t message(frame.data(), frame.size());
+    zmq::message_t message = message_of(std::move(frame));
     return dealer_->send({&message, 1});
   }
 

@@ -26,16 +26,22 @@ std::map<std::string, std::string> read_labels(capnp::List<schema::Label>::Reade
 
 std::string to_bytes(capnp::MallocMessageBuilder& message);
 
-/// Runs `work` over the message in `bytes`, which are copied to aligned words first. What Cap'n Proto throws
-/// about malformed input becomes kCorrupt.
+/// Runs `work` over the message in `bytes`, which are copied to aligned words where they are not aligned.
+/// What Cap'n Proto throws about malformed input becomes kCorrupt.
 template <typename Root, typename Work>
 auto parse_message(std::string_view bytes, std::string_view where, Work work)
     -> decltype(work(std::declval<typename Root::Reader>())) {
   if (bytes.size() % sizeof(capnp::word) != 0 || bytes.empty())
     return fail(ErrorCode::kCorrupt, std::string(where), "{} bytes are not a whole number of words",
                 bytes.size());
-  auto words = kj::heapArray<capnp::word>(bytes.size() / sizeof(capnp::word));
-  memcpy(words.asBytes().begin(), bytes.data(), bytes.size());
+  kj::Array<capnp::word> copy;
+  kj::ArrayPtr<const capnp::word> words(reinterpret_cast<const capnp::word*>(bytes.data()),
+                                        bytes.size() / sizeof(capnp::word));
+  if (reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(capnp::word) != 0) {
+    copy = kj::heapArray<capnp::word>(words.size());
+    memcpy(copy.asBytes().begin(), bytes.data(), bytes.size());
+    words = copy;
+  }
   try {
     capnp::ReaderOptions options;
     options.nestingLimit = 16;

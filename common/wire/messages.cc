@@ -23,8 +23,17 @@ std::string bytes(capnp::Data::Reader in) {
 }  // namespace
 
 std::string encode(const Envelope& envelope) {
-  capnp::word first[64] = {};  // most messages fit: no memory of 8 KB to take and to clear
-  capnp::MallocMessageBuilder message(kj::arrayPtr(first, std::size(first)));
+  // Most messages fit: no memory of 8 KB to take and to clear. A chunk's is kept for the next one; the
+  // builder leaves it cleared.
+  capnp::word first[64] = {};
+  thread_local std::vector<capnp::word> large;
+  kj::ArrayPtr<capnp::word> scratch(first, std::size(first));
+  if (const auto* chunk = std::get_if<Chunk>(&envelope.payload);
+      chunk && chunk->bytes.size() <= kMaxChunkBytes) {
+    large.resize(std::max(large.size(), chunk->bytes.size() / sizeof(capnp::word) + std::size(first)));
+    scratch = kj::ArrayPtr<capnp::word>(large.data(), large.size());
+  }
+  capnp::MallocMessageBuilder message(scratch);
   auto root = message.initRoot<schema::Envelope>();
   root.setVersion(envelope.version);
   root.setEpoch(envelope.epoch);
