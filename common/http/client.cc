@@ -37,9 +37,12 @@ Result<Address> parse_address(const std::string& url) {
   out.authority = rest.substr(0, slash);
   out.target = rest.substr(slash);
   if (out.target.empty() || out.target[0] != '/') out.target.insert(0, "/");
-  const std::size_t colon = out.authority.rfind(':');
+  std::size_t colon = out.authority.rfind(':');
+  if (out.authority.ends_with("]")) colon = std::string::npos;  // IPv6 without a port
   out.host = out.authority.substr(0, colon);
   out.port = colon == std::string::npos ? (out.secure ? "443" : "80") : out.authority.substr(colon + 1);
+  if (out.host.starts_with("[") && out.host.ends_with("]"))  // IPv6
+    out.host = out.host.substr(1, out.host.size() - 2);
   if (out.host.empty() || out.target.find_first_of(" \r\n") != std::string::npos)
     return fail(ErrorCode::kInvalid, url, "not a valid address");
   return out;

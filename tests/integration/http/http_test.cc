@@ -212,6 +212,14 @@ TEST(HttpClient, UnreachableIsUnavailable) {
   EXPECT_EQ(answer.error().code, ErrorCode::kUnavailable);
 }
 
+TEST(HttpClient, AnIpv6AddressStandsInBrackets) {
+  for (const char* url : {"http://[::1]:1/x", "http://[::1]/x"}) {
+    const auto answer = http_call({.url = url});
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().message.find("resolve"), std::string::npos) << answer.error().describe();
+  }
+}
+
 /// Answers "hello" to everything, with or without TLS, on a thread of its own.
 class HelloServer {
  public:
