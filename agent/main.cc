@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "agent/control/agent.h"
+#include "agent/update/seal_key_file.h"
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/log.h"
@@ -19,13 +20,13 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Arguments {
-  fs::path state, token_file, serve_binary, status_file;
+  fs::path state, keys, token_file, serve_binary, status_file;
   std::string coordinator, token, server_key, name, hardware_id, serve_host = "127.0.0.1", memory_budget,
                                                                  disk_budget, supervisor;
   std::vector<std::string> labels;
   std::uint16_t serve_port = 0;
   double cpu_threads = 0, probation_seconds = 5;
-  bool json = false, stop_serve_on_exit = false;
+  bool json = false, stop_serve_on_exit = false, seal = false;
 };
 
 constexpr std::string_view kTokenPrefix = "retort-enrol:";
@@ -74,6 +75,10 @@ std::string hardware_id(const Arguments& arguments) {
   return machine.empty() ? "" : sha256_hex("retort-agent " + machine).substr(0, 32);
 }
 
+fs::path keys_folder(const Arguments& arguments) {
+  return arguments.keys.empty() ? fs::absolute(arguments.state) / "keys" : fs::absolute(arguments.keys);
+}
+
 Result<void> run(const Arguments& arguments) {
   AgentOptions options;
   options.version = RETORT_VERSION;
@@ -101,8 +106,10 @@ Result<void> run(const Arguments& arguments) {
     return fail(ErrorCode::kInvalid, "--server-key", "a Z85 key has {} characters, this one {}", kKeyLength,
                 options.server_key.size());
 
-  for (const char* folder : {"slots/a", "slots/b", "run", "keys"})
+  for (const char* folder : {"slots/a", "slots/b", "run"})
     RETORT_TRY(make_folders(options.state_folder / folder));
+  options.keys_folder = keys_folder(arguments);
+  RETORT_TRY(make_folders(options.keys_folder));
   const Result<FileLock> lock = FileLock::take(options.state_folder / "agent.lock");
   if (!lock)
     return fail(lock.error().code, lock.error().where, "{}: another retort-agent runs on this state folder",
@@ -129,9 +136,17 @@ Result<void> run(const Arguments& arguments) {
                 "create --kind enrolment)");
   if (!enrolled && options.coordinator.empty())
     return fail(ErrorCode::kInvalid, "--coordinator", "needed to enrol, for example tcp://10.0.0.1:8441");
-  CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(options.state_folder / "keys" / "curve"));
+  CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(options.keys_folder / "curve"));
+  options.sealing.seal = arguments.seal;
+  options.sealing.key = RETORT_TRY(seal_key_at_start(options.keys_folder, keys, arguments.seal));
 
   ServeOptions serve;
+  serve.seal = arguments.seal;
+  File seal_key;  // open as long as the agent runs: a student reads it when it starts
+  if (options.sealing.key) {
+    seal_key = RETORT_TRY(seal_key_in_memory(*options.sealing.key));
+    serve.seal_key = fmt::format("/proc/{}/fd/{}", ::getpid(), seal_key.fd());
+  }
   serve.state_folder = options.state_folder;
   serve.binary = arguments.serve_binary;
   if (serve.binary.empty()) {
@@ -195,8 +210,8 @@ Result<void> profile(const Arguments& arguments) {
 
 /// Before enrolment, for a token that names this device; makes the key when there is none.
 Result<void> identity(const Arguments& arguments) {
-  RETORT_TRY(make_folders(arguments.state / "keys"));
-  const CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(arguments.state / "keys" / "curve"));
+  RETORT_TRY(make_folders(keys_folder(arguments)));
+  const CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(keys_folder(arguments) / "curve"));
   if (arguments.json)
     fmt::print("{}", pretty_json(json::object{{"public_key", keys.public_key},
                                               {"hardware_id", hardware_id(arguments)}}));
@@ -253,6 +268,14 @@ int main(int argc, char** argv) {
   CLI::App* run = app.add_subcommand("run", "Runs the agent until SIGTERM; what it serves serves on");
   run->add_option("--state", arguments.state, "state folder (state.db, keys, slots/a, slots/b, run)")
       ->required();
+  const auto keys = [&](CLI::App* command) {
+    command->add_option("--keys", arguments.keys,
+                        "folder of this device's keys, where it is not STATE/keys (another disk, say)");
+  };
+  keys(run);
+  run->add_flag(
+      "--seal", arguments.seal,
+      "students lie encrypted on this device's disk, and are opened in memory alone (docs/agent.md)");
   run->add_option("--coordinator", arguments.coordinator,
                   "its fleet link, tcp://host:port; without it: serve only");
   run->add_option("--token", arguments.token, "enrolment token, the first time");
@@ -297,6 +320,7 @@ int main(int argc, char** argv) {
       "identity", "Prints this device's public key and hardware id, for a token that names it");
   identity->add_option("--state", arguments.state, "state folder; the key is made when there is none")
       ->required();
+  keys(identity);
   identity->add_flag("--json", arguments.json, "as JSON");
   hardware(identity);
   app.footer(

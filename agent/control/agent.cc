@@ -6,6 +6,7 @@
 #include <boost/asio/post.hpp>
 #include <future>
 
+#include "agent/update/seal_key_file.h"
 #include "common/core/fail_point.h"
 #include "common/core/file.h"
 #include "common/core/log.h"
@@ -44,7 +45,7 @@ Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool
       clock_(clock),
       random_(random),
       spool_(std::move(spool)),
-      slots_(options_.state_folder / "slots", options_.budgets.disk_bytes),
+      slots_(options_.state_folder / "slots", options_.budgets.disk_bytes, options_.sealing),
       trust_({[this](const wire::MetadataRequest& request) { return session_ && session_->send(request); },
               [this](std::function<void()> work, std::function<void()> then) {
                 on_pool(
@@ -71,7 +72,6 @@ Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool
       health_timer_(reactor),
       telemetry_timer_(reactor),
       pull_timer_(reactor),
-      watchdog_timer_(reactor),
       status_timer_(reactor),
       profile_timer_(reactor) {}
 
@@ -159,7 +159,7 @@ Result<void> Agent::start() {
         });
   };
   hooks.first_message = [this] { return first_message(); };
-  hooks.on_payload = [this](const wire::Payload& payload) { on_payload(payload); };
+  hooks.on_payload = [this](wire::Payload payload) { on_payload(std::move(payload)); };
   hooks.on_session = [this](bool up, const std::string& reason) { on_session(up, reason); };
   hooks.generation = [this] { return record_.reached; };
   session_ = std::make_unique<LinkSession>(reactor_, random_, identity_.epoch, std::move(hooks));
@@ -182,24 +182,17 @@ Result<void> Agent::start() {
   if (record_.state != State::kServe && record_.state != State::kProbation && record_.state != State::kCommit)
     keep_serving();
   tidy_slots();
+  if (options_.sealing.seal) seal_slots();
   post_event(Event::kStart);
   if (!identity_.device_id.empty() && record_.state != State::kIdle && record_.state != State::kProfile)
     measure_profile();
   health_tick();
   telemetry_tick();
   pull_tick();
-  watchdog_tick();
+  watchdog_.emplace(reactor_);
   if (record_.active.slot.empty() && serving_slot().empty()) ready();
   changed();
   return {};
-}
-
-// From the reactor: a hung agent misses it.
-void Agent::watchdog_tick() {
-  const std::uint64_t interval = watchdog_interval_millis();
-  if (interval == 0) return;
-  notify_service_manager("WATCHDOG=1");
-  after(watchdog_timer_, milliseconds(interval), [this] { watchdog_tick(); });
 }
 
 void Agent::ready() {
@@ -216,9 +209,10 @@ void Agent::stop(std::function<void()> done) {
   session_->close();
   for (boost::asio::steady_timer* timer :
        {&retry_timer_, &probation_timer_, &restart_timer_, &health_timer_, &telemetry_timer_, &pull_timer_,
-        &watchdog_timer_, &persist_timer_, &status_timer_, &profile_timer_})
+        &persist_timer_, &status_timer_, &profile_timer_})
     timer->cancel();
   profile_child_.reset();
+  watchdog_.reset();
   if (!options_.stop_serve_on_exit) return done();
   supervisor_->stop("a", [this, done] { supervisor_->stop("b", done); });
 }
@@ -494,6 +488,7 @@ void Agent::profile_exited(int code) {
   }
   profile_ = std::move(*profile);
   profile_->labels = options_.labels;
+  if (options_.sealing.seal) profile_->notes.push_back("students are sealed on its disk");
   log_info("profile: {}, {} of memory ({}), {:.1f} GB/s", profile_->cpu_model,
            format_bytes(profile_->memory_budget_bytes), profile_->budget_source,
            profile_->memory_bandwidth_bytes_per_second / 1e9);
@@ -541,7 +536,7 @@ void Agent::on_session(bool up, const std::string& reason) {
   changed();
 }
 
-void Agent::on_payload(const wire::Payload& payload) {
+void Agent::on_payload(wire::Payload payload) {
   if (const auto* welcome = std::get_if<wire::Welcome>(&payload)) {
     told_time_ = {welcome->coordinator_time, clock_.steady_now()};
     const UnixMillis apart = welcome->coordinator_time - clock_.unix_millis();
@@ -560,8 +555,8 @@ void Agent::on_payload(const wire::Payload& payload) {
     rotate_key();
   } else if (const auto* rotated = std::get_if<wire::KeyRotated>(&payload)) {
     on_key_rotated(rotated->public_key);
-  } else if (const auto* chunk = std::get_if<wire::Chunk>(&payload)) {
-    on_chunk(*chunk);
+  } else if (auto* chunk = std::get_if<wire::Chunk>(&payload)) {
+    on_chunk(std::move(*chunk));
   } else if (const auto* wait = std::get_if<wire::ChunkWait>(&payload)) {
     if (pull_ && wait->artifact == record_.candidate.artifact)
       pull_->patient_until =
@@ -648,7 +643,7 @@ void Agent::on_desired(const wire::Desired& desired, bool refreshed) {
 // only when the coordinator has said that it is on record there. Killed at any moment, the device still has a
 // key that is known: until it has come with the new one, the coordinator takes both, and asks again.
 void Agent::rotate_key() {
-  const std::filesystem::path next = options_.state_folder / "keys" / "curve.next";
+  const std::filesystem::path next = options_.keys_folder / "curve.next";
   on_pool(
       disk_, [next] { return load_or_make_curve_keys(next); },
       [this](Result<CurveKeys> keys) {
@@ -660,22 +655,25 @@ void Agent::rotate_key() {
 }
 
 void Agent::on_key_rotated(const std::string& public_key) {
-  const std::filesystem::path folder = options_.state_folder / "keys";
+  const std::filesystem::path folder = options_.keys_folder;
   on_pool(
       disk_,
-      [folder, public_key]() -> Result<CurveKeys> {
+      [folder, public_key, own = keys_.public_key, seal = options_.sealing.key]() -> Result<CurveKeys> {
         if (!std::filesystem::exists(folder / "curve.next"))
           return fail(ErrorCode::kConflict, (folder / "curve.next").string(),
                       "no change of key is under way");
         const CurveKeys next = RETORT_TRY(load_or_make_curve_keys(folder / "curve.next"));
         if (next.public_key != public_key)
           return fail(ErrorCode::kConflict, (folder / "curve.next").string(), "holds another key");
+        // Whichever of the two is this device's after a kill can open the sealing key.
+        if (seal) RETORT_TRY(write_seal_key(folder / "seal", *seal, {own, public_key}));
         fail_point("agent.key.saving");
         std::error_code error;
         std::filesystem::rename(folder / "curve.next", folder / "curve", error);
         if (error) return fail(ErrorCode::kIo, folder.string(), "cannot rename: {}", error.message());
         RETORT_TRY(sync_folder(folder));
         fail_point("agent.key.saved");
+        if (seal) RETORT_TRY(write_seal_key(folder / "seal", *seal, {public_key}));
         return next;
       },
       [this](Result<CurveKeys> keys) {
@@ -731,6 +729,25 @@ void Agent::tidy_slots() {
       disk_, [this, wanted = record_.candidate.artifact] { return slots_.tidy(spool_, wanted); },
       [](Result<void> done) {
         if (!done) log_warn("slots: {}", done.error().describe());
+      });
+}
+
+// What lay here before sealing was asked for. Packed weights are the student's too.
+void Agent::seal_slots() {
+  on_pool(
+      disk_,
+      [this]() -> Result<void> {
+        RETORT_TRY(slots_.seal_what_is_not());
+        std::error_code error;
+        for (const auto& entry :
+             std::filesystem::directory_iterator(options_.state_folder / "packed", error)) {
+          std::error_code ignored;
+          std::filesystem::remove(entry.path(), ignored);
+        }
+        return {};
+      },
+      [](Result<void> done) {
+        if (!done) log_error("what lies in the slots is not sealed yet: {}", done.error().describe());
       });
 }
 
@@ -856,7 +873,7 @@ void Agent::request_chunks() {
   }
 }
 
-void Agent::on_chunk(const wire::Chunk& chunk) {
+void Agent::on_chunk(wire::Chunk chunk) {
   if (!pull_ || !pull_->cursor || chunk.artifact != record_.candidate.artifact) return;
   auto& in_flight = pull_->in_flight;
   const auto asked = std::find_if(in_flight.begin(), in_flight.end(), [&](const PullCursor::Range& range) {
@@ -872,7 +889,7 @@ void Agent::on_chunk(const wire::Chunk& chunk) {
   pull_->silent_ticks = pull_->silences = pull_->waited_seconds = 0;
   pull_->patient_until = {};
   pull_->window_bytes += chunk.bytes.size();
-  pull_->arrived[chunk.offset] = chunk.bytes;
+  pull_->arrived[chunk.offset] = std::move(chunk.bytes);
   write_next();
   request_chunks();
 }
@@ -1063,7 +1080,7 @@ void Agent::keep_serving() {
         log_error("slot {}: {}", active.slot, good.error().describe());
         record_.error_code = to_string(good.error().code), record_.error = good.error().describe();
         ready();
-        if (good.error().code != ErrorCode::kCorrupt)
+        if (good.error().code != ErrorCode::kCorrupt && good.error().code != ErrorCode::kDenied)
           return after(restart_timer_, seconds(10), [this] { keep_serving(); });
         checking_active_ = true;
         post_event(Event::kSlotLost);
@@ -1388,33 +1405,35 @@ void Agent::write_status() {
   const DeviceStatus now = status();
   const std::string slot = serving_slot();
   const auto serve = slot.empty() ? std::nullopt : supervisor_->find(slot);
-  const std::string text =
-      pretty_json(json::object{{"device_id", identity_.device_id},
-                               {"state", now.state},
-                               {"link", link_},
-                               {"link_reason", link_reason_},
-                               {"class", record_.desired.device_class},
-                               {"generation", now.generation},
-                               {"desired_generation", record_.desired.generation},
-                               {"desired_artifact", record_.desired.artifact},
-                               {"artifact", now.artifact},
-                               {"serve_url", now.serve_url},
-                               {"serve_pid", serve ? json::value(serve->pid) : json::value(nullptr)},
-                               {"slot", slot},
-                               {"error_code", now.error_code},
-                               {"last_error", now.error},
-                               {"bytes_done", now.bytes_done},
-                               {"bytes_total", now.bytes_total},
-                               {"mirror", pull_ ? pull_->mirror : ""},
-                               {"pss_bytes", own_pss_},
-                               {"serve_pss_bytes", serve_pss_},
-                               {"agent_pid", ::getpid()},
-                               {"version", options_.version},
-                               {"time", to_rfc3339(clock_.unix_millis())}});
+  json::object object{{"device_id", identity_.device_id},
+                      {"state", now.state},
+                      {"link", link_},
+                      {"link_reason", link_reason_},
+                      {"class", record_.desired.device_class},
+                      {"generation", now.generation},
+                      {"desired_generation", record_.desired.generation},
+                      {"desired_artifact", record_.desired.artifact},
+                      {"artifact", now.artifact},
+                      {"serve_url", now.serve_url},
+                      {"serve_pid", serve ? json::value(serve->pid) : json::value(nullptr)},
+                      {"slot", slot},
+                      {"error_code", now.error_code},
+                      {"last_error", now.error},
+                      {"bytes_done", now.bytes_done},
+                      {"bytes_total", now.bytes_total},
+                      {"mirror", pull_ ? pull_->mirror : ""},
+                      {"pss_bytes", own_pss_},
+                      {"serve_pss_bytes", serve_pss_},
+                      {"agent_pid", ::getpid()},
+                      {"version", options_.version},
+                      {"time", to_rfc3339(clock_.unix_millis())}};
   on_pool(
       disk_,
-      [text, own = options_.state_folder / "run" / "status.json",
-       given = options_.status_file]() -> Result<void> {
+      [object = std::move(object), model = slots_.model(slot),
+       own = options_.state_folder / "run" / "status.json",
+       given = options_.status_file]() mutable -> Result<void> {
+        object["sealed"] = SealedFile::is_sealed(model);
+        const std::string text = pretty_json(object);
         RETORT_TRY(write_file_atomic(own, text));
         return given.empty() ? Result<void>() : write_file_atomic(given, text, 0644);
       },

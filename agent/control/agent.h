@@ -32,6 +32,8 @@ namespace retort {
 
 struct AgentOptions {
   std::filesystem::path state_folder, status_file, own_binary;
+  std::filesystem::path keys_folder;
+  Sealing sealing;
   std::string coordinator;   ///< "tcp://host:port"
   std::string server_key;    ///< Z85; from the token, --server-key, or the state
   std::string token_secret;  ///< empty: none given
@@ -104,7 +106,7 @@ class Agent {
 
   // Link.
   std::optional<wire::Payload> first_message();
-  void on_payload(const wire::Payload& payload);
+  void on_payload(wire::Payload payload);
   void on_session(bool up, const std::string& reason);
   void on_enrolled(const wire::Enrolled& enrolled);
   void on_desired(const wire::Desired& desired, bool refreshed = false);
@@ -123,7 +125,7 @@ class Agent {
   /// What was asked for is asked for again: all but what has arrived. What still comes of it is dropped.
   void rewind_requests();
   void request_chunks();
-  void on_chunk(const wire::Chunk& chunk);
+  void on_chunk(wire::Chunk chunk);
   void write_next();
   /// Of `source`: a mirror's URL, or "" for the coordinator.
   void write_chunk(std::string bytes, const std::string& source, std::function<void()> written);
@@ -131,6 +133,7 @@ class Agent {
   void drop_pull();
   /// What no pull needs any more goes from the disk.
   void tidy_slots();
+  void seal_slots();
 
   // Serving.
   std::string serving_slot() const;
@@ -168,7 +171,6 @@ class Agent {
   void changed();
   void write_status();
   void ready();
-  void watchdog_tick();
 
   boost::asio::io_context& reactor_;
   AgentOptions options_;
@@ -190,7 +192,8 @@ class Agent {
   bool persisting_ = false, stopping_ = false, told_ready_ = false;
   std::uint64_t work_ = 0;  ///< grows with each action: results of an older one are dropped
   boost::asio::steady_timer retry_timer_, probation_timer_, restart_timer_, persist_timer_, health_timer_,
-      telemetry_timer_, pull_timer_, watchdog_timer_, status_timer_, profile_timer_;
+      telemetry_timer_, pull_timer_, status_timer_, profile_timer_;
+  std::optional<ServiceWatchdog> watchdog_;
 
   std::optional<DeviceProfile> profile_;
   std::unique_ptr<ProcessWatch> profile_child_;

@@ -1,19 +1,11 @@
 #include "agent/control/loopback.h"
 
-#include <arpa/inet.h>
-#include <netdb.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <map>
 
-#include "common/core/file.h"
 #include "common/core/json.h"
 
 namespace retort {
@@ -21,82 +13,33 @@ namespace {
 
 constexpr std::size_t kMaxAnswerBytes = 1u << 20;
 
-Result<void> await(int fd, short what, std::chrono::steady_clock::time_point deadline,
-                   const std::string& where) {
-  const auto left =
-      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-  pollfd wait{fd, what, 0};
-  const int ready = left.count() <= 0 ? 0 : ::poll(&wait, 1, static_cast<int>(left.count()));
-  if (ready < 0 && errno != EINTR) return fail_errno(where, "cannot wait");
-  if (ready <= 0) return fail(ErrorCode::kUnavailable, where, "no answer in time");
-  return {};
-}
-
 }  // namespace
 
-Result<LoopbackAnswer> ask_serve(const std::string& host, std::uint16_t port, std::string_view method,
-                                 std::string_view target, std::string_view json_body,
-                                 std::chrono::milliseconds timeout) {
+Result<HttpResponse> ask_serve(const std::string& host, std::uint16_t port, std::string_view method,
+                               std::string_view target, std::string_view json_body,
+                               std::chrono::milliseconds timeout) {
   const auto deadline = std::chrono::steady_clock::now() + timeout;
-  const std::string name = host == "0.0.0.0" || host == "*" ? "127.0.0.1" : host == "::" ? "::1" : host;
-  const std::string where = fmt::format("http://{}:{}{}", name, port, target);
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV;
-  addrinfo* address = nullptr;
-  if (::getaddrinfo(name.c_str(), std::to_string(port).c_str(), &hints, &address) != 0 || address == nullptr)
-    return fail(ErrorCode::kInvalid, where, "no such host");
-  const File socket(::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  const int connected = ::connect(socket.fd(), address->ai_addr, address->ai_addrlen);
-  ::freeaddrinfo(address);
-  if (connected != 0 && errno != EINPROGRESS)
-    return fail(ErrorCode::kUnavailable, where, "cannot connect: errno {}", errno);
-  RETORT_TRY(await(socket.fd(), POLLOUT, deadline, where));
-  int error = 0;
-  socklen_t length = sizeof error;
-  ::getsockopt(socket.fd(), SOL_SOCKET, SO_ERROR, &error, &length);
-  if (error != 0) return fail(ErrorCode::kUnavailable, where, "cannot connect: errno {}", error);
-
-  std::string request =
-      fmt::format("{} {} HTTP/1.0\r\nHost: {}:{}\r\nConnection: close\r\n", method, target, name, port);
-  if (!json_body.empty())
-    request += fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", json_body.size());
-  request += "\r\n";
-  request += json_body;
-  for (std::string_view rest = request; !rest.empty();) {
-    const ssize_t sent = ::send(socket.fd(), rest.data(), rest.size(), MSG_NOSIGNAL);
-    if (sent < 0 && errno == EAGAIN) {
-      RETORT_TRY(await(socket.fd(), POLLOUT, deadline, where));
-      continue;
-    }
-    if (sent < 0) return fail(ErrorCode::kUnavailable, where, "connection lost while asking");
-    rest.remove_prefix(static_cast<std::size_t>(sent));
-  }
-  std::string answer;
-  char buffer[16384];
-  for (;;) {
-    const ssize_t got = ::recv(socket.fd(), buffer, sizeof buffer, 0);
-    if (got == 0) break;
-    if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
-      RETORT_TRY(await(socket.fd(), POLLIN, deadline, where));
-      continue;
-    }
-    if (got < 0) return fail(ErrorCode::kUnavailable, where, "connection lost while it answered");
-    answer.append(buffer, static_cast<std::size_t>(got));
-    if (answer.size() > kMaxAnswerBytes) return fail(ErrorCode::kOutOfBudget, where, "answer above 1 MiB");
-  }
-  LoopbackAnswer out;
-  const std::size_t head = answer.find("\r\n\r\n");
-  if (!answer.starts_with("HTTP/1.") || answer.size() < 12 || head == std::string::npos ||
-      std::from_chars(answer.data() + 9, answer.data() + 12, out.status).ec != std::errc())
-    return fail(ErrorCode::kCorrupt, where, "the answer is not HTTP");
-  out.body = answer.substr(head + 4);
-  return out;
+  const std::string name = host == "0.0.0.0" || host == "*"      ? "127.0.0.1"
+                           : host == "::"                        ? "[::1]"
+                           : host.find(':') != std::string::npos ? "[" + host + "]"
+                                                                 : host;
+  HttpCall call;
+  call.method = method;
+  call.url = fmt::format("http://{}:{}{}", name, port, target);
+  call.body = json_body;
+  if (!json_body.empty()) call.headers.emplace_back("Content-Type", "application/json");
+  call.timeout = timeout;
+  call.body_limit_bytes = kMaxAnswerBytes;
+  call.go_on = [deadline] { return std::chrono::steady_clock::now() < deadline; };
+  Result<HttpResponse> answer = http_call(call);
+  if (!answer && answer.error().code == ErrorCode::kCancelled)
+    return fail(ErrorCode::kUnavailable, call.url, "no answer in time");
+  return answer;
 }
 
 Result<void> check_health(const std::string& host, std::uint16_t port, const std::string& artifact,
                           std::chrono::milliseconds timeout) {
-  const LoopbackAnswer answer = RETORT_TRY(ask_serve(host, port, "GET", "/health", "", timeout));
+  const HttpResponse answer = RETORT_TRY(ask_serve(host, port, "GET", "/health", "", timeout));
   const std::string where = fmt::format("http://{}:{}/health", host, port);
   if (answer.status != 200) return fail(ErrorCode::kUnavailable, where, "status {}", answer.status);
   const json::value body = RETORT_TRY(parse_json(answer.body, where));
@@ -112,7 +55,7 @@ Result<void> check_health(const std::string& host, std::uint16_t port, const std
 Result<void> check_answer(const std::string& host, std::uint16_t port, std::chrono::milliseconds timeout) {
   const auto ask = [&](std::string_view method, const std::string& target, std::string_view body,
                        const char* list) -> Result<json::array> {
-    const LoopbackAnswer answer = RETORT_TRY(ask_serve(host, port, method, target, body, timeout));
+    const HttpResponse answer = RETORT_TRY(ask_serve(host, port, method, target, body, timeout));
     const std::string where = fmt::format("http://{}:{}{}", host, port, target);
     if (answer.status == 429 || answer.status == 503)
       return fail(ErrorCode::kOutOfBudget, where, "it is too busy (status {})", answer.status);
@@ -157,7 +100,7 @@ Result<void> check_answer(const std::string& host, std::uint16_t port, std::chro
 
 Result<std::string> complete(const std::string& host, std::uint16_t port, std::string_view prompt,
                              std::uint32_t max_tokens, std::chrono::milliseconds timeout) {
-  const LoopbackAnswer answer = RETORT_TRY(ask_serve(
+  const HttpResponse answer = RETORT_TRY(ask_serve(
       host, port, "POST", "/v1/completions",
       json::serialize(json::object{{"prompt", prompt}, {"max_tokens", max_tokens}, {"temperature", 0}}),
       timeout));

@@ -9,18 +9,15 @@
 #include <vector>
 
 #include "common/core/result.h"
+#include "common/http/http.h"
 
 namespace retort {
 
-/// One HTTP/1.0 request to retort-serve on this machine, blocking, at most `timeout` in all and 1 MiB of
-/// answer. Thread: any but the reactor.
-struct LoopbackAnswer {
-  int status = 0;
-  std::string body;
-};
-Result<LoopbackAnswer> ask_serve(const std::string& host, std::uint16_t port, std::string_view method,
-                                 std::string_view target, std::string_view json_body,
-                                 std::chrono::milliseconds timeout);
+/// One request to retort-serve on this machine, blocking, at most `timeout` in all and 1 MiB of answer.
+/// Thread: any but the reactor.
+Result<HttpResponse> ask_serve(const std::string& host, std::uint16_t port, std::string_view method,
+                               std::string_view target, std::string_view json_body,
+                               std::chrono::milliseconds timeout);
 
 /// /health answers 200, and for this artifact where it says so.
 Result<void> check_health(const std::string& host, std::uint16_t port, const std::string& artifact,

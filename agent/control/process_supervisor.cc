@@ -47,22 +47,10 @@ class ProcessSupervisor final : public ServeSupervisor {
     if (const auto size = fs::file_size(log, ignored); !ignored && size > (1u << 20))
       fs::resize_file(log, 0, ignored);
     ProcessSpec spec;
-    spec.arguments = {options_.binary.string(),
-                      "serve",
-                      (options_.state_folder / "slots" / slot / "model.gguf").string(),
-                      "--host",
-                      options_.host,
-                      "--port",
-                      std::to_string(port),
-                      "--port-file",
-                      port_file(slot).string(),
-                      "--pack-cache",
-                      (options_.state_folder / "packed").string()};
-    if (options_.threads > 0)
-      spec.arguments.insert(spec.arguments.end(), {"--threads", std::to_string(options_.threads)});
-    if (options_.memory_limit_bytes > 0)
-      spec.arguments.insert(spec.arguments.end(),
-                            {"--memory-limit", std::to_string(options_.memory_limit_bytes)});
+    spec.arguments = {options_.binary.string(), "serve",
+                      (options_.state_folder / "slots" / slot / "model.gguf").string()};
+    const std::vector<std::string> more = options_.arguments(port_file(slot), port);
+    spec.arguments.insert(spec.arguments.end(), more.begin(), more.end());
     spec.stdout_file = spec.stderr_file = log;
     spec.own_session = true;
     spec.environment = {{"NOTIFY_SOCKET", ""}, {"LISTEN_FDS", ""}};  // ours, not its
@@ -199,6 +187,17 @@ class ProcessSupervisor final : public ServeSupervisor {
 };
 
 }  // namespace
+
+std::vector<std::string> ServeOptions::arguments(const fs::path& port_file, std::uint16_t port) const {
+  std::vector<std::string> out{"--host",       host,
+                               "--port",       std::to_string(port),
+                               "--port-file",  port_file.string(),
+                               "--pack-cache", seal ? "none" : (state_folder / "packed").string()};
+  if (threads > 0) out.insert(out.end(), {"--threads", std::to_string(threads)});
+  if (memory_limit_bytes > 0) out.insert(out.end(), {"--memory-limit", std::to_string(memory_limit_bytes)});
+  if (!seal_key.empty()) out.insert(out.end(), {"--seal-key", seal_key});
+  return out;
+}
 
 Result<std::unique_ptr<ServeSupervisor>> make_process_supervisor(boost::asio::io_context& reactor,
                                                                  ServeOptions options) {

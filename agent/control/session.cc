@@ -107,7 +107,7 @@ void LinkSession::beat() {
 }
 
 void LinkSession::on_frame(std::string_view frame) {
-  const Result<wire::Envelope> envelope = wire::decode(frame);
+  Result<wire::Envelope> envelope = wire::decode(frame);
   if (!envelope) {
     if (++bad_frames_ <= 3 || bad_frames_ % 1000 == 0)
       log_warn("link: a frame of {} bytes from the coordinator cannot be read, dropped ({} so far): {}",
@@ -124,7 +124,7 @@ void LinkSession::on_frame(std::string_view frame) {
     chunk_credit_ = std::clamp(welcome->chunk_credit, 1u, 8u);
     up_ = true;
     beat();
-    hooks_.on_payload(envelope->payload);
+    hooks_.on_payload(std::move(envelope->payload));
     hooks_.on_session(true, "");
     return;
   }
@@ -146,7 +146,7 @@ void LinkSession::on_frame(std::string_view frame) {
       first_timer_.cancel();
       open(milliseconds(static_cast<std::uint64_t>(30'000 + 30'000 * random_.next_unit())));
     }
-  hooks_.on_payload(envelope->payload);
+  hooks_.on_payload(std::move(envelope->payload));
 }
 
 }  // namespace retort

@@ -24,7 +24,7 @@ class LinkSession {
     std::function<void(std::uint64_t epoch, std::function<void()> stored)> store_epoch;
     /// Enrol or Hello; nothing while there is neither.
     std::function<std::optional<wire::Payload>()> first_message;
-    std::function<void(const wire::Payload&)> on_payload;
+    std::function<void(wire::Payload)> on_payload;
     /// The session is up (Welcome came) or gone; why.
     std::function<void(bool up, const std::string& reason)> on_session;
     std::function<std::uint64_t()> generation;  ///< for heartbeats

@@ -56,6 +56,10 @@ struct ServeOptions {
   std::string host = "127.0.0.1";
   std::uint64_t memory_limit_bytes = 0;  ///< 0: none stated
   std::uint32_t threads = 0;             ///< 0: serve's own choice
+  std::string seal_key;                  ///< file to read it from; empty: there is none
+  bool seal = false;                     ///< nothing of a student may lie on the disk as it is
+  /// What follows "serve MODEL" for a slot's server.
+  std::vector<std::string> arguments(const std::filesystem::path& port_file, std::uint16_t port) const;
 };
 
 /// As processes of their own session; adopts what run/serve-<slot>.json names, ends strays of this state

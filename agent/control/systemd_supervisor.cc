@@ -45,12 +45,8 @@ class SystemdSupervisor final : public ServeSupervisor {
     std::error_code ignored;
     fs::remove(file(slot, ".port"), ignored);
     std::string line =
-        fmt::format("RETORT_SERVE_OPTIONS=--host {} --port {} --port-file {} --pack-cache {}", options_.host,
-                    port, file(slot, ".port").string(), (options_.state_folder / "packed").string());
+        fmt::format("RETORT_SERVE_OPTIONS={}", fmt::join(options_.arguments(file(slot, ".port"), port), " "));
     if (public_port_ != 0) line += " --hold-socket";
-    if (options_.threads > 0) line += fmt::format(" --threads {}", options_.threads);
-    if (options_.memory_limit_bytes > 0)
-      line += fmt::format(" --memory-limit {}", options_.memory_limit_bytes);
     RETORT_TRY(write_file_atomic(file(slot, ".env"), line + "\n"));
     RETORT_TRY(write_file_atomic(file(slot, ".artifact"), artifact));
     RETORT_TRY(systemctl({"start", "--no-block", unit(slot)}));

@@ -33,6 +33,9 @@ int run(int argc, char** argv) {
         ->check(CLI::Range(1, 256));
     command->add_option("--ctx", options.ctx, "context in tokens (default: the model's)")
         ->check(CLI::Range(2u, 1u << 30));
+    command->add_option("--seal-key", options.seal_key,
+                        "file with the key of a sealed model (retort-agent run --seal), which is opened in "
+                        "memory alone");
   };
   const auto packing = [&](CLI::App* command) {
     command

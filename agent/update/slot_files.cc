@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
+#include <map>
 
 #include "common/core/file.h"
 #include "common/core/log.h"
@@ -31,8 +33,8 @@ void remove_quietly(const fs::path& path) {
 
 }  // namespace
 
-SlotFiles::SlotFiles(fs::path slots, std::uint64_t disk_budget_bytes)
-    : slots_(std::move(slots)), disk_budget_bytes_(disk_budget_bytes) {}
+SlotFiles::SlotFiles(fs::path slots, std::uint64_t disk_budget_bytes, Sealing sealing)
+    : slots_(std::move(slots)), disk_budget_bytes_(disk_budget_bytes), sealing_(std::move(sealing)) {}
 
 fs::path SlotFiles::model(std::string_view slot) const { return slots_ / slot / "model.gguf"; }
 fs::path SlotFiles::part(std::string_view slot) const { return slots_ / slot / "model.gguf.part"; }
@@ -41,8 +43,44 @@ std::optional<LocalArtifact> SlotFiles::artifact_in(std::string_view slot) const
   const Result<std::string> text = read_file(slots_ / slot / "manifest.json", 64u << 20);
   if (!text) return std::nullopt;
   Result<ArtifactManifest> manifest = manifest_from_text(*text);
-  if (!manifest || size_or_zero(model(slot)) != manifest->length) return std::nullopt;
+  if (!manifest || size_or_zero(model(slot)) == 0) return std::nullopt;
+  const Result<StoredFile> file = StoredFile::open(model(slot), sealing_.key);
+  if (!file || file->length().value_or(0) != manifest->length ||
+      (file->is_sealed() && file->artifact() != manifest->sha256))
+    return std::nullopt;
   return LocalArtifact{model(slot), std::move(*manifest)};
+}
+
+Result<void> SlotFiles::seal_what_is_not() const {
+  if (!sealing_.seal) return {};
+  for (const char* slot : {"a", "b"}) {
+    const std::optional<LocalArtifact> there = artifact_in(slot);
+    if (!there || SealedFile::is_sealed(there->file)) continue;
+    const std::uint64_t length = there->manifest.length;
+    const fs::path temporary = model(slot).string() + ".tmp-seal";
+    remove_quietly(temporary);
+    const auto seal = [&]() -> Result<void> {
+      StoredFile in = RETORT_TRY(StoredFile::open(there->file, std::nullopt)),
+                 out = RETORT_TRY(StoredFile::create(temporary, sealing_, there->manifest.sha256, length));
+      std::string buffer;
+      for (std::uint64_t at = 0; at < length; at += buffer.size()) {
+        buffer.resize(std::min<std::uint64_t>(length - at, SealedFile::kMaxRecordBytes));
+        RETORT_TRY(in.read_exact_at(at, buffer));
+        RETORT_TRY(out.write_all_at(at, buffer));
+      }
+      RETORT_TRY(out.sync());
+      if (::rename(temporary.c_str(), model(slot).c_str()) != 0)
+        return fail_errno(model(slot).string(), "cannot rename into place");
+      return sync_folder(slots_ / slot);
+    };
+    Result<void> sealed = seal();
+    if (!sealed) {
+      remove_quietly(temporary);
+      return sealed;
+    }
+    log_info("slot {}: its student was sealed", slot);
+  }
+  return {};
 }
 
 Result<void> SlotFiles::reserve(const std::string& slot, std::uint64_t length) const {
@@ -73,7 +111,6 @@ Result<void> SlotFiles::reserve(const std::string& slot, std::uint64_t length) c
     fits = room();
   }
   if (!fits) return fits;
-  if (size_or_zero(file) > length) remove_quietly(file);
   const File out = RETORT_TRY(File::open_write(file, false));
   if (length > 0)
     if (const int error = ::posix_fallocate(out.fd(), 0, static_cast<off_t>(length)); error != 0) {
@@ -105,8 +142,16 @@ Result<SlotFiles::Begun> SlotFiles::begin(Spool& spool, const std::string& slot,
     RETORT_TRY(spool.begin_pull({artifact, slot, std::string(manifest_text), begun.done, 0}));
     return begun;
   }
-  const bool resumed = earlier && earlier->artifact == artifact && earlier->slot == slot &&
-                       earlier->done.size() == pieces && size_or_zero(part(slot)) == begun.manifest.length;
+  open_part_.reset();
+  const auto goes_on = [&] {
+    if (!earlier || earlier->artifact != artifact || earlier->slot != slot || earlier->done.size() != pieces)
+      return false;
+    if (size_or_zero(part(slot)) == 0 || SealedFile::is_sealed(part(slot)) != sealing_.seal) return false;
+    const Result<StoredFile> file = StoredFile::open(part(slot), sealing_.key);
+    return file && file->length().value_or(0) == begun.manifest.length &&
+           (!sealing_.seal || file->artifact() == artifact);
+  };
+  const bool resumed = goes_on();
   if (resumed) {
     begun.done = earlier->done;
     begun.cursor = earlier->cursor;
@@ -115,17 +160,23 @@ Result<SlotFiles::Begun> SlotFiles::begin(Spool& spool, const std::string& slot,
     begun.done.assign(pieces, false);
     RETORT_TRY(spool.begin_pull({artifact, slot, std::string(manifest_text), begun.done, 0}));
   }
-  RETORT_TRY(reserve(slot, begun.manifest.length));
+  RETORT_TRY(reserve(
+      slot, sealing_.seal ? SealedFile::stored_bytes(begun.manifest.length, pieces) : begun.manifest.length));
+  open_part_ =
+      RETORT_TRY(resumed ? StoredFile::open(part(slot), sealing_.key, true)
+                         : StoredFile::create(part(slot), sealing_, artifact, begun.manifest.length));
 
   std::vector<LocalArtifact> local;
   for (const char* name : {"a", "b"})
     if (std::optional<LocalArtifact> found = artifact_in(name)) local.push_back(std::move(*found));
-  const File out = RETORT_TRY(File::open_write(part(slot), false));
+  StoredFile& out = *open_part_;
+  std::map<fs::path, Result<StoredFile>> open;
   std::vector<std::uint32_t> copied;
   std::string buffer;
   for (const PieceCopy& copy : plan_copies(begun.manifest, local, begun.done)) {
     const ArtifactPiece& piece = begun.manifest.pieces[copy.piece];
-    const Result<File> in = File::open_read(copy.file);
+    if (open.count(copy.file) == 0) open.emplace(copy.file, StoredFile::open(copy.file, sealing_.key));
+    Result<StoredFile>& in = open.at(copy.file);
     if (!in) continue;  // then it is pulled
     Sha256 hash;
     bool good = true;
@@ -151,16 +202,15 @@ Result<SlotFiles::Begun> SlotFiles::begin(Spool& spool, const std::string& slot,
 
 Result<void> SlotFiles::write(Spool& spool, const std::string& slot, const ArtifactManifest& manifest,
                               std::uint64_t offset, std::string_view bytes,
-                              const std::vector<std::uint32_t>& completed, std::uint64_t cursor_after) const {
-  {
-    const File out = RETORT_TRY(File::open_write(part(slot), false));
-    RETORT_TRY(out.write_all_at(offset, bytes));
-    RETORT_TRY(out.sync());
-  }
+                              const std::vector<std::uint32_t>& completed, std::uint64_t cursor_after) {
+  if (!open_part_)
+    return fail(ErrorCode::kUnavailable, part(slot).string(), "the pull is not under way any more");
+  RETORT_TRY(open_part_->write_all_at(offset, bytes));
+  RETORT_TRY(open_part_->sync());
   std::vector<std::uint32_t> good;
   for (const std::uint32_t index : completed) {
     const ArtifactPiece& piece = manifest.pieces[index];
-    if (RETORT_TRY(sha256_file_hex(part(slot), piece.offset, piece.length)) == piece.sha256) {
+    if (RETORT_TRY(open_part_->hash(piece.offset, piece.length)) == piece.sha256) {
       good.push_back(index);
       continue;
     }
@@ -176,26 +226,33 @@ Result<void> SlotFiles::verify(const std::string& slot, const ArtifactManifest& 
   // After a crash between stage's two steps the file has its final name already.
   const bool staged = !fs::exists(part(slot)) && fs::exists(model(slot));
   const fs::path file = staged ? model(slot) : part(slot);
-  const std::string hash = RETORT_TRY(sha256_file_hex(file));
-  if (hash == manifest.sha256) return {};
+  const Result<std::string> hash = hash_of(file);
+  if (hash && *hash == manifest.sha256) return {};
+  if (!hash && hash.error().code == ErrorCode::kIo) return fail(hash.error());
   remove_quietly(file);
-  return fail(ErrorCode::kCorrupt, manifest.sha256, "the whole file's hash is {}", hash);
+  return fail(ErrorCode::kCorrupt, manifest.sha256, "the whole file's hash is {}",
+              hash ? *hash : "unknown: " + hash.error().describe());
+}
+
+Result<std::string> SlotFiles::hash_of(const fs::path& file) const {
+  StoredFile stored = RETORT_TRY(StoredFile::open(file, sealing_.key));
+  return stored.hash(0, RETORT_TRY(stored.length()));
 }
 
 Result<void> SlotFiles::check(const std::string& slot, const std::string& artifact) const {
-  const std::optional<LocalArtifact> there = artifact_in(slot);
-  std::string found = "no student";
-  if (there && there->manifest.sha256 == artifact) {
-    found = RETORT_TRY(sha256_file_hex(there->file));
-    if (found == artifact) return {};
-  }
+  Result<std::string> found = hash_of(model(slot));
+  if (found && *found == artifact && artifact_in(slot)) return {};
+  if (!found && (found.error().code == ErrorCode::kIo || found.error().code == ErrorCode::kDenied))
+    return fail(found.error());
   remove_quietly(model(slot));
   remove_quietly(slots_ / slot / "manifest.json");
   return fail(ErrorCode::kCorrupt, model(slot).string(),
-              "is not the student that was put there ({}): removed", found);
+              "is not the student that was put there ({}): removed",
+              found ? "its hash is " + *found : found.error().message);
 }
 
-Result<void> SlotFiles::stage(Spool& spool, const std::string& slot, const std::string& artifact) const {
+Result<void> SlotFiles::stage(Spool& spool, const std::string& slot, const std::string& artifact) {
+  open_part_.reset();
   const std::optional<Spool::Pull> pull = RETORT_TRY(spool.pull());
   const std::optional<LocalArtifact> there = artifact_in(slot);
   if (there && there->manifest.sha256 == artifact && !fs::exists(part(slot))) return spool.end_pull();
@@ -216,9 +273,10 @@ Result<void> SlotFiles::stage(Spool& spool, const std::string& slot, const std::
   return spool.end_pull();
 }
 
-Result<void> SlotFiles::tidy(Spool& spool, const std::string& wanted) const {
+Result<void> SlotFiles::tidy(Spool& spool, const std::string& wanted) {
   const std::optional<Spool::Pull> pull = RETORT_TRY(spool.pull());
   const bool wants_pull = pull && !wanted.empty() && pull->artifact == wanted;
+  if (!wants_pull) open_part_.reset();
   for (const std::string slot : {"a", "b"}) {
     if (!wants_pull || pull->slot != slot) remove_quietly(part(slot));
     std::error_code error;

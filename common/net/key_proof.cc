@@ -47,4 +47,26 @@ bool check_key_proof(std::string_view proof, std::string_view public_key, std::s
          said == context;
 }
 
+Result<std::string> box_for(std::string_view public_key, std::string_view bytes) {
+  const auto to = raw_key(public_key);
+  std::string box(crypto_box_SEALBYTES + bytes.size(), '\0');
+  if (!to || sodium_init() < 0 ||
+      crypto_box_seal(reinterpret_cast<unsigned char*>(box.data()),
+                      reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), to->data()) != 0)
+    return fail(ErrorCode::kInvalid, "", "not a CURVE key");
+  return box;
+}
+
+Result<std::string> open_box(const CurveKeys& own, std::string_view box) {
+  const auto open = raw_key(own.public_key), secret = raw_key(own.secret_key);
+  if (!open || !secret || sodium_init() < 0) return fail(ErrorCode::kInvalid, "", "not a CURVE key");
+  std::string bytes(box.size() < crypto_box_SEALBYTES ? 0 : box.size() - crypto_box_SEALBYTES, '\0');
+  if (box.size() < crypto_box_SEALBYTES ||
+      crypto_box_seal_open(reinterpret_cast<unsigned char*>(bytes.data()),
+                           reinterpret_cast<const unsigned char*>(box.data()), box.size(), open->data(),
+                           secret->data()) != 0)
+    return fail(ErrorCode::kDenied, "", "the box is not for this key, or damaged");
+  return bytes;
+}
+
 }  // namespace retort

@@ -17,4 +17,10 @@ Result<std::string> make_key_proof(const CurveKeys& own, std::string_view server
 bool check_key_proof(std::string_view proof, std::string_view public_key, std::string_view server_secret_key,
                      std::string_view context);
 
+/// `bytes` in a box that only the holder of a CURVE key can open (X25519 and XSalsa20-Poly1305, by a key made
+/// for this box alone). kInvalid: not a CURVE key.
+Result<std::string> box_for(std::string_view public_key, std::string_view bytes);
+/// kDenied: not a box for this key, or damaged.
+Result<std::string> open_box(const CurveKeys& own, std::string_view box);
+
 }  // namespace retort

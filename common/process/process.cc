@@ -186,11 +186,20 @@ void notify_service_manager(std::string_view state) {
   ::close(fd);
 }
 
-std::uint64_t watchdog_interval_millis() {
+ServiceWatchdog::ServiceWatchdog(boost::asio::io_context& reactor) : timer_(reactor), pause_(0) {
   const char* text = std::getenv("WATCHDOG_USEC");
   const char* pid = std::getenv("WATCHDOG_PID");
-  if (text == nullptr || (pid != nullptr && std::strtoll(pid, nullptr, 10) != ::getpid())) return 0;
-  return static_cast<std::uint64_t>(std::strtoull(text, nullptr, 10) / 2000);
+  if (text == nullptr || (pid != nullptr && std::strtoll(pid, nullptr, 10) != ::getpid())) return;
+  pause_ = std::chrono::milliseconds(std::strtoull(text, nullptr, 10) / 2000);
+  if (pause_.count() > 0) ping();
+}
+
+void ServiceWatchdog::ping() {
+  notify_service_manager("WATCHDOG=1");
+  timer_.expires_after(pause_);
+  timer_.async_wait([this, alive = std::weak_ptr<int>(alive_)](const boost::system::error_code& error) {
+    if (!error && !alive.expired()) ping();
+  });
 }
 
 }  // namespace retort

@@ -3,6 +3,8 @@
 #include <sys/types.h>
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -66,9 +68,21 @@ double cpu_allowance();
 /// The memory this process may use: the least of the machine's and the cgroup limits (v1 and v2) above it.
 std::uint64_t memory_allowance_bytes();
 
-/// Tells systemd (NOTIFY_SOCKET) "READY=1", "WATCHDOG=1", "STOPPING=1"; does nothing where there is none.
+/// Tells systemd (NOTIFY_SOCKET) "READY=1", "STOPPING=1"; does nothing where there is none.
 void notify_service_manager(std::string_view state);
-/// Half of WATCHDOG_USEC, in milliseconds; 0 where there is no watchdog.
-std::uint64_t watchdog_interval_millis();
+
+/// Tells systemd's watchdog that the reactor turns: at once, and twice in each of its intervals, as long as
+/// the object is there. From the reactor, so that one that hangs misses it. Does nothing where there is no
+/// watchdog. Thread: reactor.
+class ServiceWatchdog {
+ public:
+  explicit ServiceWatchdog(boost::asio::io_context& reactor);
+
+ private:
+  void ping();
+  std::shared_ptr<int> alive_ = std::make_shared<int>();
+  boost::asio::steady_timer timer_;
+  std::chrono::milliseconds pause_;
+};
 
 }  // namespace retort

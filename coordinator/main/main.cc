@@ -32,7 +32,7 @@ struct Options {
 
 // Telemetry is summed up in steps of some milliseconds, as long as there is something to sum up.
 constexpr std::size_t kTidyKeys = 4000;
-constexpr std::chrono::milliseconds kTidyGoesOn{100}, kTidyRests{60'000};
+constexpr std::chrono::milliseconds kTidyGoesOn{100}, kTidyRests{600'000};
 
 /// A program of ours: as given, else beside this one, else on PATH.
 std::string program(const std::string& given, const std::string& name) {
@@ -281,15 +281,8 @@ Result<void> serve(const Options& options) {
   log_info("ready: REST at {}, fleet link at {}", rest, fleet.endpoint());
   notify_service_manager("READY=1");
 
-  boost::asio::steady_timer watchdog(reactor), sweep(reactor), tidy(reactor), leave(reactor), renew(reactor);
-  std::function<void()> ping = [&] {
-    notify_service_manager("WATCHDOG=1");
-    watchdog.expires_after(std::chrono::milliseconds(watchdog_interval_millis()));
-    watchdog.async_wait([&](const boost::system::error_code& error) {
-      if (!error) ping();
-    });
-  };
-  if (watchdog_interval_millis() != 0) ping();
+  const ServiceWatchdog watchdog(reactor);
+  boost::asio::steady_timer sweep(reactor), tidy(reactor), leave(reactor), renew(reactor);
   std::function<void()> sweep_old = [&] {
     if (const auto swept = api.sweep(); !swept) log_warn("answers: {}", swept.error().describe());
     sweep.expires_after(std::chrono::minutes(10));

@@ -257,6 +257,16 @@ def check(root):
         machine.run('systemctl', 'kill', '--signal=KILL', slot)
         until(lambda: machine.active(slot) and machine.main_pid(slot) not in (0, serve) and machine.answers(), 'the student is back')
 
+        say('students are sealed, and opened in memory by units as well')
+        machine.run('sed', '-i', 's|^RETORT_AGENT_OPTIONS=.*|& --seal|', '/etc/retort/agent.env')
+        machine.run('systemctl', 'restart', 'retort-agent')
+        until(lambda: machine.status().get('sealed'), 'the student is sealed')
+        with open(f'{root}{STATE}/slots/{slot[-1]}/model.gguf', 'rb') as file:
+            assert file.read(8) == b'RTSEALED'
+        serve = machine.main_pid(slot)
+        machine.run('systemctl', 'kill', '--signal=KILL', slot)
+        until(lambda: machine.active(slot) and machine.main_pid(slot) not in (0, serve) and machine.answers(), 'the sealed student is back')
+
         say('the agent hangs: the watchdog ends it (30 s)')
         agent = machine.main_pid('retort-agent')
         machine.run('kill', '-STOP', str(agent))

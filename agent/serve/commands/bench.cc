@@ -168,9 +168,9 @@ Result<void> bench_encoder(const ServeArguments& options, const std::shared_ptr<
 }  // namespace
 
 Result<void> bench(const ServeArguments& options) {
-  GgufFile file = RETORT_TRY(GgufFile::open(options.model));
-  if (is_gguf_classifier(file)) return bench_classifier(options, std::move(file));
-  const auto model = RETORT_TRY(open_model(options, std::move(file)));
+  OpenedFile opened = RETORT_TRY(open_file(options));
+  if (is_gguf_classifier(opened.file)) return bench_classifier(options, std::move(opened.file));
+  const auto model = RETORT_TRY(open_model(options, opened));
   ThreadTeam team(thread_count(options));
   if (model->config().is_encoder()) return bench_encoder(options, model, team);
   const auto session = RETORT_TRY(Session::create(model, team,

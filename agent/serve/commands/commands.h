@@ -9,6 +9,7 @@
 #include "agent/serve/runtime/model.h"
 #include "agent/serve/runtime/session.h"
 #include "common/core/result.h"
+#include "common/seal/private_memory.h"
 
 namespace retort {
 
@@ -16,7 +17,7 @@ namespace retort {
 struct ServeArguments {
   std::string model, host = "127.0.0.1", port_file, name, memory_limit, data, labels, teacher, chat_template,
                      pack_cache = "auto", kv_cache = "auto", token_file, request_bytes = "1M",
-                     tls_certificate, tls_key;
+                     tls_certificate, tls_key, seal_key;
   std::uint16_t port = 8080;
   std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
   std::size_t queue = 64;
@@ -41,9 +42,16 @@ struct PackingChoice {
   bool pack = true;
   std::filesystem::path cache;
 };
+/// What is unsealed is packed into memory alone, whatever the options say.
 PackingChoice packing_choice(const ServeArguments& options);
+/// The model's file; one that is sealed (docs/agent.md) is opened in memory, with --seal-key.
+struct OpenedFile {
+  PrivateMemory memory;  ///< what a sealed file's bytes lie in: it outlives `file` and the model of it
+  GgufFile file;
+};
+Result<OpenedFile> open_file(const ServeArguments& options);
 /// The model with its packed weights from the cache, where there is memory for them.
-Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, GgufFile file);
+Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, OpenedFile& opened);
 
 /// The middle one of a benchmark's rounds, the upper where their number is even; there is at least one.
 double median(std::vector<double> values);

@@ -10,9 +10,9 @@
 namespace retort {
 
 Result<void> eval(const ServeArguments& options) {
-  GgufFile file = RETORT_TRY(GgufFile::open(options.model));
-  if (is_gguf_classifier(file)) return eval_classifier(options, std::move(file));
-  const auto student = RETORT_TRY(Model::from_file(std::move(file)));
+  OpenedFile opened = RETORT_TRY(open_file(options));
+  if (is_gguf_classifier(opened.file)) return eval_classifier(options, std::move(opened.file));
+  const auto student = RETORT_TRY(Model::from_file(std::move(opened.file)));
   if (student->config().is_encoder()) return eval_encoder(options, student);
   std::shared_ptr<const Model> teacher;
   if (!options.teacher.empty()) teacher = RETORT_TRY(Model::open(options.teacher));

@@ -11,9 +11,10 @@
 namespace retort {
 
 Result<void> describe(const ServeArguments& options) {
-  GgufFile file = RETORT_TRY(GgufFile::open(options.model));
-  if (is_gguf_classifier(file)) return describe_classifier(options, std::move(file));
-  const auto model = RETORT_TRY(Model::from_file(std::move(file)));  // packed, to know what serving takes
+  OpenedFile opened = RETORT_TRY(open_file(options));
+  if (is_gguf_classifier(opened.file)) return describe_classifier(options, std::move(opened.file));
+  const auto model =
+      RETORT_TRY(Model::from_file(std::move(opened.file)));  // packed, to know what serving takes
   const ModelConfig& c = model->config();
   const SessionOptions session{
       .n_ctx = options.ctx, .streams = options.streams, .cache = cache_type(options, *model)};

@@ -7,6 +7,7 @@
 #include "common/core/log.h"
 #include "common/core/units.h"
 #include "common/process/process.h"
+#include "common/seal/sealed_file.h"
 
 namespace retort {
 
@@ -28,8 +29,25 @@ kernels::CacheType cache_type(const ServeArguments& options, const Model& model)
   return kernels::CacheType::kF32;
 }
 
+Result<OpenedFile> open_file(const ServeArguments& options) {
+  OpenedFile opened;
+  if (!SealedFile::is_sealed(options.model)) {
+    opened.file = RETORT_TRY(GgufFile::open(options.model));
+    return opened;
+  }
+  if (options.seal_key.empty())
+    return fail(ErrorCode::kDenied, options.model,
+                "sealed to a device's key (artifact {}): --seal-key FILE opens it",
+                SealedFile::artifact_of(options.model).value_or("unknown"));
+  const SealKey key = RETORT_TRY(read_seal_key(options.seal_key));
+  opened.memory = RETORT_TRY(unseal(options.model, key));
+  opened.file = RETORT_TRY(GgufFile::parse(opened.memory.bytes(), options.model));
+  return opened;
+}
+
 PackingChoice packing_choice(const ServeArguments& options) {
   if (options.pack_cache == "off") return {.pack = false};
+  if (SealedFile::is_sealed(options.model)) return {};
   if (options.pack_cache == "none") return {};
   if (options.pack_cache != "auto") return {.cache = options.pack_cache};
   const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
@@ -38,9 +56,11 @@ PackingChoice packing_choice(const ServeArguments& options) {
   return {};
 }
 
-Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, GgufFile file) {
+Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, OpenedFile& opened) {
   const PackingChoice packing = packing_choice(options);
   ModelOptions how{.pack = packing.pack, .pack_cache = packing.cache};
+  if (!opened.memory.bytes().empty())
+    how.done_with = [&opened](std::span<const std::byte> part) { opened.memory.forget(part); };
   if (const std::uint64_t limit = RETORT_TRY(memory_limit(options)); limit != 0)
     how.pack_if = [&options, limit](const Model& unpacked, std::uint64_t packed_bytes) {
       // A narrow KV cache costs less than weights that are not packed.
@@ -58,7 +78,7 @@ Result<std::shared_ptr<const Model>> open_model(const ServeArguments& options, G
             format_bytes(needed), format_bytes(limit));
       return needed <= limit;
     };
-  return Model::from_file(std::move(file), how, options.model);
+  return Model::from_file(std::move(opened.file), how, options.model);
 }
 
 double median(std::vector<double> values) {

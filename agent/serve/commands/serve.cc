@@ -27,9 +27,9 @@ Result<ChatTemplate> chat_template(const ServeArguments& options, const Tokenize
 }  // namespace
 
 Result<void> serve(const ServeArguments& options) {
-  GgufFile file = RETORT_TRY(GgufFile::open(options.model));
-  if (is_gguf_classifier(file)) return serve_classifier(options, std::move(file));
-  const auto model = RETORT_TRY(open_model(options, std::move(file)));
+  OpenedFile opened = RETORT_TRY(open_file(options));
+  if (is_gguf_classifier(opened.file)) return serve_classifier(options, std::move(opened.file));
+  const auto model = RETORT_TRY(open_model(options, opened));
   if (model->config().is_encoder()) return serve_encoder(options, model);
   Result<ChatTemplate> chat = chat_template(options, model->tokenizer());
   if (!options.chat_template.empty()) RETORT_TRY(chat);

@@ -18,6 +18,7 @@
 #include "common/core/units.h"
 #include "common/http/http.h"
 #include "common/process/process.h"
+#include "common/seal/sealed_file.h"
 
 namespace retort {
 
@@ -100,13 +101,14 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
   boost::asio::steady_timer rest(reactor, std::chrono::milliseconds(200));
   std::thread hashing;
   const auto hash_file = [&] {
-    Result<std::string> hash = sha256_file_hex(options.model);
+    Result<std::string> hash = SealedFile::is_sealed(options.model) ? SealedFile::artifact_of(options.model)
+                                                                    : sha256_file_hex(options.model);
     if (hash) boost::asio::post(reactor, [&front, text = *hash] { front.set_artifact(text); });
   };
   rest.async_wait([&](const boost::system::error_code& error) {
     if (!error) hashing = std::thread(hash_file);
   });
-  boost::asio::steady_timer drain(reactor), watchdog(reactor);
+  boost::asio::steady_timer drain(reactor);
   std::function<void()> wait_idle = [&] {
     if (idle() && server.connections() + held.connections() == 0) return reactor.stop();
     drain.expires_after(std::chrono::milliseconds(20));
@@ -125,14 +127,7 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
         [&](const boost::system::error_code&) { ::_exit(0); });  // a computation that will not end in time
     wait_idle();
   });
-  std::function<void()> ping = [&] {
-    notify_service_manager("WATCHDOG=1");
-    watchdog.expires_after(std::chrono::milliseconds(watchdog_interval_millis()));
-    watchdog.async_wait([&](const boost::system::error_code& error) {
-      if (!error) ping();
-    });
-  };
-  if (watchdog_interval_millis() != 0) ping();
+  const ServiceWatchdog watchdog(reactor);
   reactor.run();
   if (hashing.joinable()) hashing.join();
   return {};

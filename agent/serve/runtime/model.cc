@@ -40,6 +40,8 @@ class Layout {
     return out;
   }
   std::uint64_t size() const { return size_; }
+  /// Bytes of the file that were packed and are not looked at again.
+  const std::vector<std::span<const std::byte>>& done_with() const { return done_with_; }
 
  private:
   /// Without data where it stays in the file, or where there is no memory yet.
@@ -55,7 +57,10 @@ class Layout {
       out.data = memory_ + size_;
       std::uint32_t first = 0;
       for (const kernels::Matrix& m : matrices) {
-        if (fill_) kernels::pack(m, first, rows, memory_ + size_);
+        if (fill_) {
+          kernels::pack(m, first, rows, memory_ + size_);
+          done_with_.push_back({m.data, kernels::stored_bytes(m)});
+        }
         first += m.rows;
       }
     }
@@ -77,6 +82,7 @@ class Layout {
   std::byte* const memory_;
   const bool fill_, far_;
   std::uint64_t size_ = 0;
+  std::vector<std::span<const std::byte>> done_with_;
 };
 
 // read_gguf_config has checked that every tensor is there with the right shape, and F32 where it is a vector.
@@ -119,10 +125,11 @@ Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const Model
   }
   std::shared_ptr<Model> model(
       new Model(std::move(file), std::move(config), std::move(tokenizer), std::move(scales)));
+  model->own_formats_stay_ = static_cast<bool>(options.done_with);
   const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
   if (size == 0 || (options.pack_if && !options.pack_if(*model, size))) return model;
   model->packed_ = PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) {
-    model->lay_out(true, memory, true);
+    model->lay_out(true, memory, true, options.done_with);
     model->file_.drop_pages();  // what was packed is not read again
   });
   model->lay_out(true, const_cast<std::byte*>(model->packed_.data()), false);
@@ -150,14 +157,20 @@ void Model::join_biases(std::size_t layer) {
 
 /// Points every weight to where it is: in the file, or in `memory` when it is packed (null: nowhere yet).
 /// `fill` writes the packed ones there. Returns their size.
-std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
+std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill,
+                             const std::function<void(std::span<const std::byte>)>& done_with) {
   const auto matrix = [&](const std::string& name) { return matrix_in(file_, name); };
   const auto vector = [&](const std::string& name) { return vector_in(file_, name); };
   Layout layout(pack, memory, fill, packed_.size() >= kernels::kCachedBytes);
+  const auto tell = [&] {
+    for (const auto& bytes : layout.done_with())
+      if (done_with && bytes.data() != token_embedding_.data) done_with(bytes);
+  };
   token_embedding_ = matrix("token_embd.weight");
   if (config_.is_encoder()) {
     lay_out_encoder(layout);
     scale_inputs();
+    tell();
     return layout.size();
   }
   const bool llama = config_.family == ModelFamily::kLlama;
@@ -191,6 +204,7 @@ std::uint64_t Model::lay_out(bool pack, std::byte* memory, bool fill) {
     position_embedding_ = vector("position_embd.weight");
   }
   scale_inputs();
+  tell();
   return layout.size();
 }
 
@@ -257,10 +271,11 @@ std::uint64_t Model::weight_bytes() const {
 }
 
 std::uint64_t Model::file_bytes_in_use() const {
-  const auto own = [](const Projection& p) {  // packed part for packed part
+  const auto own = [this](const Projection& p) {  // packed part for packed part
     std::uint64_t bytes = 0;
     for (const Projection::Part& part : p.parts)
-      if (part.matrix.packed) bytes += part.bytes;
+      if (part.matrix.packed && !(own_formats_stay_ && kernels::is_own_format(part.matrix.type)))
+        bytes += part.bytes;
     return bytes;
   };
   std::uint64_t packed = config_.tied_embeddings ? 0 : own(output_);

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,9 @@ struct ModelOptions {
   std::filesystem::path pack_cache;
   /// Asked, when it is set, once the file is open and the size of its packed weights is known.
   std::function<bool(const Model& unpacked, std::uint64_t packed_bytes)> pack_if;
+  /// Told, when it is set, which bytes of the file were packed and are not looked at again. For a file that
+  /// lies in memory; of one that is mapped, pages that nobody reads cost nothing.
+  std::function<void(std::span<const std::byte>)> done_with;
 };
 
 /// A model file, opened and checked. Thread: any (read-only).
@@ -93,7 +97,8 @@ class Model {
 
  private:
   Model(GgufFile file, ModelConfig config, Tokenizer tokenizer, InputScales input_scales);
-  std::uint64_t lay_out(bool pack, std::byte* memory, bool fill);
+  std::uint64_t lay_out(bool pack, std::byte* memory, bool fill,
+                        const std::function<void(std::span<const std::byte>)>& done_with = nullptr);
   void join_biases(std::size_t layer);
   void scale_inputs();
   template <typename Placer>
@@ -104,6 +109,7 @@ class Model {
   Tokenizer tokenizer_;
   InputScales input_scales_;
   PackedWeights packed_;
+  bool own_formats_stay_ = false;  ///< of the file, beside what was packed of them
   std::vector<Layer> layers_;
   std::vector<std::vector<float>> joined_biases_;  ///< of Q, K and V, a layer each
   Matrix token_embedding_;

@@ -193,7 +193,7 @@ class Device {
       return wire::Enrol{shard_.options.token_secret, fmt::format("device-{}", number_),
                          profile_of(number_, number_ < shard_.options.labelled), ""};
     };
-    h.on_payload = [this](const wire::Payload& payload) { on_payload(payload); };
+    h.on_payload = [this](wire::Payload payload) { on_payload(std::move(payload)); };
     h.on_session = [this](bool up, const std::string&) {
       if (!up) return drop_chunks();
       ++shard_.counters.sessions;
@@ -212,7 +212,7 @@ class Device {
     return h;
   }
 
-  void on_payload(const wire::Payload& payload) {
+  void on_payload(wire::Payload payload) {
     if (const auto* enrolled = std::get_if<wire::Enrolled>(&payload)) {
       if (!id_.empty()) return;
       const auto values = TrustPull::first_root(enrolled->root);
@@ -230,8 +230,8 @@ class Device {
       on_desired(*desired);
     } else if (const auto* metadata = std::get_if<wire::Metadata>(&payload)) {
       trust_.on_metadata(*metadata);
-    } else if (const auto* chunk = std::get_if<wire::Chunk>(&payload)) {
-      on_chunk(*chunk);
+    } else if (auto* chunk = std::get_if<wire::Chunk>(&payload)) {
+      on_chunk(std::move(*chunk));
     } else if (const auto* refused = std::get_if<wire::Refused>(&payload)) {
       if (trust_.on_refused(*refused)) return;
       ++shard_.counters.refused;
@@ -290,13 +290,13 @@ class Device {
     }
   }
 
-  void on_chunk(const wire::Chunk& chunk) {
+  void on_chunk(wire::Chunk chunk) {
     if (!pull_ || chunk.artifact != desired_.artifact) return;
     pull_->heard = Steady::now();
     const auto asked = pull_->in_flight.find(chunk.offset);
     if (asked == pull_->in_flight.end() || asked->second != chunk.bytes.size()) return;
     pull_->in_flight.erase(asked);
-    pull_->arrived[chunk.offset] = chunk.bytes;
+    pull_->arrived[chunk.offset] = std::move(chunk.bytes);
     for (auto next = pull_->arrived.find(pull_->cursor->next()); next != pull_->arrived.end();
          next = pull_->arrived.find(pull_->cursor->next())) {
       if (!take(next->first, next->second)) return;

@@ -633,6 +633,129 @@ TEST_F(AgentTest, WhatAPowerCutTookOfAStudentIsNoticedBeforeItServes) {
   EXPECT_EQ(text("last_error"), "");
 }
 
+TEST_F(AgentTest, SealedStudentsAreNowhereOnTheDiskAndOfUseOnThisDeviceAlone) {
+  const std::string first = artifact("first"), second = artifact("second");
+  const auto leaked = [&] {
+    const std::string model = *read_file(folder_ / "first.gguf");
+    const std::string weights = model.substr(model.size() / 2, 64);
+    std::string found;
+    for (const auto& entry : fs::recursive_directory_iterator(folder_ / "device"))
+      if (const auto text = entry.is_regular_file() ? read_file(entry.path()) : Result<std::string>(""))
+        if (text->find(weights) != std::string::npos || text->find("tokenizer.ggml") != std::string::npos)
+          found += entry.path().string() + " ";
+    return found;
+  };
+  const auto comes_back = [&](const std::string& sha256) {
+    const pid_t serve = serve_pid();
+    ::kill(serve, SIGKILL);
+    return eventually([&] { return serve_pid() != serve && text("artifact") == sha256 && answers(); });
+  };
+  const auto sealed = [&] { return json_bool(status(), "sealed", "").value_or(false); };
+  coordinator_->desire(first);
+  start_agent({"--seal"});
+  ASSERT_TRUE(serving(first));
+  EXPECT_TRUE(sealed());
+  EXPECT_EQ(leaked(), "");
+  EXPECT_TRUE(comes_back(first));
+  EXPECT_EQ(leaked(), "") << "packed weights neither";
+
+  // The next one takes what it has of this one.
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->requests.clear();
+  }
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    std::uint64_t asked = 0;
+    for (const auto& request : coordinator_->requests) asked += request.length;
+    EXPECT_LT(asked, fs::file_size(folder_ / "second.gguf") / 4);
+  }
+
+  // A new device key opens what was sealed before.
+  const std::string old_key = read_file(folder_ / "device/keys/curve")->substr(0, 40);
+  coordinator_->send(wire::RotateKey{});
+  ASSERT_TRUE(eventually([&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->rotation.has_value();
+  }));
+  coordinator_->send(wire::KeyRotated{coordinator_->rotation->public_key});
+  const fs::path boxes = folder_ / "device/keys/seal";
+  ASSERT_TRUE(eventually([&] {
+    const std::string text = read_file(boxes).value_or("");
+    return text.find(coordinator_->rotation->public_key) != std::string::npos &&
+           text.find(old_key) == std::string::npos;
+  }));
+  kill_agent(SIGKILL);
+  start_agent({"--seal"});
+  ASSERT_TRUE(serving(second));
+  EXPECT_TRUE(comes_back(second));
+
+  // Without the key there is nothing to be had.
+  ProcessSpec spec;
+  const std::string slot = text("slot");
+  spec.arguments = {testing::binary("retort-serve"), "info", folder_ / "device/slots" / slot / "model.gguf"};
+  spec.stdout_file = spec.stderr_file = folder_ / "info.log";
+  int code = 0;
+  ::waitpid(*start_process(spec), &code, 0);
+  EXPECT_EQ(WEXITSTATUS(code), 6);
+  EXPECT_NE(read_file(folder_ / "info.log")->find("sealed to a device's key (artifact " + second),
+            std::string::npos);
+
+  // The disk in another device: what it holds is pulled again.
+  const pid_t serve = serve_pid();
+  kill_agent(SIGKILL);
+  ::kill(serve, SIGKILL);
+  fs::remove(folder_ / "device/keys/curve");
+  start_agent({"--seal"});
+  ASSERT_TRUE(serving(second));
+  EXPECT_NE(read_file(folder_ / "agent.log")->find("is for another device's key"), std::string::npos);
+  EXPECT_TRUE(fs::exists(folder_ / "device/keys/seal.unusable"));
+  EXPECT_EQ(leaked(), "");
+
+  // Turned off: what is sealed serves on, the next one lies as it is. Turned on again: that is sealed.
+  kill_agent(SIGTERM);
+  start_agent();
+  ASSERT_TRUE(serving(second));
+  EXPECT_TRUE(comes_back(second));
+  coordinator_->desire(first);
+  ASSERT_TRUE(serving(first));
+  EXPECT_FALSE(sealed());
+  EXPECT_NE(leaked(), "");
+  kill_agent(SIGTERM);
+  start_agent({"--seal"});
+  ASSERT_TRUE(serving(first));
+  EXPECT_TRUE(eventually([&] { return sealed() && leaked().empty(); })) << leaked();
+  EXPECT_TRUE(comes_back(first));
+}
+
+TEST_F(LargerAgentTest, ASealedPullLosesNoMoreThanAnother) {
+  const std::string first = artifact("first");
+  coordinator_->chunk_delay = 20ms;
+  coordinator_->desire(first);
+  start_agent({"--seal", "--keys", folder_ / "elsewhere"});
+  const auto requested = [&] {
+    const std::lock_guard lock(coordinator_->mutex);
+    return coordinator_->requests.size();
+  };
+  ASSERT_TRUE(eventually([&] { return requested() >= 12; }));
+  kill_agent(SIGKILL);
+  std::set<std::uint64_t> before;
+  {
+    const std::lock_guard lock(coordinator_->mutex);
+    for (const auto& request : coordinator_->requests) before.insert(request.offset);
+    coordinator_->requests.clear();
+  }
+  start_agent({"--seal", "--keys", folder_ / "elsewhere"});
+  ASSERT_TRUE(serving(first));
+  EXPECT_FALSE(fs::exists(folder_ / "device/keys"));
+  std::size_t again = 0;
+  const std::lock_guard lock(coordinator_->mutex);
+  for (const auto& request : coordinator_->requests) again += before.count(request.offset);
+  EXPECT_LE(again, 5u) << "the four in flight and at most one more";
+}
+
 TEST_F(AgentTest, TelemetryAndTheCanaryWhereTheClockIsWrong) {
   // As after a boot without a clock: 1970 for the device, half a century later for its coordinator.
   coordinator_->clock_offset = 50ll * 365 * 24 * 3600 * 1000;

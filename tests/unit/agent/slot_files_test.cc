@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include "agent/update/seal_key_file.h"
 #include "common/core/file.h"
 #include "common/core/sha256.h"
 #include "common/trust/artifact_target.h"
@@ -14,7 +15,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Slots {
-  explicit Slots(std::uint64_t disk_budget_bytes = 0) : files(folder / "slots", disk_budget_bytes) {
+  explicit Slots(std::uint64_t disk_budget_bytes = 0, Sealing sealing = {})
+      : files(folder / "slots", disk_budget_bytes, std::move(sealing)) {
     for (const char* slot : {"a", "b"}) fs::create_directories(folder.path() / "slots" / slot);
   }
   fs::path part(const char* slot) const { return folder.path() / "slots" / slot / "model.gguf.part"; }
@@ -96,6 +98,90 @@ TEST(SlotFiles, WhatNoPullNeedsGoes) {
   ASSERT_OK(slots.files.tidy(slots.spool, ""));
   EXPECT_FALSE(fs::exists(slots.part("a")));
   EXPECT_FALSE(*slots.spool.pull());
+}
+
+TEST(SlotFiles, ASealedPullGoesOnAndIsOfUseUnderItsKeyAlone) {
+  const Sealing sealing{SealKey::make(), true};
+  Slots slots(0, sealing);
+  const Artifact artifact(100'000);
+  const std::string& sha256 = artifact.manifest.sha256;
+  ASSERT_OK(slots.files.begin(slots.spool, "a", sha256, artifact.text()));
+  EXPECT_GE(fs::file_size(slots.part("a")), 200'000u) << "reserved";
+  ASSERT_OK(slots.files.write(slots.spool, "a", artifact.manifest, 0, artifact.bytes.substr(0, 150'000), {0},
+                              150'000));
+  // As after a power cut: what was written since is torn.
+  {
+    auto part = StoredFile::open(slots.part("a"), sealing.key, true);
+    ASSERT_OK(part);
+    ASSERT_OK(part->write_all_at(150'000, std::string(10'000, 'x')));
+  }
+  SlotFiles again(slots.folder / "slots", 0, sealing);
+  const auto begun = again.begin(slots.spool, "a", sha256, artifact.text());
+  ASSERT_OK(begun);
+  EXPECT_EQ(begun->cursor, 150'000u);
+  EXPECT_EQ(begun->done, (std::vector<bool>{true, false}));
+  ASSERT_OK(again.write(slots.spool, "a", artifact.manifest, 150'000, artifact.bytes.substr(150'000), {1},
+                        200'000));
+  ASSERT_OK(again.verify("a", artifact.manifest));
+  ASSERT_OK(again.stage(slots.spool, "a", sha256));
+  ASSERT_OK(again.check("a", sha256));
+  EXPECT_TRUE(SealedFile::is_sealed(again.model("a")));
+  EXPECT_EQ(read_file(again.model("a"))->find("xxxx"), std::string::npos);
+  // Its pieces are copied into the next one.
+  const Artifact longer(50'000);
+  ASSERT_TRUE(again.artifact_in("a"));
+  const auto next = again.begin(slots.spool, "b", longer.manifest.sha256, longer.text());
+  ASSERT_OK(next);
+  EXPECT_EQ(next->bytes_copied, 0u) << "other pieces";
+  ArtifactManifest same = artifact.manifest;
+  same.sha256 = sha256_hex(artifact.bytes + "y"), same.length += 1;
+  same.pieces.push_back({"y", sha256_hex("y"), 200'000, 1});
+  const auto copied = again.begin(slots.spool, "b", same.sha256, *manifest_to_text(same));
+  ASSERT_OK(copied);
+  EXPECT_EQ(copied->bytes_copied, 200'000u);
+
+  for (const Sealing& other : {Sealing{SealKey::make(), true}, Sealing{}}) {
+    SlotFiles foreign(slots.folder / "slots", 0, other);
+    EXPECT_FALSE(foreign.artifact_in("a"));
+    EXPECT_EQ(foreign.check("a", sha256).error().code, ErrorCode::kDenied);
+    EXPECT_TRUE(fs::exists(foreign.model("a"))) << "the key may come back";
+  }
+}
+
+TEST(SlotFiles, WhatLayThereAsItIsIsSealedWhenThatIsAskedFor) {
+  Slots slots;
+  const Artifact artifact(100'000);
+  const std::string& sha256 = artifact.manifest.sha256;
+  ASSERT_OK(slots.files.begin(slots.spool, "a", sha256, artifact.text()));
+  ASSERT_OK(slots.files.write(slots.spool, "a", artifact.manifest, 0, artifact.bytes, {0, 1}, 200'000));
+  ASSERT_OK(slots.files.stage(slots.spool, "a", sha256));
+  ASSERT_FALSE(SealedFile::is_sealed(slots.files.model("a")));
+  SlotFiles sealing(slots.folder / "slots", 0, {SealKey::make(), true});
+  for (int start = 0; start < 2; ++start) {
+    ASSERT_OK(sealing.seal_what_is_not());
+    EXPECT_TRUE(SealedFile::is_sealed(sealing.model("a")));
+    ASSERT_OK(sealing.check("a", sha256));
+  }
+}
+
+TEST(SealKeyFile, OpensForItsDeviceAloneAndThroughAChangeOfItsKey) {
+  const testing::TemporaryFolder folder;
+  const CurveKeys device = make_curve_keys(), next = make_curve_keys();
+  EXPECT_FALSE(*seal_key_at_start(folder.path(), device, false));
+  const SealKey key = **seal_key_at_start(folder.path(), device, true);
+  EXPECT_EQ(*open_seal_key(folder / "seal", device), key);
+  EXPECT_EQ(open_seal_key(folder / "seal", next).error().code, ErrorCode::kDenied);
+  ASSERT_OK(write_seal_key(folder / "seal", key, {device.public_key, next.public_key}));
+  EXPECT_EQ(*open_seal_key(folder / "seal", device), key);
+  EXPECT_EQ(**seal_key_at_start(folder.path(), next, false), key) << "also where sealing was turned off";
+  EXPECT_EQ(open_seal_key(folder / "seal", device).error().code, ErrorCode::kDenied) << "the old one is out";
+
+  EXPECT_FALSE(**seal_key_at_start(folder.path(), device, true) == key) << "another device's";
+  EXPECT_EQ(*open_seal_key(folder / "seal.unusable", next), key) << "nothing is thrown away";
+  for (const std::string& text : {std::string("x"), "retort-seal-key 1\n" + device.public_key + " AAAA\n"}) {
+    ASSERT_OK(write_file_atomic(folder / "seal", text));
+    EXPECT_EQ(open_seal_key(folder / "seal", device).error().code, ErrorCode::kCorrupt) << text;
+  }
 }
 
 }  // namespace
