@@ -21,6 +21,7 @@ std::vector<std::string> fuzz_seeds() {
           R"({"input":[{"a":1,"b":2,"c":3,"d":4},[1,2,3,4]]})",
           R"({"input":"AACAPwAAAEAAAEBAAACAQA==","dtype":"float32"})",
           R"({"input":"AQIDBAUGBwg=","dtype":"uint8"})",
+          R"({"input":""})",
           "{\"input\":[1,2,3,4],\"label\":\"x\"}\n{\"input\":[[1,2],[3,4]],\"label\":1}\n",
           std::string("\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x02\x01\x02\x03\x04\x05\x06\x07\x08", 24)};
 }

@@ -37,6 +37,7 @@ Result<void> read_base64(std::string_view text, std::string_view dtype, const st
                          ClassifyCall& call) {
   const auto bytes = decode_base64(text);
   if (!bytes) return fail(ErrorCode::kInvalid, "request", "'input' is a text, but no base64");
+  if (bytes->empty()) return fail(ErrorCode::kInvalid, "request", "'input' is an empty text");
   if (dtype == "uint8" || dtype == "int8") {
     if (own && own->type() != dtype)
       return fail(ErrorCode::kInvalid, "request", "'dtype' is '{}'; this model's inputs are {}", dtype,
