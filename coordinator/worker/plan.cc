@@ -218,15 +218,22 @@ Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, c
 
 }  // namespace
 
-Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
+std::vector<std::string> matrix_names(const ModelConfig& config) {
+  std::vector<std::string> out;
+  for (const WeightShape& weight : hf_weights(config))
+    if (stored_as(config.family, weight.name, weight.shape.size()).matrix) out.push_back(weight.name);
+  return out;
+}
+
+Result<void> check_rules(const QuantizePass& pass, const std::vector<std::string>& matrices,
+                         const std::string& where) {
   for (const QuantizePass::Rule& rule : pass.formats) {
     std::string names;
     bool matches = false;
-    for (const WeightShape& weight : hf_weights(config)) {
-      if (!stored_as(config.family, weight.name, weight.shape.size()).matrix) continue;
+    for (const std::string& matrix : matrices) {
       const QuantizePass alone{.formats = {rule}};
-      matches |= fixed_format(alone, weight.name).has_value();
-      if (names.size() < 300) names += (names.empty() ? "" : ", ") + weight.name;
+      matches |= fixed_format(alone, matrix).has_value();
+      if (names.size() < 300) names += (names.empty() ? "" : ", ") + matrix;
     }
     if (!matches)
       return fail(ErrorCode::kInvalid, where,
@@ -283,7 +290,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
             p->distil->on_policy * forward_flops(config, window) * static_cast<double>(planned.tokens);
       }
       if (p->aware) {
-        RETORT_TRY(check_rules(*p->aware, config, recipe.where));
+        RETORT_TRY(check_rules(*p->aware, matrix_names(config), recipe.where));
         extra += 4 * parameter_count(config);
       }
       extra += data_bytes / window * 4;  // the windows' order; the tokens are on disk
@@ -313,7 +320,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
                    (activation_bytes(config, config.n_ctx, false) + 4ull * config.n_vocab) +
                config.n_layer() * (64ull << 10);  // four histograms each
     } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
-      RETORT_TRY(check_rules(*rounding, config, recipe.where));
+      RETORT_TRY(check_rules(*rounding, matrix_names(config), recipe.where));
       quantized = *rounding;
       extra += quantize_bytes(*rounding, config);
       const double forward = forward_flops(config, config.n_ctx);
