@@ -66,7 +66,7 @@ function(retort_test name)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
-  if(CMAKE_CROSSCOMPILING)  # an emulator takes its time
+  if(CMAKE_CROSSCOMPILING OR RETORT_SANITIZE)  # emulators and sanitizers take their time
     math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 10")
   endif()
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
