@@ -1,5 +1,9 @@
 #include "common/wire/messages.h"
 
+#include <kj/array.h>
+
+#include <cstring>
+
 #include "common/wire/device_codec.h"
 #include "envelope.capnp.h"
 
@@ -26,12 +30,16 @@ std::string encode(const Envelope& envelope) {
   // Most messages fit: no memory of 8 KB to take and to clear. A chunk's is kept for the next one; the
   // builder leaves it cleared.
   capnp::word first[64] = {};
-  thread_local std::vector<capnp::word> large;
+  thread_local kj::Array<capnp::word> large;
   kj::ArrayPtr<capnp::word> scratch(first, std::size(first));
   if (const auto* chunk = std::get_if<Chunk>(&envelope.payload);
       chunk && chunk->bytes.size() <= kMaxChunkBytes) {
-    large.resize(std::max(large.size(), chunk->bytes.size() / sizeof(capnp::word) + std::size(first)));
-    scratch = kj::ArrayPtr<capnp::word>(large.data(), large.size());
+    const std::size_t words = chunk->bytes.size() / sizeof(capnp::word) + std::size(first);
+    if (large.size() < words) {
+      large = kj::heapArray<capnp::word>(words);
+      std::memset(static_cast<void*>(large.begin()), 0, words * sizeof(capnp::word));
+    }
+    scratch = large.asPtr();
   }
   capnp::MallocMessageBuilder message(scratch);
   auto root = message.initRoot<schema::Envelope>();
