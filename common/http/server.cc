@@ -210,7 +210,10 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
   std::shared_ptr<HttpResponder> make_responder();
 
   void refuse(int status, const std::string& why) {
-    if (server->refusal && status != 500) return server->refusal(status, why, make_responder());
+    if (server->refusal) return server->refusal(status, why, make_responder());
+    refuse_plainly(status, why);
+  }
+  void refuse_plainly(int status, const std::string& why) {
     answer_head(status, "text/plain", {}, fmt::format("Content-Length: {}\r\n", why.size() + 1));
     push(why + "\n");
     complete = true;
@@ -312,7 +315,7 @@ struct HttpServer::Impl::Responder : HttpResponder {
     on_reactor([](Session& s) {
       if (s.complete) return;
       if (s.answered) return s.close();  // a stream that was never finished
-      s.refuse(500, "no answer was given");
+      s.refuse_plainly(500, "no answer was given");
     });
   }
 

@@ -199,4 +199,13 @@ Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily f
   return {};
 }
 
+Result<HfModel> write_tiny_gguf(const std::filesystem::path& folder, const std::filesystem::path& gguf,
+                                ModelFamily family, std::uint64_t seed, TensorType type,
+                                const TinyModelOptions& options) {
+  RETORT_TRY(write_tiny_model(folder, family, seed, options));
+  HfModel model = RETORT_TRY(open_hf_model(folder));
+  RETORT_TRY(write_gguf_model(gguf, model.config, model.tokenizer, weight_sources(model), type, {}));
+  return model;
+}
+
 }  // namespace retort::testing

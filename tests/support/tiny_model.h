@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/core/result.h"
+#include "common/hf/hf_model.h"
 #include "common/model/model_config.h"
 
 namespace retort::testing {
@@ -29,6 +30,11 @@ ModelConfig tiny_config(ModelFamily family, const TinyModelOptions& options);
 /// word, some words and endings, then unused ones.
 Result<void> write_tiny_model(const std::filesystem::path& folder, ModelFamily family, std::uint64_t seed,
                               TinyModelOptions options = {});
+
+/// The same, opened, and as the file `gguf` with weights of `type`.
+Result<HfModel> write_tiny_gguf(const std::filesystem::path& folder, const std::filesystem::path& gguf,
+                                ModelFamily family, std::uint64_t seed, TensorType type,
+                                const TinyModelOptions& options = {});
 
 /// The tokenizer.json alone.
 std::string tiny_tokenizer_json(std::uint32_t n_vocab = 300);

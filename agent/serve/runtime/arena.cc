@@ -11,24 +11,31 @@ Arena take_arena(std::uint64_t bytes) {
   return arena;
 }
 
+namespace {
+
+std::uint64_t whole_blocks(std::uint64_t columns) { return (columns + 31) / 32 * 32; }
+
+}  // namespace
+
 std::uint64_t QuantizedRows::bytes(std::uint64_t rows, std::uint64_t columns) {
-  const std::uint64_t blocks = rows * ((columns + 31) / 32);
-  return aligned(rows * columns) + 2 * aligned(4 * blocks) + aligned(8 * blocks);
+  const std::uint64_t width = whole_blocks(columns), blocks = rows * width / 32;
+  return aligned(rows * width) + 2 * aligned(4 * blocks) + aligned(8 * blocks);
 }
 
 QuantizedRows QuantizedRows::take(ArenaCursor& arena, std::uint64_t rows, std::uint64_t columns) {
-  const std::uint64_t blocks = rows * ((columns + 31) / 32);
   QuantizedRows out;
-  out.q = static_cast<std::int8_t*>(arena.take(rows * columns));
+  out.width = whole_blocks(columns);
+  const std::uint64_t blocks = rows * out.width / 32;
+  out.q = static_cast<std::int8_t*>(arena.take(rows * out.width));
   out.scale = arena.floats(blocks);
   out.start = static_cast<std::int32_t*>(arena.take(4 * blocks));
   out.half_start = static_cast<std::int32_t*>(arena.take(8 * blocks));
   return out;
 }
 
-QuantizedRows QuantizedRows::from(std::size_t first, std::size_t columns) const {
-  const std::size_t block = first * (columns / 32);
-  return {q + first * columns, scale + block, start + block, half_start + 2 * block};
+QuantizedRows QuantizedRows::from(std::size_t first) const {
+  const std::size_t block = first * (width / 32);
+  return {q + first * width, scale + block, start + block, half_start + 2 * block, width};
 }
 
 void QuantizedRows::quantize(std::size_t row, const float* x, std::size_t columns, std::size_t first,

@@ -39,12 +39,14 @@ struct QuantizedRows {
   std::int8_t* q = nullptr;
   float* scale = nullptr;
   std::int32_t *start = nullptr, *half_start = nullptr;
+  std::size_t width = 0;  ///< columns that it was taken for, in whole blocks
 
   /// Of an arena, for so many rows.
   static std::uint64_t bytes(std::uint64_t rows, std::uint64_t columns);
   static QuantizedRows take(ArenaCursor& arena, std::uint64_t rows, std::uint64_t columns);
-  /// The rows from `first` on.
-  QuantizedRows from(std::size_t first, std::size_t columns) const;
+  /// Room for the rows from `first` on, of any number of columns up to `width`: they do not meet rows before
+  /// `first`, whatever the columns of those.
+  QuantizedRows from(std::size_t first) const;
   /// Columns [first, last), multiples of 32, of row `row` of x [rows, columns]. With the calibrated scale
   /// where there is one, otherwise with each block's largest value.
   void quantize(std::size_t row, const float* x, std::size_t columns, std::size_t first, std::size_t last,

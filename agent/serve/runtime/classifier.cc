@@ -250,7 +250,7 @@ void ClassifierSession::convolve(std::size_t index, std::size_t count) {
     }
     QuantizedRows quantized;
     if (layer.quantized) {
-      quantized = quantized_patches_.from(member, patch_size_);
+      quantized = quantized_patches_.from(member);
       for (std::size_t i = 0; i < n; ++i)
         quantized.quantize(i, patches, columns, 0, columns, layer.input_scale);
     }

@@ -13,8 +13,6 @@
 namespace retort {
 namespace {
 
-using kernels::kGroupRows;
-
 struct Widths {
   std::uint64_t query = 0, ff = 0, input = 0, outputs = 0;
 };
@@ -25,7 +23,7 @@ Widths widths(const ModelConfig& c) {
     w.query = std::max(w.query, std::uint64_t{layer.n_head} * c.head_dim);
     w.ff = std::max<std::uint64_t>(w.ff, layer.n_ff);
   }
-  w.input = (std::max<std::uint64_t>(c.n_embd, w.query) + 31) / 32 * 32;
+  w.input = std::max<std::uint64_t>(c.n_embd, w.query);
   w.outputs = std::max<std::uint64_t>(c.encoder.labels.size(), c.encoder.mlm_head ? c.n_vocab : 0);
   return w;
 }
@@ -98,7 +96,6 @@ EncoderSession::EncoderSession(std::shared_ptr<const Model> model, ThreadTeam& t
   head_ = arena.floats(r * c.n_embd);
   logits_ = arena.floats(r * w.outputs);
   input_ = QuantizedRows::take(arena, b, w.input);
-  input_width_ = w.input;
   middle_ = QuantizedRows::take(arena, b, w.ff);
 }
 
@@ -125,7 +122,7 @@ void EncoderSession::normalize(const Rows& rows, const float* weight, const floa
                                const Model::Projection* reader) {
   const std::uint32_t n = model_->config().n_embd;
   float* const x = hidden_ + rows.first * n;
-  const QuantizedRows input = input_.from(rows.first, input_width_);
+  const QuantizedRows input = input_.from(rows.first);
   rows.team.share(rows.count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
     for (std::uint64_t t = first; t < last; ++t) {
       kernels::layer_norm(x + t * n, weight, bias, n, model_->config().norm_eps, x + t * n);
@@ -141,24 +138,10 @@ void EncoderSession::activate(float* x, std::size_t n) const {
     kernels::gelu(x, n);
 }
 
-namespace {
-
-/// x [count, columns], or its quantized form, times the projection, to out [count, rows] or added to it.
-void project(ThreadTeam& team, const Model::Projection& projection, const float* x,
-             const QuantizedRows& quantized, std::size_t count, float* out, bool add) {
-  share_rows(team, projection, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
-    multiply(projection, x, quantized, count, first, last, out, projection.rows, add);
-  });
-}
-
-}  // namespace
-
 /// A head's layer: x [count, n_embd] is quantized where the layer wants it so.
 void EncoderSession::dense(const Model::Projection& projection, const float* x, std::size_t count,
                            float* out) {
-  const std::uint32_t n = projection.columns;
-  if (projection.quantized)
-    for (std::size_t t = 0; t < count; ++t) input_.quantize(t, x, n, 0, n, projection.input_scale);
+  quantize_for(team_, projection, x, count, input_);
   project(team_, projection, x, input_, count, out, false);
 }
 
@@ -185,8 +168,8 @@ void EncoderSession::embed_tokens(std::span<const Text> texts) {
 /// A layer's rows up to its attention: their queries, keys and values.
 void EncoderSession::before_attention(std::size_t index, const Rows& rows) {
   const Model::Layer& layer = model_->layers()[index];
-  project(rows.team, layer.qkv, hidden_ + rows.first * model_->config().n_embd,
-          input_.from(rows.first, input_width_), rows.count, qkv_ + rows.first * layer.qkv.rows, false);
+  project(rows.team, layer.qkv, hidden_ + rows.first * model_->config().n_embd, input_.from(rows.first),
+          rows.count, qkv_ + rows.first * layer.qkv.rows, false);
 }
 
 /// Attention of each text's tokens to one another: qkv_ to attended_.
@@ -217,12 +200,8 @@ void EncoderSession::after_attention(std::size_t index, const Rows& rows) {
   const float* const attended = attended_ + rows.first * q;
   float* const hidden = hidden_ + rows.first * c.n_embd;
   float* const inner = inner_ + rows.first * ff;
-  const QuantizedRows input = input_.from(rows.first, input_width_), middle = middle_.from(rows.first, ff);
-  if (layer.attn_output.quantized)
-    rows.team.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t)
-        input.quantize(t, attended, q, 0, q, layer.attn_output.input_scale);
-    });
+  const QuantizedRows input = input_.from(rows.first), middle = middle_.from(rows.first);
+  quantize_for(rows.team, layer.attn_output, attended, count, input);
   project(rows.team, layer.attn_output, attended, input, count, hidden, true);
   normalize(rows, layer.attn_norm, layer.attn_norm_bias, &layer.ffn_up);
   // Whole blocks of the quantized result, so that each share makes its own.

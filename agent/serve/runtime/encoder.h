@@ -56,11 +56,6 @@ class EncoderSession {
   Result<void> check(std::span<const Text> texts) const;
   void forward(std::span<const Text> texts);
   void embed_tokens(std::span<const Text> texts);
-  /// Rows of the batch, and the team that computes them.
-  struct Rows {
-    ThreadTeam& team;
-    std::size_t first = 0, count = 0;
-  };
   void before_attention(std::size_t layer, const Rows& rows);
   void attend(std::size_t layer);
   void after_attention(std::size_t layer, const Rows& rows);
@@ -86,7 +81,7 @@ class EncoderSession {
   float *pooled_, *head_;         // [R, n_embd]
   float* logits_;                 // [R, labels or n_vocab]
   QuantizedRows input_, middle_;  // [B, widest of n_embd and n_head head_dim]; [B, widest n_ff]
-  std::size_t scratch_size_ = 0, input_width_ = 0;
+  std::size_t scratch_size_ = 0;
 };
 
 }  // namespace retort

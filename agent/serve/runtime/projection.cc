@@ -28,4 +28,20 @@ void multiply(const Model::Projection& projection, const float* x, const Quantiz
   }
 }
 
+void project(ThreadTeam& team, const Model::Projection& projection, const float* x,
+             const QuantizedRows& quantized, std::size_t count, float* out, bool add) {
+  share_rows(team, projection, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
+    multiply(projection, x, quantized, count, first, last, out, projection.rows, add);
+  });
+}
+
+void quantize_for(ThreadTeam& team, const Model::Projection& reader, const float* x, std::size_t count,
+                  const QuantizedRows& out) {
+  if (!reader.quantized) return;
+  const std::size_t n = reader.columns;
+  team.share(count, n / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
+    for (std::uint64_t t = first; t < last; ++t) out.quantize(t, x, n, 0, n, reader.input_scale);
+  });
+}
+
 }  // namespace retort

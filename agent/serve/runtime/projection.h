@@ -12,6 +12,12 @@
 /// the team.
 namespace retort {
 
+/// Rows of a batch, and the team that computes them.
+struct Rows {
+  ThreadTeam& team;
+  std::size_t first = 0, count = 0;
+};
+
 /// Calls stage(team, first, last) for ranges of a batch's `units`, tokens or runs of up to four, `tokens` in
 /// all. Of few tokens there is one range, and the team shares the rows of each product in it. Many are cut,
 /// and each member takes its own through the whole stage with a team of itself: what it computed is still in
@@ -52,5 +58,14 @@ void share_rows(ThreadTeam& team, const Model::Projection& projection, std::uint
 void multiply(const Model::Projection& projection, const float* x, const QuantizedRows& quantized,
               std::size_t count, std::uint64_t begin, std::uint64_t end, float* out, std::size_t stride,
               bool add);
+
+/// The whole projection of `count` rows of x, or of their quantized form, shared by the team: to
+/// out [count, rows], or added to it.
+void project(ThreadTeam& team, const Model::Projection& projection, const float* x,
+             const QuantizedRows& quantized, std::size_t count, float* out, bool add);
+
+/// Quantizes `count` rows of x [count, columns] where the projection that reads them wants it so.
+void quantize_for(ThreadTeam& team, const Model::Projection& reader, const float* x, std::size_t count,
+                  const QuantizedRows& out);
 
 }  // namespace retort

@@ -12,7 +12,6 @@ namespace retort {
 namespace {
 
 using kernels::kAttentionTokens;
-using kernels::kGroupRows;
 using kernels::kPositionBlock;
 using kernels::kScoreRows;
 
@@ -32,7 +31,7 @@ Widths widths(const ModelConfig& c) {
     w.qkv = std::max(w.qkv, q + std::uint64_t{2} * layer.n_head_kv * c.head_dim);
     w.ff = std::max<std::uint64_t>(w.ff, layer.n_ff);
   }
-  w.input = (std::max<std::uint64_t>(c.n_embd, w.query) + 31) / 32 * 32;
+  w.input = std::max<std::uint64_t>(c.n_embd, w.query);
   return w;
 }
 
@@ -124,7 +123,6 @@ Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOp
   scores_ = arena.floats(team.size() * kScoreRows * score_stride(options_));
   rope_ = arena.floats(std::uint64_t{2} * options_.n_ctx * c.head_dim);
   input_ = QuantizedRows::take(arena, b, w.input);
-  input_width_ = w.input;
   inner_ = QuantizedRows::take(arena, b, w.ff);
   for (const LayerShape& layer : c.layers) {
     layer_at_.push_back(stream_bytes_);
@@ -227,7 +225,7 @@ void Session::normalize(const Rows& rows, const float* weight, const float* bias
   const float eps = model_->config().norm_eps;
   const float* const x = hidden_ + rows.first * n;
   float* const normed = normed_ + rows.first * n;
-  const QuantizedRows input = input_.from(rows.first, input_width_);
+  const QuantizedRows input = input_.from(rows.first);
   rows.team.share(rows.count, n / 4 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
     for (std::uint64_t t = first; t < last; ++t) {
       if (bias != nullptr)
@@ -307,11 +305,8 @@ void Session::before_attention(std::size_t index, const Rows& rows, std::size_t 
   const Model::Layer& layer = model_->layers()[index];
   normalize(rows, layer.attn_norm, layer.attn_norm_bias, layer.qkv.quantized, layer.qkv.input_scale);
   if (n_runs_ == 1 && runs_[0].count == 1) prefetch_cache(runs_[0].stream, index);
-  const QuantizedRows input = input_.from(rows.first, input_width_);
-  share_rows(rows.team, layer.qkv, kGroupRows, rows.count, 1, [&](std::uint64_t first, std::uint64_t last) {
-    multiply(layer.qkv, normed_ + rows.first * c.n_embd, input, rows.count, first, last,
-             qkv_ + rows.first * layer.qkv.rows, layer.qkv.rows, false);
-  });
+  project(rows.team, layer.qkv, normed_ + rows.first * c.n_embd, input_.from(rows.first), rows.count,
+          qkv_ + rows.first * layer.qkv.rows, false);
   const std::size_t runs = last_run - first_run;
   rows.team.share(runs, std::uint64_t{c.layers[index].n_head_kv} * c.head_dim * (rows.count / runs),
                   [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
@@ -378,16 +373,9 @@ void Session::after_attention(std::size_t index, const Rows& rows) {
   const float* const normed = normed_ + rows.first * n_embd;
   float* const hidden = hidden_ + rows.first * n_embd;
   float *const gate = gate_ + rows.first * ff, *const up = up_ + rows.first * ff;
-  const QuantizedRows input = input_.from(rows.first, input_width_), inner = inner_.from(rows.first, ff);
-  if (layer.attn_output.quantized)
-    rows.team.share(count, q / 8 + 1, [&](std::uint32_t, std::uint64_t first, std::uint64_t last) {
-      for (std::uint64_t t = first; t < last; ++t)
-        input.quantize(t, attended, q, 0, q, layer.attn_output.input_scale);
-    });
-  share_rows(rows.team, layer.attn_output, kGroupRows, count, 1,
-             [&](std::uint64_t first, std::uint64_t last) {
-               multiply(layer.attn_output, attended, input, count, first, last, hidden, n_embd, true);
-             });
+  const QuantizedRows input = input_.from(rows.first), inner = inner_.from(rows.first);
+  quantize_for(rows.team, layer.attn_output, attended, count, input);
+  project(rows.team, layer.attn_output, attended, input, count, hidden, true);
   normalize(rows, layer.ffn_norm, layer.ffn_norm_bias, layer.ffn_up.quantized || layer.ffn_gate.quantized,
             layer.ffn_up.input_scale);
   // Whole blocks of the quantized result, so that each share makes its own.
@@ -408,9 +396,7 @@ void Session::after_attention(std::size_t index, const Rows& rows) {
                    inner.quantize(t, gate, ff, first, last, layer.ffn_down.input_scale);
                }
              });
-  share_rows(rows.team, layer.ffn_down, kGroupRows, count, 1, [&](std::uint64_t first, std::uint64_t last) {
-    multiply(layer.ffn_down, gate, inner, count, first, last, hidden, n_embd, true);
-  });
+  project(rows.team, layer.ffn_down, gate, inner, count, hidden, true);
 }
 
 void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
@@ -444,9 +430,7 @@ void Session::forward(std::span<const Chunk> chunks, bool all_logits) {
   if (outputs == 0) return;
   normalize({team_, 0, outputs}, model_->output_norm(), model_->output_norm_bias(),
             model_->output().quantized, model_->output().input_scale);
-  share_rows(team_, model_->output(), kGroupRows, outputs, 1, [&](std::uint64_t first, std::uint64_t last) {
-    multiply(model_->output(), normed_, input_, outputs, first, last, logits_, c.n_vocab, false);
-  });
+  project(team_, model_->output(), normed_, input_, outputs, logits_, false);
 }
 
 }  // namespace retort

@@ -81,11 +81,6 @@ class Session {
   struct Run {
     std::uint32_t row = 0, count = 0, stream = 0, position = 0;
   };
-  /// Rows of the batch, and the team that computes them.
-  struct Rows {
-    ThreadTeam& team;
-    std::size_t first = 0, count = 0;
-  };
   void normalize(const Rows& rows, const float* weight, const float* bias, bool quantized, float scale);
   void embed(std::span<const Chunk> chunks);
   void before_attention(std::size_t layer, const Rows& rows, std::size_t first_run, std::size_t last_run);
@@ -116,7 +111,6 @@ class Session {
   std::byte* cache_;  // [streams, layers, K and V, n_head_kv, S / 16], blocks as the kernels have them
   std::vector<std::uint64_t> layer_at_;  // bytes before a layer's K in a stream's cache
   std::uint64_t stream_bytes_ = 0;       // of a stream's cache
-  std::size_t input_width_ = 0;          // of input_'s rows
 };
 
 }  // namespace retort

@@ -170,11 +170,9 @@ TEST(LlamaCppPeer, LlamaVariantsAnswerAlike) {
     TemporaryFolder folder;
     testing::TinyModelOptions options;
     options.change = change;
-    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 3, options));
-    const auto model = open_hf_model(folder / "m");
+    const auto model = testing::write_tiny_gguf(folder / "m", folder / "m.gguf", ModelFamily::kLlama, 3,
+                                                TensorType::kF32, options);
     ASSERT_OK(model);
-    ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
-                               TensorType::kF32, {}));
     Ids prompt, expected;
     for (TokenId i = 0; i < 60; ++i) prompt.push_back(1 + (i * 37) % 299);
     Ids text = prompt;

@@ -311,6 +311,31 @@ class LargerAgentTest : public AgentTest {
   LargerAgentTest() {
     size_.n_embd = 256, size_.n_layer = 4, size_.n_ff = 768, size_.n_head = 8, size_.n_head_kv = 4;
   }
+  /// An agent is killed in the midst of its first pull and started again: when it serves, how many chunks it
+  /// had asked for twice.
+  std::size_t asked_again_after_a_kill(const std::vector<std::string>& options = {}) {
+    const std::string first = artifact("first");
+    coordinator_->chunk_delay = std::chrono::milliseconds(20);
+    coordinator_->desire(first);
+    start_agent(options);
+    EXPECT_TRUE(eventually([&] {
+      const std::lock_guard lock(coordinator_->mutex);
+      return coordinator_->requests.size() >= 12;
+    }));
+    kill_agent(SIGKILL);
+    std::set<std::uint64_t> before;
+    {
+      const std::lock_guard lock(coordinator_->mutex);
+      for (const auto& request : coordinator_->requests) before.insert(request.offset);
+      coordinator_->requests.clear();
+    }
+    start_agent(options);
+    EXPECT_TRUE(serving(first));
+    std::size_t again = 0;
+    const std::lock_guard lock(coordinator_->mutex);
+    for (const auto& request : coordinator_->requests) again += before.count(request.offset);
+    return again;
+  }
 };
 
 }  // namespace retort

@@ -731,29 +731,9 @@ TEST_F(AgentTest, SealedStudentsAreNowhereOnTheDiskAndOfUseOnThisDeviceAlone) {
 }
 
 TEST_F(LargerAgentTest, ASealedPullLosesNoMoreThanAnother) {
-  const std::string first = artifact("first");
-  coordinator_->chunk_delay = 20ms;
-  coordinator_->desire(first);
-  start_agent({"--seal", "--keys", folder_ / "elsewhere"});
-  const auto requested = [&] {
-    const std::lock_guard lock(coordinator_->mutex);
-    return coordinator_->requests.size();
-  };
-  ASSERT_TRUE(eventually([&] { return requested() >= 12; }));
-  kill_agent(SIGKILL);
-  std::set<std::uint64_t> before;
-  {
-    const std::lock_guard lock(coordinator_->mutex);
-    for (const auto& request : coordinator_->requests) before.insert(request.offset);
-    coordinator_->requests.clear();
-  }
-  start_agent({"--seal", "--keys", folder_ / "elsewhere"});
-  ASSERT_TRUE(serving(first));
+  EXPECT_LE(asked_again_after_a_kill({"--seal", "--keys", folder_ / "elsewhere"}), 5u)
+      << "the four in flight and at most one more";
   EXPECT_FALSE(fs::exists(folder_ / "device/keys"));
-  std::size_t again = 0;
-  const std::lock_guard lock(coordinator_->mutex);
-  for (const auto& request : coordinator_->requests) again += before.count(request.offset);
-  EXPECT_LE(again, 5u) << "the four in flight and at most one more";
 }
 
 TEST_F(AgentTest, TelemetryAndTheCanaryWhereTheClockIsWrong) {
@@ -918,29 +898,8 @@ TEST_F(LargerAgentTest, NothingIsLeftOfAPullThatIsNotWantedAnyMore) {
 }
 
 TEST_F(LargerAgentTest, KilledInMidPullItGoesOnWhereItWas) {
-  const std::string first = artifact("first");
-  ASSERT_GT(fs::file_size(folder_ / "first.gguf"), 8u << 20);
-  coordinator_->chunk_delay = 20ms;
-  coordinator_->desire(first);
-  start_agent();
-  const auto requested = [&] {
-    const std::lock_guard lock(coordinator_->mutex);
-    return coordinator_->requests.size();
-  };
-  ASSERT_TRUE(eventually([&] { return requested() >= 12; }));
-  kill_agent(SIGKILL);
-  std::set<std::uint64_t> before;
-  {
-    const std::lock_guard lock(coordinator_->mutex);
-    for (const auto& request : coordinator_->requests) before.insert(request.offset);
-    coordinator_->requests.clear();
-  }
-  start_agent();
-  ASSERT_TRUE(serving(first));
-  std::size_t again = 0;
-  const std::lock_guard lock(coordinator_->mutex);
-  for (const auto& request : coordinator_->requests) again += before.count(request.offset);
-  EXPECT_LE(again, 5u) << "the four in flight and at most one more";
+  EXPECT_LE(asked_again_after_a_kill(), 5u) << "the four in flight and at most one more";
+  EXPECT_GT(fs::file_size(folder_ / "first.gguf"), 8u << 20);
 }
 
 }  // namespace

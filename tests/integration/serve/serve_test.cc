@@ -91,11 +91,8 @@ class Serve : public ::testing::Test {
                               ModelFamily family = ModelFamily::kLlama, std::uint64_t seed = 3) {
     testing::TinyModelOptions options;
     options.n_ctx = n_ctx;
-    const auto folder = folder_ / (name + ".hf");
-    EXPECT_OK(testing::write_tiny_model(folder, family, seed, options));
-    const auto hf = open_hf_model(folder);
-    EXPECT_OK(hf);
-    EXPECT_OK(write_gguf_model(folder_ / name, hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+    EXPECT_OK(
+        testing::write_tiny_gguf(folder_ / (name + ".hf"), folder_ / name, family, seed, type, options));
     return folder_ / name;
   }
 
@@ -938,10 +935,8 @@ class ServeEncoder : public Serve {
     options.encoder.pooler = !labels.empty();
     options.encoder.pooling = labels.empty() ? TextPooling::kMean : TextPooling::kCls;
     options.encoder.labels = std::move(labels);
-    EXPECT_OK(testing::write_tiny_model(folder_ / "e.hf", ModelFamily::kBert, 5, options));
-    const auto hf = open_hf_model(folder_ / "e.hf");
-    EXPECT_OK(hf);
-    EXPECT_OK(write_gguf_model(folder_ / "e.gguf", hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+    EXPECT_OK(
+        testing::write_tiny_gguf(folder_ / "e.hf", folder_ / "e.gguf", ModelFamily::kBert, 5, type, options));
     return folder_ / "e.gguf";
   }
   HttpResponse post(const std::string& path, const json::value& body) {

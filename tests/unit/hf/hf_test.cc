@@ -323,13 +323,11 @@ TEST(HfModel, LlamaVariantsSurviveBothFormats) {
     TemporaryFolder folder;
     testing::TinyModelOptions options;
     options.change = change;
-    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
-    const auto model = open_hf_model(folder / "m");
+    const auto model = testing::write_tiny_gguf(folder / "m", folder / "m.gguf", ModelFamily::kLlama, 1,
+                                                TensorType::kF32, options);
     ASSERT_OK(model);
     ModelConfig expected = testing::tiny_config(ModelFamily::kLlama, options);
     EXPECT_EQ(model->config, expected) << name;
-    ASSERT_OK(write_gguf_model(folder / "m.gguf", model->config, model->tokenizer, weight_sources(*model),
-                               TensorType::kF32, {}));
     const auto config = read_gguf_config(*GgufFile::open(folder / "m.gguf"));
     ASSERT_OK(config);
     const RopeRates a = rope_rates(expected), b = rope_rates(*config);

@@ -33,10 +33,7 @@ testing::TinyModelOptions tiny_bert(std::vector<std::string> labels, bool mlm_he
 std::shared_ptr<const Model> write_model(const TemporaryFolder& folder,
                                          const testing::TinyModelOptions& options, TensorType type,
                                          const ModelOptions& how = {}) {
-  EXPECT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kBert, 3, options));
-  const auto hf = open_hf_model(folder / "m");
-  EXPECT_OK(hf);
-  EXPECT_OK(write_gguf_model(folder / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+  EXPECT_OK(testing::write_tiny_gguf(folder / "m", folder / "m.gguf", ModelFamily::kBert, 3, type, options));
   auto model = Model::open(folder / "m.gguf", how);
   EXPECT_OK(model);
   return *model;

@@ -137,10 +137,7 @@ TEST(ThreadTeam, EveryChunkIsDoneOnceWhoeverDoesIt) {
 }
 
 std::shared_ptr<const Model> tiny(const TemporaryFolder& folder, ModelFamily family, TensorType type) {
-  EXPECT_OK(testing::write_tiny_model(folder / "m", family, 3));
-  const auto hf = open_hf_model(folder / "m");
-  EXPECT_OK(hf);
-  EXPECT_OK(write_gguf_model(folder / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+  EXPECT_OK(testing::write_tiny_gguf(folder / "m", folder / "m.gguf", family, 3, type));
   auto model = Model::open(folder / "m.gguf");
   EXPECT_OK(model);
   return *model;
@@ -208,11 +205,8 @@ TEST(Session, LlamaVariantsGiveThePlainForwardPass) {
     TemporaryFolder folder;
     testing::TinyModelOptions options;
     options.change = change;
-    ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
-    const auto hf = open_hf_model(folder / "m");
-    ASSERT_OK(hf);
-    ASSERT_OK(write_gguf_model(folder / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf),
-                               TensorType::kF32, {}));
+    ASSERT_OK(testing::write_tiny_gguf(folder / "m", folder / "m.gguf", ModelFamily::kLlama, 1,
+                                       TensorType::kF32, options));
     std::vector<TokenId> ids;
     for (int i = 0; i < 100; ++i) ids.push_back((i * 37 + 11) % 300);
     const auto expected = testing::plain_llama(folder / "m", ids);
@@ -246,11 +240,8 @@ TEST(Session, ThreadsThatTakeTokensOfTheirOwnChangeNoBit) {
       TemporaryFolder folder;
       testing::TinyModelOptions options;
       options.change = change;
-      ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 1, options));
-      const auto hf = open_hf_model(folder / "m");
-      ASSERT_OK(hf);
       ASSERT_OK(
-          write_gguf_model(folder / "m.gguf", hf->config, hf->tokenizer, weight_sources(*hf), type, {}));
+          testing::write_tiny_gguf(folder / "m", folder / "m.gguf", ModelFamily::kLlama, 1, type, options));
       const auto model = Model::open(folder / "m.gguf");
       ASSERT_OK(model);
       std::vector<TokenId> ids;
@@ -362,10 +353,7 @@ TEST(PackedWeights, AreKeptMappedAndNeverMistaken) {
   EXPECT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
 
   // Another model of the same size and name.
-  ASSERT_OK(testing::write_tiny_model(folder / "m", ModelFamily::kLlama, 4));
-  const auto hf = open_hf_model(folder / "m");
-  ASSERT_OK(hf);
-  ASSERT_OK(write_gguf_model(file, hf->config, hf->tokenizer, weight_sources(*hf), TensorType::kF32, {}));
+  ASSERT_OK(testing::write_tiny_gguf(folder / "m", file, ModelFamily::kLlama, 4, TensorType::kF32));
   const auto other = last_logits(file, {.pack_cache = cache}, true);
   EXPECT_NE(other, expected);
   EXPECT_EQ(other, last_logits(file, {}, false));
