@@ -12,7 +12,7 @@ namespace retort {
 namespace {
 
 constexpr std::size_t kMaxTextBytes = 4096, kMaxPoints = 10000, kMaxUnsavedChanges = 20000, kTellAtATime = 64;
-constexpr std::chrono::seconds kTellAgain{60};
+constexpr std::chrono::seconds kTellAgain{20};
 constexpr std::uint32_t kWaitMillis = 60'000;  ///< three times of what a queue tells those who wait
 constexpr std::uint64_t kMaxGeneration = 1ull << 62;
 /// By device: the last telemetry batch, and how many it dropped; beside its record, which is larger and

@@ -87,7 +87,7 @@ class RoughLink final : public FleetClient {
           if (self->lost()) return;
           ++self->shard_.counters.received;
           if (self->shard_.options.delay.count() == 0) return on_frame(frame);
-          self->later([on_frame, frame = std::string(frame)] { on_frame(frame); });
+          self->later(self->inbound_, [on_frame, frame = std::string(frame)] { on_frame(frame); });
         },
         shard.links));
     return std::unique_ptr<FleetClient>(std::move(link));
@@ -98,7 +98,7 @@ class RoughLink final : public FleetClient {
     if (lost()) return true;
     ++shard_.counters.sent;
     if (shard_.options.delay.count() == 0) return inner_->send(std::move(frame));
-    later([this, frame = std::move(frame)] { inner_->send(frame); });
+    later(outbound_, [this, frame = std::move(frame)] { inner_->send(frame); });
     return true;
   }
 
@@ -109,19 +109,35 @@ class RoughLink final : public FleetClient {
     ++shard_.counters.lost;
     return true;
   }
-  void later(std::function<void()> call) {
+  /// Frames of one direction arrive in the order in which they were sent, as TCP has them.
+  struct Delayed {
+    std::deque<std::pair<Steady::time_point, std::function<void()>>> frames;
+    asio::steady_timer timer;
+  };
+  void later(Delayed& way, std::function<void()> call) {
     const auto pause = milliseconds(static_cast<std::int64_t>(
         static_cast<double>(shard_.options.delay.count()) * (1 + shard_.random.next_unit())));
-    auto timer = std::make_shared<asio::steady_timer>(shard_.reactor, pause);
-    timer->async_wait([timer, alive = std::weak_ptr<int>(alive_),
-                       call = std::move(call)](const boost::system::error_code& error) {
-      if (!error && !alive.expired()) call();
-    });
+    auto due = Steady::now() + pause;
+    if (!way.frames.empty()) due = std::max(due, way.frames.back().first);
+    way.frames.emplace_back(due, std::move(call));
+    if (way.frames.size() == 1) wait(way);
+  }
+  void wait(Delayed& way) {
+    way.timer.expires_at(way.frames.front().first);
+    way.timer.async_wait(
+        [this, &way, alive = std::weak_ptr<int>(alive_)](const boost::system::error_code& error) {
+          if (error || alive.expired()) return;
+          const auto call = std::move(way.frames.front().second);
+          way.frames.pop_front();
+          if (!way.frames.empty()) wait(way);
+          call();
+        });
   }
 
   Shard& shard_;
   std::shared_ptr<const bool> silent_;
   std::unique_ptr<FleetClient> inner_;
+  Delayed inbound_{{}, asio::steady_timer(shard_.reactor)}, outbound_{{}, asio::steady_timer(shard_.reactor)};
   std::shared_ptr<int> alive_ = std::make_shared<int>();
 };
 

@@ -271,10 +271,10 @@ TEST_F(FleetTest, ADeviceThatMissedItsDesiredStateIsToldAgain) {
   d->hello();
   const auto told = d->next<wire::Desired>();
   ASSERT_TRUE(told);
-  clock_.ahead += std::chrono::seconds(31);
+  clock_.ahead += std::chrono::seconds(15);
   d->send(wire::Heartbeat{told->desired.generation - 1});
   EXPECT_FALSE(d->next<wire::Desired>(300)) << "it may be at it";
-  clock_.ahead += std::chrono::seconds(30);
+  clock_.ahead += std::chrono::seconds(10);
   d->send(wire::Heartbeat{told->desired.generation - 1});
   EXPECT_EQ(d->next<wire::Desired>()->desired.generation, told->desired.generation);
   d->send(wire::Heartbeat{told->desired.generation});
