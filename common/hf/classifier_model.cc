@@ -14,39 +14,32 @@ namespace {
 
 constexpr std::uint64_t kMaxConfigBytes = 64u << 20, kMaxNumber = 1u << 24;
 
-/// A weight in PyTorch's layout and in GGUF: [rows][channels][positions] there, [rows][positions][channels]
-/// here.
-struct Mapping {
-  std::string name;
-  std::vector<std::uint64_t> shape;  // row-major, PyTorch's
-  std::uint64_t rows = 0, channels = 0, positions = 1;
+/// A weight in GGUF and its shape in PyTorch, row-major.
+struct Mapping : ClassifierMatrix {
+  std::vector<std::uint64_t> shape;
 
   bool is_bias() const { return shape.size() == 1; }
-  std::uint64_t columns() const { return channels * positions; }
 };
 
 std::vector<Mapping> mappings(const ClassifierConfig& config) {
   std::vector<Mapping> out;
   const std::vector<MapShape> maps = feature_maps(config);
   const auto bias = [&](const std::string& layer, std::uint64_t rows) {
-    out.push_back({layer + "bias", {rows}, rows, 1});
+    out.push_back({{layer + "bias", rows, 1}, {rows}});
   };
   for (std::size_t i = 0; i < config.convolutions.size(); ++i) {
     const Convolution& c = config.convolutions[i];
     const std::string layer = fmt::format("conv.{}.", i);
     const std::uint64_t kernel = c.kernel, channels = maps[i].channels;
-    out.push_back({layer + "weight",
-                   {c.out_channels, channels, kernel, kernel},
-                   c.out_channels,
-                   channels,
-                   kernel * kernel});
+    out.push_back({{layer + "weight", c.out_channels, channels, kernel * kernel},
+                   {c.out_channels, channels, kernel, kernel}});
     bias(layer, c.out_channels);
   }
   std::uint64_t channels = maps.back().channels, positions = maps.back().positions();
   for (std::size_t i = 0; i <= config.hidden.size(); ++i) {
     const std::uint64_t rows = i < config.hidden.size() ? config.hidden[i] : config.labels.size();
     const std::string layer = fmt::format("dense.{}.", i);
-    out.push_back({layer + "weight", {rows, channels * positions}, rows, channels, positions});
+    out.push_back({{layer + "weight", rows, channels, positions}, {rows, channels * positions}});
     bias(layer, rows);
     channels = rows;
     positions = 1;
@@ -57,8 +50,6 @@ std::vector<Mapping> mappings(const ClassifierConfig& config) {
 std::string shape_text(const std::vector<std::uint64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
-
-std::uint64_t filled(std::uint64_t columns) { return (columns + 31) / 32 * 32; }
 
 /// The weight among `weights`, its shape checked.
 Result<const TensorSource*> source_of(const Mapping& m, const std::vector<TensorSource>& weights,
@@ -327,7 +318,7 @@ Result<void> write_classifier_folder(const std::filesystem::path& folder, const 
 
 Result<void> write_gguf_classifier(const std::filesystem::path& path, const ClassifierConfig& c,
                                    const std::vector<TensorSource>& weights, TensorType matrix_type,
-                                   const GgufMetadata& extra) {
+                                   const GgufMetadata& extra, const EncodedWeights& encoded) {
   RETORT_TRY(validate(c, path.string()));
   GgufWriter writer;
   const std::string arch(to_string(c.family));
@@ -388,8 +379,14 @@ Result<void> write_gguf_classifier(const std::filesystem::path& path, const Clas
                         });
       continue;
     }
-    const TensorType type = stored_type(matrix_type, filled(m.columns()));
-    const std::uint64_t columns = info(type).block_values > 1 ? filled(m.columns()) : m.columns();
+    if (const auto found = encoded.find(m.name); found != encoded.end()) {
+      const EncodedMatrix& made = found->second;
+      writer.add_matrix(m.name, made.columns, made.rows, made.type,
+                        [&made]() -> Result<std::vector<std::byte>> { return made.bytes; });
+      continue;
+    }
+    const TensorType type = stored_type(matrix_type, m.filled());
+    const std::uint64_t columns = info(type).block_values > 1 ? m.filled() : m.columns();
     writer.add_matrix(m.name, columns, m.rows, type,
                       [m, source, type, columns]() -> Result<std::vector<std::byte>> {
                         std::vector<float> values(m.rows * m.columns());
@@ -400,11 +397,19 @@ Result<void> write_gguf_classifier(const std::filesystem::path& path, const Clas
   return writer.write(path);
 }
 
-std::uint64_t gguf_classifier_bytes(const ClassifierConfig& config, TensorType matrix_type) {
+std::vector<ClassifierMatrix> classifier_matrices(const ClassifierConfig& config) {
+  std::vector<ClassifierMatrix> out;
+  for (const Mapping& m : mappings(config))
+    if (!m.is_bias()) out.push_back(m);
+  return out;
+}
+
+std::uint64_t gguf_classifier_bytes(const ClassifierConfig& config,
+                                    const std::function<TensorType(const std::string&)>& type_of) {
   std::uint64_t bytes = 0;
   for (const Mapping& m : mappings(config)) {
-    const TensorType type = m.is_bias() ? TensorType::kF32 : stored_type(matrix_type, filled(m.columns()));
-    const std::uint64_t columns = info(type).block_values > 1 ? filled(m.columns()) : m.columns();
+    const TensorType type = m.is_bias() ? TensorType::kF32 : stored_type(type_of(m.name), m.filled());
+    const std::uint64_t columns = info(type).block_values > 1 ? m.filled() : m.columns();
     bytes += (most_matrix_bytes(type, m.rows, columns) + 31) / 32 * 32;
   }
   return bytes;
@@ -519,7 +524,7 @@ Result<ClassifierConfig> read_gguf_classifier_config(const GgufFile& file) {
     while (shape.size() > 1 && shape.back() == 1 && shape.size() > (m.is_bias() ? 1u : 2u)) shape.pop_back();
     const std::vector<std::uint64_t> exact =
         m.is_bias() ? std::vector<std::uint64_t>{m.rows} : std::vector<std::uint64_t>{m.columns(), m.rows};
-    const std::vector<std::uint64_t> padded{filled(m.columns()), m.rows};
+    const std::vector<std::uint64_t> padded{m.filled(), m.rows};
     if (shape != exact && (m.is_bias() || shape != padded))
       return fail(ErrorCode::kInvalid, where, "tensor '{}' has shape {}, its metadata asks for {}", m.name,
                   shape_text(shape), shape_text(exact));

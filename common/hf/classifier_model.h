@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -9,7 +10,7 @@
 #include "common/core/result.h"
 #include "common/gguf/gguf.h"
 #include "common/gguf/safetensors.h"
-#include "common/hf/hf_model.h"
+#include "common/hf/encoded_weights.h"
 #include "common/model/classifier_config.h"
 
 namespace retort {
@@ -42,14 +43,27 @@ std::vector<TensorSource> weight_sources(const ClassifierModel& model);
 Result<void> write_classifier_folder(const std::filesystem::path& folder, const ClassifierConfig& config,
                                      const std::vector<TensorSource>& weights, SafeTensor::DType dtype);
 
+/// A matrix as a GGUF file holds it: [rows][positions][channels], where PyTorch has
+/// [rows][channels][positions]. Rows of block formats are filled up with zeros to `filled` columns.
+struct ClassifierMatrix {
+  std::string name;
+  std::uint64_t rows = 0, channels = 0, positions = 1;
+
+  std::uint64_t columns() const { return channels * positions; }
+  std::uint64_t filled() const { return (columns() + 31) / 32 * 32; }
+};
+std::vector<ClassifierMatrix> classifier_matrices(const ClassifierConfig& config);
+
 /// Writes a GGUF file of our own architectures "mlp" and "cnn". `weights` come in PyTorch's layout; columns
 /// are brought from channel by channel to position by position. Rows of block formats that 32 does not divide
-/// are filled up with zeros; biases stay F32.
+/// are filled up with zeros; biases stay F32. Matrices in `encoded`, by name and as ClassifierMatrix has
+/// them, are taken as they are.
 Result<void> write_gguf_classifier(const std::filesystem::path& path, const ClassifierConfig& config,
                                    const std::vector<TensorSource>& weights, TensorType matrix_type,
-                                   const GgufMetadata& extra);
+                                   const GgufMetadata& extra, const EncodedWeights& encoded = {});
 /// Bytes of the tensors of such a file, to within the gaps that align them.
-std::uint64_t gguf_classifier_bytes(const ClassifierConfig& config, TensorType matrix_type);
+std::uint64_t gguf_classifier_bytes(const ClassifierConfig& config,
+                                    const std::function<TensorType(const std::string&)>& type_of);
 /// True for a file whose general.architecture is "mlp" or "cnn".
 bool is_gguf_classifier(const GgufFile& file);
 /// The architecture that a GGUF file holds, checked against its tensors' shapes.

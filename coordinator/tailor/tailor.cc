@@ -108,7 +108,8 @@ Result<StudentPlan> plan_student(const TeacherShape& teacher, std::uint64_t head
       plan.format = format;
       if (plan.classifier) {
         plan.parameters = parameter_count(*plan.classifier);
-        plan.file_bytes = header_bytes + kLineageBytes + gguf_classifier_bytes(*plan.classifier, format);
+        plan.file_bytes = header_bytes + kLineageBytes +
+                          gguf_classifier_bytes(*plan.classifier, [&](const std::string&) { return format; });
         plan.serving_memory_bytes = predicted_serving_bytes(*plan.classifier, plan.file_bytes);
       } else {
         plan.parameters = parameter_count(plan.config);

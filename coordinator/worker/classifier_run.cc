@@ -48,6 +48,13 @@ std::uint64_t parameters_of(const Network& shape) {
   return shape.classifier ? parameter_count(*shape.classifier) : parameter_count(shape.config);
 }
 
+std::vector<std::string> matrices_of(const Network& shape) {
+  if (!shape.classifier) return matrix_names(shape.config);
+  std::vector<std::string> out;
+  for (const ClassifierMatrix& m : classifier_matrices(*shape.classifier)) out.push_back(m.name);
+  return out;
+}
+
 std::string describe(const Network& shape) {
   if (!shape.classifier) return describe(shape.config);
   const ClassifierConfig& c = *shape.classifier;
@@ -270,22 +277,33 @@ class ClassifierRun final : public RecipeRun {
         planned.tokens = scales->calibration;
         planned.flops = cost_of(shape).flops * static_cast<double>(planned.tokens);
       } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
-        if (shape.classifier && (rounding->needs_calibration() || !rounding->formats.empty()))
-          return fail(ErrorCode::kUnsupported, recipe_.where,
-                      "quantize.weights: an {}'s matrices all have one 'format', rounded to nearest",
-                      to_string(shape.classifier->family));
+        if (shape.classifier && rounding->awq)
+          return fail(
+              ErrorCode::kUnsupported, recipe_.where,
+              "quantize.weights: nothing stands before an {}'s matrices that 'awq' could scale; gptq and "
+              "importance do without",
+              to_string(shape.classifier->family));
         format = rounding->format;
         formats = *rounding;
-        if (!shape.classifier) {
-          RETORT_TRY(check_rules(*rounding, shape.config, recipe_.where));
+        RETORT_TRY(check_rules(*rounding, matrices_of(shape), recipe_.where));
+        const double examples =
+            static_cast<double>(rounding->needs_statistics() ? rounding->calibration_tokens : 0) * 5 +
+            static_cast<double>(rounding->bits ? rounding->sensitivity_tokens : 0) * 20;
+        planned.flops = cost_of(shape).flops * examples;
+        if (shape.classifier) {  // one matrix's statistics, and the examples
+          std::uint64_t widest = 0;
+          for (const ClassifierMatrix& m : classifier_matrices(*shape.classifier))
+            widest = std::max(widest, m.filled());
+          if (rounding->needs_statistics()) extra += statistics_bytes(widest);
+          if (rounding->needs_calibration())
+            extra += 4 * cost_of(shape).values * kBatch +
+                     4 * shape.classifier->input.values() *
+                         std::max(rounding->calibration_tokens, rounding->sensitivity_tokens);
+        } else {
           QuantizePass in_tokens = *rounding;
           in_tokens.calibration_tokens *= shape.config.n_ctx;
           in_tokens.sensitivity_tokens *= shape.config.n_ctx;
           extra += quantize_bytes(in_tokens, shape.config);
-          const double examples =
-              static_cast<double>(rounding->needs_statistics() ? rounding->calibration_tokens : 0) * 5 +
-              static_cast<double>(rounding->bits ? rounding->sensitivity_tokens : 0) * 20;
-          planned.flops = cost_of(shape).flops * examples;
         }
       } else if (const auto* out = std::get_if<ExportPass>(&pass)) {
         const TensorType type = out->huggingface ? TensorType::kF16 : out->format.value_or(format);
@@ -314,7 +332,10 @@ class ClassifierRun final : public RecipeRun {
       const auto size = fs::file_size(tokenizer_folder_ / "tokenizer.json", error);
       return predicted_file_bytes(shape.config, formats, error ? 0 : size);
     }
-    return 2048 + gguf_classifier_bytes(*shape.classifier, formats.format);
+    if (formats.bits)  // which formats these will be is not known yet
+      return 2048 + static_cast<std::uint64_t>(*formats.bits / 8 * static_cast<double>(parameters_of(shape)));
+    return 2048 + gguf_classifier_bytes(*shape.classifier,
+                                        [&](const std::string& name) { return format_of(formats, name); });
   }
 
   Result<Examples> read(const DataFile& file) const {
@@ -444,10 +465,8 @@ class ClassifierRun final : public RecipeRun {
     return pass_done(true);
   }
 
-  /// Of an mlp or a cnn only the format of later exports: their weights are rounded when they are written.
   Result<void> run(std::size_t index, const QuantizePass& pass) {
-    if (network_.classifier) return pass_done(false);
-    std::vector<at::Tensor> texts;  // one at a time: what fills up a text is no input
+    std::vector<at::Tensor> inputs;
     QuantizePass in_tokens = pass;
     in_tokens.sensitivity_tokens = 0;
     if (pass.needs_calibration()) {
@@ -456,14 +475,17 @@ class ClassifierRun final : public RecipeRun {
           std::min<std::uint64_t>(std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,
                                            pass.bits ? pass.sensitivity_tokens : 0),
                                   train_->size());
-      for (std::uint64_t i = 0; i < wanted; ++i) {
-        texts.push_back(train_->draw(recipe_.seed * 1000003 + index, i, 1).inputs);
-        if (i < pass.sensitivity_tokens)
-          in_tokens.sensitivity_tokens += static_cast<std::uint64_t>(texts.back().numel());
+      const std::uint64_t batch = network_.classifier ? kBatch : 1;  // what fills up a text is no input
+      for (std::uint64_t i = 0; i < wanted; i += batch) {
+        inputs.push_back(train_->draw(recipe_.seed * 1000003 + index, i, std::min(batch, wanted - i)).inputs);
+        if (!network_.classifier && i < pass.sensitivity_tokens)
+          in_tokens.sensitivity_tokens += static_cast<std::uint64_t>(inputs.back().numel());
       }
     }
+    const auto stop = [&] { return out_.check_stop(); };
     tell_quantized(progress_, index, pass,
-                   RETORT_TRY(quantize(network_, in_tokens, texts, [&] { return out_.check_stop(); })));
+                   network_.classifier ? RETORT_TRY(quantize_classifier(network_, pass, inputs, stop))
+                                       : RETORT_TRY(quantize(network_, in_tokens, inputs, stop)));
     return pass_done(true);
   }
 
@@ -524,17 +546,18 @@ class ClassifierRun final : public RecipeRun {
   Result<void> write(const fs::path& path, const Network& network, TensorType type, bool rewritten) {
     GgufMetadata extra = lineage(recipe_, path, teacher_sha256_, data_sha256_);
     for (auto& scale : input_scale_metadata(network, [&](const std::string& name) {
-           if (network.classifier) return type;  // whose rows are filled up to whole blocks
            const auto encoded = network.encoded.find(name);
            if (!rewritten && encoded != network.encoded.end()) return encoded->second.type;
+           if (network.classifier) return type;  // whose rows are filled up to whole blocks
            return stored_type(type, static_cast<std::uint64_t>(network.weight(name).size(1)));
          }))
       extra.push_back(std::move(scale));
-    return on_disk(
-        network.classifier
-            ? write_gguf_classifier(path, *network.classifier, weight_sources(network), type, extra)
-            : write_gguf_model(path, network.config, *tokenizer_, weight_sources(network), type, extra,
-                               rewritten ? EncodedWeights{} : network.encoded));
+    const EncodedWeights none;
+    const EncodedWeights& encoded = rewritten ? none : network.encoded;
+    return on_disk(network.classifier ? write_gguf_classifier(path, *network.classifier,
+                                                              weight_sources(network), type, extra, encoded)
+                                      : write_gguf_model(path, network.config, *tokenizer_,
+                                                         weight_sources(network), type, extra, encoded));
   }
   Result<void> write_folder(const fs::path& path, SafeTensor::DType dtype) {
     return on_disk(

@@ -218,15 +218,22 @@ Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, c
 
 }  // namespace
 
-Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
+std::vector<std::string> matrix_names(const ModelConfig& config) {
+  std::vector<std::string> out;
+  for (const WeightShape& weight : hf_weights(config))
+    if (stored_as(config.family, weight.name, weight.shape.size()).matrix) out.push_back(weight.name);
+  return out;
+}
+
+Result<void> check_rules(const QuantizePass& pass, const std::vector<std::string>& matrices,
+                         const std::string& where) {
   for (const QuantizePass::Rule& rule : pass.formats) {
     std::string names;
     bool matches = false;
-    for (const WeightShape& weight : hf_weights(config)) {
-      if (!stored_as(config.family, weight.name, weight.shape.size()).matrix) continue;
+    for (const std::string& matrix : matrices) {
       const QuantizePass alone{.formats = {rule}};
-      matches |= fixed_format(alone, weight.name).has_value();
-      if (names.size() < 300) names += (names.empty() ? "" : ", ") + weight.name;
+      matches |= fixed_format(alone, matrix).has_value();
+      if (names.size() < 300) names += (names.empty() ? "" : ", ") + matrix;
     }
     if (!matches)
       return fail(ErrorCode::kInvalid, where,
@@ -235,6 +242,8 @@ Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, co
   }
   return {};
 }
+
+std::uint64_t statistics_bytes(std::uint64_t columns) { return columns * columns * (4 * 4 + 4 * 8); }
 
 std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config) {
   std::uint64_t widest = config.n_embd, largest = std::uint64_t{config.n_vocab} * config.n_embd;
@@ -247,7 +256,7 @@ std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config
   const std::uint64_t window = config.n_ctx, batch = calibration_batch(config, window);
   bytes += batch * window * (activation_bytes(config, config.n_ctx, false) + 12ull * config.n_vocab);
   if (pass.needs_statistics())
-    bytes += pass.calibration_tokens * config.n_embd * 8 + widest * widest * (4 * 4 + 4 * 8);
+    bytes += pass.calibration_tokens * config.n_embd * 8 + statistics_bytes(widest);
   if (pass.bits)
     bytes +=
         pass.sensitivity_tokens * (4ull * config.n_embd * (config.n_layer() + 1) + 4ull * config.n_vocab);
@@ -283,7 +292,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
             p->distil->on_policy * forward_flops(config, window) * static_cast<double>(planned.tokens);
       }
       if (p->aware) {
-        RETORT_TRY(check_rules(*p->aware, config, recipe.where));
+        RETORT_TRY(check_rules(*p->aware, matrix_names(config), recipe.where));
         extra += 4 * parameter_count(config);
       }
       extra += data_bytes / window * 4;  // the windows' order; the tokens are on disk
@@ -313,7 +322,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
                    (activation_bytes(config, config.n_ctx, false) + 4ull * config.n_vocab) +
                config.n_layer() * (64ull << 10);  // four histograms each
     } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
-      RETORT_TRY(check_rules(*rounding, config, recipe.where));
+      RETORT_TRY(check_rules(*rounding, matrix_names(config), recipe.where));
       quantized = *rounding;
       extra += quantize_bytes(*rounding, config);
       const double forward = forward_flops(config, config.n_ctx);

@@ -68,7 +68,12 @@ struct StoredAs {
 StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dimensions);
 
 /// kInvalid: a rule of quantize.weights matches no matrix; the message names some that there are.
-Result<void> check_rules(const QuantizePass& pass, const ModelConfig& config, const std::string& where);
+Result<void> check_rules(const QuantizePass& pass, const std::vector<std::string>& matrices,
+                         const std::string& where);
+/// Hugging Face's names of the matrices that a GGUF holds in the export's type.
+std::vector<std::string> matrix_names(const ModelConfig& config);
+/// Memory of the statistics of an input of so many columns, and of GPTQ's matrices over them.
+std::uint64_t statistics_bytes(std::uint64_t columns);
 /// Memory of a quantize.weights beside the network: encoded matrices, the statistics of one layer at a time
 /// and the text's hidden states (quantize.h).
 std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config);

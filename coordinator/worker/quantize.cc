@@ -3,9 +3,7 @@
 #include <cmath>
 
 #include "common/hf/hf_model.h"
-#include "coordinator/worker/format_budget.h"
 #include "coordinator/worker/input_groups.h"
-#include "coordinator/worker/matrix_quantizer.h"
 #include "coordinator/worker/plan.h"
 
 namespace retort {
@@ -128,39 +126,21 @@ class Quantizer {
     const std::vector<std::int64_t> rows = gguf_row_order(network_.config, name);
     return rows.empty() ? Tensor() : at::tensor(rows);
   }
-  static Tensor reordered(const Tensor& matrix, const Tensor& order) {
-    return order.defined() ? matrix.index_select(0, order) : matrix;
-  }
-  static Tensor put_back(const Tensor& matrix, const Tensor& order) {
-    return order.defined() ? at::empty_like(matrix).index_copy_(0, order, matrix) : matrix;
-  }
 
   /// `input`: nullptr where the method takes none, or where the matrix multiplies nothing (an embedding).
   void round(const std::string& name, const InputStatistics* input) {
-    const Tensor weight = matrices_.get(name);
     const TensorType type = matrices_.type(name);
-    const Tensor order = row_order(name, type);
-    EncodedMatrix encoded;
     // A row of a tied embedding is also looked up by itself, where no later column makes up for an earlier
     // one.
     const bool looked_up = name == head_weight(network_.config) && head_is_embedding(network_.config);
-    if (input == nullptr || pass_.method == QuantizePass::Method::kNearest)
-      encoded = encode_matrix(reordered(weight, order), type);
-    else if (pass_.method == QuantizePass::Method::kImportance || looked_up)
-      encoded = encode_matrix(reordered(weight, order), type, input->importance());
-    else
-      encoded = gptq(reordered(weight, order), *input, type, {pass_.damping, pass_.act_order});
-    const Tensor rounded = put_back(decode_matrix(encoded), order);
-    QuantizedMatrix line{name, type, static_cast<std::uint64_t>(weight.numel()), encoded.bytes.size()};
-    const double power = weight.square().sum().item<double>();
-    line.weight_error = power > 0 ? (rounded - weight).square().sum().item<double>() / power : 0;
-    if (input != nullptr) line.output_error = output_error(weight, rounded, *input);
-    if (const auto found = alpha_.find(name); found != alpha_.end()) line.alpha = found->second;
+    RoundedMatrix rounded =
+        round_matrix(name, matrices_.get(name), type, input, pass_, looked_up, row_order(name, type));
+    if (const auto found = alpha_.find(name); found != alpha_.end()) rounded.line.alpha = found->second;
     if (const auto found = sensitivity_.find(name); found != sensitivity_.end())
-      line.sensitivity = found->second;
-    report_.push_back(std::move(line));
-    matrices_.set(name, rounded);
-    network_.encoded.emplace(name, std::move(encoded));
+      rounded.line.sensitivity = found->second;
+    report_.push_back(std::move(rounded.line));
+    matrices_.set(name, rounded.values);
+    network_.encoded.emplace(name, std::move(rounded.encoded));
   }
 
   /// Measures what each format of each matrix costs and chooses within the budget.
@@ -198,9 +178,7 @@ class Quantizer {
       }
       return sum / answers;
     };
-    std::vector<std::string> names;
-    std::vector<std::vector<TensorType>> types;
-    std::vector<std::vector<FormatChoice>> choices;
+    std::vector<FormatTrials> trials;
     std::uint64_t values = 0;
     for (const auto& [name, type] : matrices_.types()) {
       const Tensor original = matrices_.get(name);
@@ -212,37 +190,22 @@ class Quantizer {
       // An encoder's dense layer before its head is taken for an embedding here, which only costs time.
       const bool embedding = from == layers && (!head || head_is_embedding(network_.config));
       if (embedding) from = 0;
-      std::vector<TensorType> tried;
-      std::vector<FormatChoice> choice;
+      FormatTrials& tried = trials.emplace_back(FormatTrials{name, {}, {}});
       for (const TensorType wanted_type : fixed_format(pass_, name) ? std::vector{type} : pass_.candidates) {
         RETORT_TRY(check_stop_());
         const TensorType stored = stored_type(wanted_type, static_cast<std::uint64_t>(original.size(1)));
-        if (std::find(tried.begin(), tried.end(), stored) != tried.end()) continue;
-        const Tensor order = row_order(name, stored);
-        const EncodedMatrix encoded = encode_matrix(reordered(original, order), stored);
-        matrices_.set(name, put_back(decode_matrix(encoded), order));
-        tried.push_back(stored);
-        choice.push_back({encoded.bytes.size(), divergence(from, embedding)});
-        sensitivity_[name].emplace_back(stored, choice.back().divergence);
+        if (std::find(tried.types.begin(), tried.types.end(), stored) != tried.types.end()) continue;
+        const RoundedMatrix rounded =
+            round_matrix(name, original, stored, nullptr, pass_, false, row_order(name, stored));
+        matrices_.set(name, rounded.values);
+        tried.types.push_back(stored);
+        tried.choices.push_back({rounded.encoded.bytes.size(), divergence(from, embedding)});
+        sensitivity_[name].emplace_back(stored, tried.choices.back().divergence);
       }
       matrices_.set(name, original);
-      names.push_back(name);
-      types.push_back(std::move(tried));
-      choices.push_back(std::move(choice));
     }
-    const auto budget = static_cast<std::uint64_t>(*pass_.bits / 8 * static_cast<double>(values));
-    const std::vector<std::size_t> chosen = choose_formats(choices, budget);
-    std::uint64_t used = 0;
-    for (std::size_t i = 0; i < names.size(); ++i) {
-      matrices_.set_type(names[i], types[i][chosen[i]]);
-      used += choices[i][chosen[i]].bytes;
-    }
-    if (used > budget)
-      return fail(
-          ErrorCode::kOutOfBudget, "quantize.weights",
-          "even the smallest candidates take {:.3f} bits a weight, and the budget is {}; give smaller "
-          "candidates, or widths that are multiples of 256, which those of 3 bits need",
-          8.0 * static_cast<double>(used) / static_cast<double>(values), *pass_.bits);
+    for (const auto& [name, type] : RETORT_TRY(spend_bits(pass_, trials, values)))
+      matrices_.set_type(name, type);
     return {};
   }
 
@@ -257,6 +220,47 @@ class Quantizer {
 };
 
 }  // namespace
+
+RoundedMatrix round_matrix(const std::string& name, const Tensor& weight, TensorType type,
+                           const InputStatistics* input, const QuantizePass& pass, bool looked_up,
+                           const Tensor& order) {
+  const Tensor source = order.defined() ? weight.index_select(0, order) : weight;
+  RoundedMatrix out;
+  if (input == nullptr || pass.method == QuantizePass::Method::kNearest)
+    out.encoded = encode_matrix(source, type);
+  else if (pass.method == QuantizePass::Method::kImportance || looked_up)
+    out.encoded = encode_matrix(source, type, input->importance());
+  else
+    out.encoded = gptq(source, *input, type, {pass.damping, pass.act_order});
+  out.values = decode_matrix(out.encoded);
+  if (order.defined()) out.values = at::empty_like(out.values).index_copy_(0, order, out.values);
+  out.line = {name, type, static_cast<std::uint64_t>(weight.numel()), out.encoded.bytes.size()};
+  const double power = weight.square().sum().item<double>();
+  out.line.weight_error = power > 0 ? (out.values - weight).square().sum().item<double>() / power : 0;
+  if (input != nullptr) out.line.output_error = output_error(weight, out.values, *input);
+  return out;
+}
+
+Result<std::map<std::string, TensorType>> spend_bits(const QuantizePass& pass,
+                                                     const std::vector<FormatTrials>& trials,
+                                                     std::uint64_t values) {
+  const auto budget = static_cast<std::uint64_t>(*pass.bits / 8 * static_cast<double>(values));
+  std::vector<std::vector<FormatChoice>> choices;
+  for (const FormatTrials& trial : trials) choices.push_back(trial.choices);
+  const std::vector<std::size_t> chosen = choose_formats(choices, budget);
+  std::map<std::string, TensorType> out;
+  std::uint64_t used = 0;
+  for (std::size_t i = 0; i < trials.size(); ++i) {
+    out[trials[i].name] = trials[i].types[chosen[i]];
+    used += choices[i][chosen[i]].bytes;
+  }
+  if (used > budget)
+    return fail(ErrorCode::kOutOfBudget, "quantize.weights",
+                "even the smallest candidates take {:.3f} bits a weight, and the budget is {}; give smaller "
+                "candidates, or widths that are multiples of 256, which those of 3 bits need",
+                8.0 * static_cast<double>(used) / static_cast<double>(values), *pass.bits);
+  return out;
+}
 
 Result<std::vector<QuantizedMatrix>> quantize(Network& network, const QuantizePass& pass,
                                               const std::vector<Tensor>& calibration,

@@ -539,7 +539,7 @@ TEST_F(WorkerRun, ClassifiersOfNumbers) {
       folder_ / "r.yaml", head +
                               "teacher: {model: t/t}\npasses:\n  - prune.structured: {hidden: 6, steps: 2, "
                               "distil: {examples: 20000, batch_examples: 32, learning_rate: 3e-3}}\n"
-                              "  - quantize.weights: {format: Q8_0}\n  - evaluate: {label: unrounded}\n"
+                              "  - quantize.weights: {format: Q8_0}\n  - evaluate: {label: in training}\n"
                               "  - export: {file: s.gguf}\n"));
   const Ended student = run("s");
   ASSERT_EQ(student.status, 0) << student.err;
@@ -567,6 +567,72 @@ TEST_F(WorkerRun, ClassifiersOfNumbers) {
   // Bad input.
   ASSERT_OK(write_file_atomic(folder_ / "h.jsonl", "{\"input\": [1, 2, 3], \"label\": \"d\"}\n"));
   EXPECT_NE(run("bad").err.find("h.jsonl:1"), std::string::npos);
+}
+
+/// Which half of an image is brighter: a small CNN, rounded by what its layers see, served as the worker has
+/// it.
+TEST_F(WorkerRun, CnnsAreRoundedByWhatTheirLayersSee) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  std::string lines[2];
+  SeededRandom random(4);
+  for (int i = 0; i < 1500; ++i) {
+    std::string pixels;
+    int sum[2] = {0, 0}, light[2];
+    for (int& half : light) half = static_cast<int>(random.next_u64() % 156);
+    for (int at = 0; at < 36; ++at) {
+      const int value = light[at % 6 / 3] + static_cast<int>(random.next_u64() % 100);
+      sum[at % 6 / 3] += value;
+      pixels += fmt::format("{}{}", at > 0 ? ", " : "", value);
+    }
+    lines[i < 1000 ? 0 : 1] +=
+        fmt::format("{{\"input\": [{}], \"label\": \"{}\"}}\n", pixels, sum[0] > sum[1] ? "left" : "right");
+  }
+  ASSERT_OK(write_file_atomic(folder_ / "n.jsonl", lines[0]));
+  ASSERT_OK(write_file_atomic(folder_ / "h.jsonl", lines[1]));
+  const std::string head =
+      "version: 1\ntask: classification\nseed: 3\ndata: {train: {file: n.jsonl}, held_out: {file: "
+      "h.jsonl}}\n";
+  ASSERT_OK(write_file_atomic(
+      folder_ / "r.yaml", head + "passes:\n  - train: {examples: 20000, batch_examples: 32, learning_rate: "
+                                 "3e-3, init: {family: cnn, input: [1, 6, 6], convolutions: [{channels: 8, "
+                                 "padding: 1, pooling: max}], hidden: [32]}}\n"
+                                 "  - export: {file: t, kind: huggingface}\n"));
+  const Ended teacher = run("t");
+  ASSERT_EQ(teacher.status, 0) << teacher.err;
+  const auto rounded = [&](const std::string& out, const std::string& how) {
+    EXPECT_OK(write_file_atomic(folder_ / "r.yaml",
+                                head + "teacher: {model: t/t}\npasses:\n  - quantize.weights: {" + how +
+                                    "}\n  - evaluate: {label: in training}\n  - export: {file: s.gguf}\n"));
+    return run(out);
+  };
+  std::map<std::string, double> divergence;
+  for (const auto& [out, how] :
+       {std::pair{"nearest", "format: Q4_0"}, std::pair{"gptq", "format: Q4_0, method: gptq"},
+        std::pair{"budget", "bits: 7, method: gptq, candidates: [Q4_0, Q8_0], sensitivity_examples: 500"}}) {
+    const Ended ended = rounded(out, how);
+    ASSERT_EQ(ended.status, 0) << ended.err;
+    const json::object trained = events(out, "evaluation").at(0), served = events(out, "evaluation").at(1);
+    EXPECT_GT(served.at("accuracy").to_number<double>(), 0.85) << out;
+    // Block formats' inputs are rounded to 8 bits where the file is served; F32's are not.
+    for (const char* figure : {"accuracy", "nll"})
+      EXPECT_NEAR(served.at(figure).to_number<double>(), trained.at(figure).to_number<double>(), 0.01)
+          << out << ": " << figure;
+    divergence[out] = trained.at("kl_divergence").to_number<double>();
+    const json::object told = events(out, "quantized").at(0);
+    for (const json::value& line : told.at("tensors").as_array())
+      EXPECT_EQ(json_has(line.as_object(), "output_error"), std::string_view(out) != "nearest");
+    if (std::string_view(out) == "budget") {
+      EXPECT_LE(told.at("bits_per_weight").to_number<double>(), 7);
+    }
+  }
+  EXPECT_LT(divergence["gptq"], divergence["nearest"]);
+  EXPECT_LT(divergence["budget"], divergence["gptq"]);
+  const Ended refused = rounded("awq", "format: Q4_0, awq: true");
+  EXPECT_EQ(refused.status, 3);
+  EXPECT_NE(refused.err.find("'awq'"), std::string::npos) << refused.err;
+  const Ended unmatched = rounded("none", "formats: [{match: \"*.mlp.*\", format: Q4_0}]");
+  EXPECT_EQ(unmatched.status, 3);
+  EXPECT_NE(unmatched.err.find("conv.0.weight, dense.0.weight"), std::string::npos) << unmatched.err;
 }
 
 TEST_F(WorkerRun, OneWorkerAFolder) {
