@@ -14,8 +14,9 @@ namespace {
 
 using namespace chat;
 
-constexpr std::uint64_t kMaxWork = 64u << 20;  // steps and bytes of intermediate results
-constexpr std::uint32_t kMaxNesting = 300;     // of what is under way at once, macros within macros counted
+constexpr std::uint64_t kMaxWork = 64u << 20;              // steps and bytes of intermediate results
+constexpr std::uint64_t kValueWork = 48, kTextWork = 112;  // bytes of a value in a list, and of a short text
+constexpr std::uint32_t kMaxNesting = 300;  // of what is under way at once, macros within macros counted
 
 bool is_blank(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 bool is_upper(char c) { return c >= 'A' && c <= 'Z'; }
@@ -43,15 +44,6 @@ std::string title(std::string_view text, bool every_word) {
     out += first ? upper(c) : lower(c);
     first = every_word && !is_upper(c) && !is_lower(c) && static_cast<unsigned char>(c) < 0x80;
   }
-  return out;
-}
-
-/// Where each character begins, and the end.
-std::vector<std::size_t> characters(std::string_view text) {
-  std::vector<std::size_t> out;
-  for (std::size_t i = 0; i < text.size(); ++i)
-    if ((static_cast<unsigned char>(text[i]) & 0xc0) != 0x80) out.push_back(i);
-  out.push_back(text.size());
   return out;
 }
 
@@ -99,6 +91,15 @@ class Interpreter {
     if (work_ <= kMaxWork) return {};
     return error("the chat template takes too long");
   }
+  /// Where each character begins, and the end.
+  Result<std::vector<std::size_t>> characters(std::string_view text) {
+    RETORT_TRY(spend(sizeof(std::size_t) * text.size()));
+    std::vector<std::size_t> out;
+    for (std::size_t i = 0; i < text.size(); ++i)
+      if ((static_cast<unsigned char>(text[i]) & 0xc0) != 0x80) out.push_back(i);
+    out.push_back(text.size());
+    return out;
+  }
   /// Errors of values, which know no place.
   Result<Value> placed(Result<Value> value) const {
     if (!value && value.error().where.empty()) return error("{}", value.error().message);
@@ -109,7 +110,7 @@ class Interpreter {
     return Value::of(std::move(value));
   }
   Result<Value> list(List value) {
-    RETORT_TRY(spend(8 * value.size()));
+    RETORT_TRY(spend(kValueWork * value.size()));
     return placed(Value::of(std::move(value)));
   }
   void set(std::string_view name, Value value) {
@@ -240,17 +241,19 @@ class Interpreter {
   Result<List> sequence(const Value& value) {
     List out;
     if (const List* items = value.list()) {
+      RETORT_TRY(spend(kValueWork * items->size()));
       out = *items;
     } else if (const Dict* dict = value.dict(); dict != nullptr && !dict->is_namespace) {
+      RETORT_TRY(spend(kTextWork * dict->members.size()));
       for (const auto& [name, member] : dict->members) out.push_back(Value::of(name));
     } else if (const std::string* text = value.text()) {
-      const auto at = characters(*text);
+      const auto at = RETORT_TRY(characters(*text));
+      RETORT_TRY(spend(kTextWork * at.size()));
       for (std::size_t i = 0; i + 1 < at.size(); ++i)
         out.push_back(Value::of(text->substr(at[i], at[i + 1] - at[i])));
     } else if (!value.undefined()) {
       return error("a value of type {} cannot be gone through", value.type());
     }
-    RETORT_TRY(spend(8 * out.size()));
     return out;
   }
 
@@ -278,7 +281,7 @@ class Interpreter {
           if (key.text() == nullptr) return error("a dictionary's keys must be texts, not {}", key.type());
           put(dict, *key.text(), RETORT_TRY(evaluate(*e.arguments[i + 1])));
         }
-        RETORT_TRY(spend(8 * dict.members.size()));
+        RETORT_TRY(spend(kTextWork * dict.members.size()));
         return placed(Value::of(std::move(dict)));
       }
       case Expression::kAttribute:
@@ -362,8 +365,7 @@ class Interpreter {
     if (const List* items = base.list())
       if (const auto i = place(items->size())) return (*items)[*i];
     if (const std::string* text = base.text()) {
-      RETORT_TRY(spend(text->size()));
-      const auto at = characters(*text);
+      const auto at = RETORT_TRY(characters(*text));
       if (const auto i = place(at.size() - 1)) return Value::of(text->substr(at[*i], at[*i + 1] - at[*i]));
     }
     return Value{Value::Undefined{"item " + std::to_string(*index)}};
@@ -383,8 +385,8 @@ class Interpreter {
     if (step == 0) return error("a slice's step is 0");
     if (base.list() == nullptr && base.text() == nullptr)
       return error("a value of type {} has no slices", base.type());
-    RETORT_TRY(spend(base.text() != nullptr ? base.text()->size() : base.list()->size()));
-    const auto at = base.text() != nullptr ? characters(*base.text()) : std::vector<std::size_t>();
+    const auto at = RETORT_TRY(characters(base.text() != nullptr ? std::string_view(*base.text()) : ""));
+    RETORT_TRY(spend(base.list() != nullptr ? kValueWork * base.list()->size() : 0));
     const auto n = static_cast<std::int64_t>(base.text() != nullptr ? at.size() - 1 : base.list()->size());
     const auto clip = [&](std::int64_t i, std::int64_t low, std::int64_t high) {
       return std::clamp(i < 0 ? i + n : i, low, high);
@@ -436,7 +438,7 @@ class Interpreter {
     }
     if (op == "+" && a.text() != nullptr && b.text() != nullptr) return text(*a.text() + *b.text());
     if (op == "+" && a.list() != nullptr && b.list() != nullptr) {
-      RETORT_TRY(spend(8 * (a.list()->size() + b.list()->size())));
+      RETORT_TRY(spend(kValueWork * (a.list()->size() + b.list()->size())));
       List joined = *a.list();
       joined.insert(joined.end(), b.list()->begin(), b.list()->end());
       return list(std::move(joined));
@@ -586,7 +588,7 @@ class Interpreter {
         if (bounds[2] == 0) return error("range()'s step is 0");
         const std::int64_t count = std::max<std::int64_t>(
             0, (bounds[1] - bounds[0] + bounds[2] - (bounds[2] > 0 ? 1 : -1)) / bounds[2]);
-        RETORT_TRY(spend(8 * static_cast<std::uint64_t>(count)));
+        RETORT_TRY(spend(kValueWork * static_cast<std::uint64_t>(count)));
         List out;
         for (std::int64_t i = 0; i < count; ++i) out.push_back(Value::of(bounds[0] + i * bounds[2]));
         return Value::of(std::move(out));
@@ -654,7 +656,7 @@ class Interpreter {
         const std::size_t at = s->find(*part);
         if (at == std::string::npos) return Value::of(std::int64_t{-1});
         return Value::of(
-            static_cast<std::int64_t>(characters(std::string_view(*s).substr(0, at)).size() - 1));
+            static_cast<std::int64_t>(RETORT_TRY(characters(std::string_view(*s).substr(0, at))).size() - 1));
       }
       if (name == "join") {
         const Value* items = given.get(0);
@@ -669,6 +671,7 @@ class Interpreter {
     if (const Dict* dict = base.dict()) {
       if (name == "items") return items(*dict);
       if (name == "keys" || name == "values") {
+        RETORT_TRY(spend(kTextWork * dict->members.size()));
         List out;
         for (const auto& [key, value] : dict->members) out.push_back(name == "keys" ? Value::of(key) : value);
         return list(std::move(out));
@@ -711,6 +714,7 @@ class Interpreter {
         std::size_t end = at;
         const bool rest = most >= 0 && static_cast<std::int64_t>(out.size()) >= most;
         while (end < s.size() && (rest || !is_blank(s[end]))) ++end;
+        RETORT_TRY(spend(kTextWork));
         out.push_back(Value::of(s.substr(at, end - at)));
         at = end;
       }
@@ -720,6 +724,7 @@ class Interpreter {
     std::size_t from = 0;
     for (std::size_t at; (at = s.find(*mark->text(), from)) != std::string::npos;) {
       if (most >= 0 && static_cast<std::int64_t>(out.size()) >= most) break;
+      RETORT_TRY(spend(kTextWork));
       out.push_back(Value::of(s.substr(from, at - from)));
       from = at + mark->text()->size();
     }
@@ -756,6 +761,7 @@ class Interpreter {
   }
 
   Result<Value> items(const Dict& dict) {
+    RETORT_TRY(spend(2 * kTextWork * dict.members.size()));
     List out;
     for (const auto& [name, value] : dict.members)
       out.push_back(RETORT_TRY(placed(Value::of(List{Value::of(name), value}))));
@@ -779,10 +785,8 @@ class Interpreter {
                                  : -1));
     }
     if (name == "length" || name == "count") {
-      if (base.text() != nullptr) {
-        RETORT_TRY(spend(base.text()->size() / 8));
-        return Value::of(static_cast<std::int64_t>(characters(*base.text()).size() - 1));
-      }
+      if (base.text() != nullptr)
+        return Value::of(static_cast<std::int64_t>(RETORT_TRY(characters(*base.text())).size() - 1));
       if (base.list() != nullptr) return Value::of(static_cast<std::int64_t>(base.list()->size()));
       if (base.dict() != nullptr) return Value::of(static_cast<std::int64_t>(base.dict()->members.size()));
       if (base.undefined()) return Value::of(std::int64_t{0});

@@ -57,6 +57,9 @@ TEST(ChatTemplate, WorkIsBounded) {
            "{% set ns = namespace() %}{% set l = [ns] %}",
            "{{ 'x' * 9000000000000000000 }}",
            "{{ range(9000000000000000000) }}",
+           "{{ ('x' * 30000000) | list | length }}",  // a gigabyte of values
+           "{{ ('x ' * 15000000).split() | length }}",
+           "{{ ('x' * 30000000)[::2] | length }}",
            "{{ 9223372036854775807 + 1 }}",
            "{{ (0 - 9223372036854775807 - 1) // -1 }}",
        })
