@@ -31,12 +31,18 @@ class Cursor {
     at_ += sizeof(T);
     return value;
   }
-  std::string text(std::uint64_t limit) {
+  /// Into the bytes.
+  std::string_view text(std::uint64_t limit) {
     const auto length = read<std::uint64_t>();
-    if (!ok_ || length > limit || length > left()) return ok_ = false, std::string();
-    std::string out(reinterpret_cast<const char*>(bytes_.data()) + at_, length);
+    if (!ok_ || length > limit || length > left()) return ok_ = false, std::string_view();
+    const std::string_view out(reinterpret_cast<const char*>(bytes_.data()) + at_, length);
     at_ += length;
     return out;
+  }
+  std::span<const std::byte> take(std::uint64_t length) {
+    if (length > left()) return ok_ = false, std::span<const std::byte>();
+    at_ += length;
+    return bytes_.subspan(at_ - length, length);
   }
   std::uint64_t left() const { return bytes_.size() - at_; }
   std::uint64_t at() const { return at_; }
@@ -80,17 +86,19 @@ std::size_t scalar_bytes(std::uint32_t type) {
   return type < std::size(kBytes) ? kBytes[type] : 0;
 }
 
-Result<GgufValue> read_value(Cursor& in, std::uint32_t type, std::string_view where, const std::string& key) {
+GgufValue read_value(Cursor& in, std::uint32_t type) {
+  if (is_unsigned(type)) return read_unsigned(in, type);
+  if (is_signed(type)) return read_signed(in, type);
+  if (type == kF32) return static_cast<double>(in.read<float>());
+  if (type == kF64) return in.read<double>();
+  if (type == kBool) return in.read<std::uint8_t>() != 0;
+  return std::string(in.text(in.left()));
+}
+
+Result<GgufList> read_list(Cursor& in, std::string_view where, const std::string& key) {
   const auto bad = [&](std::string_view what) {
     return fail(ErrorCode::kCorrupt, std::string(where), "metadata '{}': {}", key, what);
   };
-  if (is_unsigned(type)) return GgufValue(read_unsigned(in, type));
-  if (is_signed(type)) return GgufValue(read_signed(in, type));
-  if (type == kF32) return GgufValue(static_cast<double>(in.read<float>()));
-  if (type == kF64) return GgufValue(in.read<double>());
-  if (type == kBool) return GgufValue(in.read<std::uint8_t>() != 0);
-  if (type == kString) return GgufValue(in.text(in.left()));
-  if (type != kArray) return bad(fmt::format("unknown value type {}", type));
   const auto element = in.read<std::uint32_t>();
   const auto count = in.read<std::uint64_t>();
   if (element == kArray) return bad("arrays of arrays are not supported");
@@ -100,27 +108,11 @@ Result<GgufValue> read_value(Cursor& in, std::uint32_t type, std::string_view wh
     return bad(fmt::format("{} elements are more than the file holds", count));
   if (count > kMaxElements)
     return bad(fmt::format("{} elements are more than the limit of {}", count, kMaxElements));
-  if (element == kString) {
-    std::vector<std::string> out;
-    out.reserve(count);
-    for (std::uint64_t i = 0; i < count && in.ok(); ++i) out.push_back(in.text(in.left()));
-    return GgufValue(std::move(out));
-  }
-  if (element == kF32 || element == kF64) {
-    std::vector<double> out(count);
-    for (double& x : out) x = element == kF32 ? in.read<float>() : in.read<double>();
-    return GgufValue(std::move(out));
-  }
-  std::vector<std::int64_t> out(count);
-  for (std::int64_t& x : out) {
-    if (element == kBool)
-      x = in.read<std::uint8_t>();
-    else if (is_signed(element))
-      x = read_signed(in, element);
-    else
-      x = static_cast<std::int64_t>(read_unsigned(in, element));
-  }
-  return GgufValue(std::move(out));
+  if (element != kString) return GgufList(element, count, in.take(count * least));
+  Cursor texts = in;
+  for (std::uint64_t i = 0; i < count && texts.ok(); ++i) texts.text(texts.left());
+  if (!texts.ok()) return bad("runs past the end of the file");
+  return GgufList(element, count, in.take(texts.at() - in.at()));
 }
 
 /// The bytes of a tensor that begins at `data`; nothing on overflow, when a block does not divide the row, or
@@ -138,6 +130,28 @@ std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
 }
 
 }  // namespace
+
+GgufList::Kind GgufList::kind() const {
+  if (element_ == kString) return Kind::kTexts;
+  return element_ == kF32 || element_ == kF64 ? Kind::kNumbers : Kind::kIntegers;
+}
+
+void GgufList::for_each_text(const std::function<void(std::string_view)>& take) const {
+  Cursor in(bytes_);
+  for (std::uint64_t i = 0; i < count_; ++i) take(in.text(in.left()));
+}
+
+std::int64_t GgufList::integer(std::uint64_t i) const {
+  Cursor in(bytes_.subspan(i * scalar_bytes(element_)));
+  if (element_ == kBool) return in.read<std::uint8_t>();
+  return is_signed(element_) ? read_signed(in, element_)
+                             : static_cast<std::int64_t>(read_unsigned(in, element_));
+}
+
+double GgufList::number(std::uint64_t i) const {
+  Cursor in(bytes_.subspan(i * scalar_bytes(element_)));
+  return element_ == kF32 ? in.read<float>() : in.read<double>();
+}
 
 std::uint64_t GgufTensor::rows() const {
   std::uint64_t rows = 1;
@@ -176,13 +190,17 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_v
   file.file_length_ = bytes.size();
   std::unordered_set<std::string> seen;
   for (std::uint64_t i = 0; i < n_metadata; ++i) {
-    std::string key = in.text(kMaxKeyBytes);
+    const std::string key(in.text(kMaxKeyBytes));
     const auto type = in.read<std::uint32_t>();
     if (!in.ok()) return corrupt(fmt::format("truncated in metadata entry {} of {}", i + 1, n_metadata));
-    GgufValue value = RETORT_TRY(read_value(in, type, where, key));
+    if (type == kArray)
+      file.lists_.emplace_back(key, RETORT_TRY(read_list(in, where, key)));
+    else if (scalar_bytes(type) != 0)
+      file.metadata_.emplace_back(key, read_value(in, type));
+    else
+      return corrupt(fmt::format("metadata '{}': unknown value type {}", key, type));
     if (!in.ok()) return corrupt(fmt::format("metadata '{}' runs past the end of the file", key));
     if (!seen.insert(key).second) return corrupt(fmt::format("metadata '{}' is there twice", key));
-    file.metadata_.emplace_back(std::move(key), std::move(value));
   }
   std::uint64_t alignment = 32;
   if (file.find("general.alignment") != nullptr) {
@@ -248,18 +266,45 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string_v
   return file;
 }
 
-void GgufFile::drop_lists() {
-  std::erase_if(metadata_, [](const auto& entry) {
-    return std::holds_alternative<std::vector<std::string>>(entry.second) ||
-           std::holds_alternative<std::vector<double>>(entry.second) ||
-           std::holds_alternative<std::vector<std::int64_t>>(entry.second);
-  });
-}
-
 const GgufValue* GgufFile::find(std::string_view key) const {
   for (const auto& [name, value] : metadata_)
     if (name == key) return &value;
   return nullptr;
+}
+
+const GgufList* GgufFile::list(std::string_view key) const {
+  for (const auto& [name, list] : lists_)
+    if (name == key) return &list;
+  return nullptr;
+}
+
+Result<GgufList> GgufFile::list(std::string_view key, GgufList::Kind kind) const {
+  const GgufList* found = list(key);
+  if (found != nullptr && found->kind() == kind) return *found;
+  return fail(ErrorCode::kInvalid, where_, "metadata '{}' is {}", key,
+              has(key) ? "of another type" : "missing");
+}
+
+Result<std::vector<std::string>> GgufFile::texts(std::string_view key) const {
+  const GgufList found = RETORT_TRY(list(key, GgufList::Kind::kTexts));
+  std::vector<std::string> out;
+  out.reserve(found.size());
+  found.for_each_text([&](std::string_view text) { out.emplace_back(text); });
+  return out;
+}
+
+Result<std::vector<std::int64_t>> GgufFile::integers(std::string_view key) const {
+  const GgufList found = RETORT_TRY(list(key, GgufList::Kind::kIntegers));
+  std::vector<std::int64_t> out(found.size());
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = found.integer(i);
+  return out;
+}
+
+Result<std::vector<double>> GgufFile::numbers(std::string_view key) const {
+  const GgufList found = RETORT_TRY(list(key, GgufList::Kind::kNumbers));
+  std::vector<double> out(found.size());
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = found.number(i);
+  return out;
 }
 
 const GgufTensor* GgufFile::tensor(std::string_view name) const {

@@ -15,10 +15,31 @@
 
 namespace retort {
 
-/// A GGUF metadata value. Integers of every width are widened to 64 bits on reading and written in the width
-/// that llama.cpp expects of the key (uint32 unless the writer is told otherwise).
+/// A GGUF metadata value. Integers of every width are widened to 64 bits on reading (lists are read as
+/// GgufList) and written in the width that llama.cpp expects of the key (uint32 unless the writer is told
+/// otherwise).
 using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::string,
                                std::vector<std::int64_t>, std::vector<double>, std::vector<std::string>>;
+
+/// A list of an open GGUF file's metadata, read where it lies: a vocabulary would take megabytes beside it.
+class GgufList {
+ public:
+  enum class Kind { kTexts, kIntegers, kNumbers };
+  /// `element` is GGUF's number of the elements' type, `bytes` what the list takes, checked to hold `count`.
+  GgufList(std::uint32_t element, std::uint64_t count, std::span<const std::byte> bytes)
+      : element_(element), count_(count), bytes_(bytes) {}
+  Kind kind() const;
+  std::uint64_t size() const { return count_; }
+  /// Of kTexts: each, in their order.
+  void for_each_text(const std::function<void(std::string_view)>& take) const;
+  std::int64_t integer(std::uint64_t i) const;  ///< of kIntegers (flags are 0 and 1), i below size()
+  double number(std::uint64_t i) const;         ///< of kNumbers
+
+ private:
+  std::uint32_t element_;
+  std::uint64_t count_;
+  std::span<const std::byte> bytes_;
+};
 
 /// A tensor of an open GGUF file.
 struct GgufTensor {
@@ -41,12 +62,20 @@ class GgufFile {
   /// The same over bytes that outlive the result (fuzzing, tests).
   static Result<GgufFile> parse(std::span<const std::byte> bytes, std::string_view where);
 
+  /// A value that is no list.
   const GgufValue* find(std::string_view key) const;
+  const GgufList* list(std::string_view key) const;
+  bool has(std::string_view key) const { return find(key) != nullptr || list(key) != nullptr; }
   /// Typed access; kInvalid names the key when it is missing or of another type.
+  Result<GgufList> list(std::string_view key, GgufList::Kind kind) const;
+  Result<std::vector<std::string>> texts(std::string_view key) const;
+  Result<std::vector<std::int64_t>> integers(std::string_view key) const;
+  Result<std::vector<double>> numbers(std::string_view key) const;
   Result<std::string> text(std::string_view key) const;
   Result<std::uint64_t> uint(std::string_view key) const;
   Result<double> number(std::string_view key) const;
 
+  /// All but the lists.
   const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* tensor(std::string_view name) const;
@@ -54,8 +83,6 @@ class GgufFile {
   std::uint64_t header_length() const { return header_length_; }
   std::uint64_t file_length() const { return file_length_; }
   const std::string& where() const { return where_; }
-  /// Forgets the metadata's lists (a vocabulary, say), which take more memory than all else.
-  void drop_lists();
   /// Lets this process's mapping go of the pages it has read; they come back when they are read again.
   void drop_pages() const { file_.drop_pages(); }
 
@@ -63,6 +90,7 @@ class GgufFile {
   MappedFile file_;
   std::string where_;
   std::vector<std::pair<std::string, GgufValue>> metadata_;
+  std::vector<std::pair<std::string, GgufList>> lists_;
   std::vector<GgufTensor> tensors_;
   std::uint64_t header_length_ = 0, file_length_ = 0;
 };

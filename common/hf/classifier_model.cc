@@ -429,19 +429,9 @@ Result<ClassifierConfig> read_gguf_classifier_config(const GgufFile& file) {
   ClassifierConfig c;
   c.family = arch == "mlp" ? ClassifierFamily::kMlp : ClassifierFamily::kCnn;
   const auto key = [&](const char* name) { return arch + "." + name; };
-  const auto list = [&]<typename T>(const char* name, std::vector<T>,
-                                    bool required) -> Result<std::vector<T>> {
-    const GgufValue* value = file.find(key(name));
-    if (value == nullptr && !required) return std::vector<T>();
-    const auto* found = value == nullptr ? nullptr : std::get_if<std::vector<T>>(value);
-    if (found == nullptr)
-      return fail(ErrorCode::kInvalid, where, "metadata '{}' is {}", key(name),
-                  value == nullptr ? "missing" : "of another type");
-    return *found;
-  };
   const auto numbers = [&](const char* name) -> Result<std::vector<std::uint64_t>> {
     std::vector<std::uint64_t> out;
-    for (const std::int64_t x : RETORT_TRY(list(name, std::vector<std::int64_t>(), true))) {
+    for (const std::int64_t x : RETORT_TRY(file.integers(key(name)))) {
       if (x < 0 || x > static_cast<std::int64_t>(kMaxNumber))
         return fail(ErrorCode::kInvalid, where, "metadata '{}' holds {}, outside 0…{}", key(name), x,
                     kMaxNumber);
@@ -449,12 +439,14 @@ Result<ClassifierConfig> read_gguf_classifier_config(const GgufFile& file) {
     }
     return out;
   };
-  const auto texts = [&](const char* name, bool required) {
-    return list(name, std::vector<std::string>(), required);
+  const auto texts = [&](const char* name, bool required) -> Result<std::vector<std::string>> {
+    if (!required && !file.has(key(name))) return std::vector<std::string>();
+    return file.texts(key(name));
   };
   const auto statistics = [&](const char* name) -> Result<std::vector<float>> {
     std::vector<float> out;
-    for (const double x : RETORT_TRY(list(name, std::vector<double>(), false))) out.push_back(narrow(x));
+    if (!file.has(key(name))) return out;
+    for (const double x : RETORT_TRY(file.numbers(key(name)))) out.push_back(narrow(x));
     return out;
   };
   c.input = RETORT_TRY(input_of(c.family, RETORT_TRY(numbers("input_shape")), where));

@@ -793,12 +793,11 @@ Result<EncoderConfig> read_gguf_encoder(const GgufFile& file, const std::string&
   if (classifier == nullptr) return out;
   out.pooling = TextPooling::kCls;  // the head reads the first token
   const std::string key = arch + ".classifier.output_labels";
-  if (const GgufValue* names = file.find(key)) {
-    const auto* list = std::get_if<std::vector<std::string>>(names);
-    if (list == nullptr || list->size() != classifier->rows())
+  if (file.has(key)) {
+    out.labels = RETORT_TRY(file.texts(key));
+    if (out.labels.size() != classifier->rows())
       return fail(ErrorCode::kInvalid, where, "metadata '{}' does not name the classifier's {} outputs", key,
                   classifier->rows());
-    out.labels = *list;
   } else {
     for (std::uint64_t i = 0; i < classifier->rows(); ++i) out.labels.push_back(fmt::format("LABEL_{}", i));
   }
@@ -835,21 +834,19 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
   c.layers.resize(layers);
   const auto per_layer = [&](const char* name, std::uint32_t LayerShape::*field,
                              bool required) -> Result<bool> {
-    const GgufValue* value = file.find(key(name));
-    if (value == nullptr && !required) return false;
-    if (value != nullptr)
-      if (const auto* list = std::get_if<std::vector<std::int64_t>>(value)) {
-        if (list->size() != layers)
-          return fail(ErrorCode::kInvalid, where, "metadata '{}' lists {} layers, not {}", key(name),
-                      list->size(), layers);
-        for (std::uint32_t i = 0; i < layers; ++i) {
-          if ((*list)[i] < 0 || (*list)[i] > 1 << 24)
-            return fail(ErrorCode::kInvalid, where, "metadata '{}' is {} for layer {}", key(name), (*list)[i],
-                        i);
-          c.layers[i].*field = static_cast<std::uint32_t>((*list)[i]);
-        }
-        return true;
+    if (!file.has(key(name)) && !required) return false;
+    if (file.list(key(name)) != nullptr) {
+      const std::vector<std::int64_t> list = RETORT_TRY(file.integers(key(name)));
+      if (list.size() != layers)
+        return fail(ErrorCode::kInvalid, where, "metadata '{}' lists {} layers, not {}", key(name),
+                    list.size(), layers);
+      for (std::uint32_t i = 0; i < layers; ++i) {
+        if (list[i] < 0 || list[i] > 1 << 24)
+          return fail(ErrorCode::kInvalid, where, "metadata '{}' is {} for layer {}", key(name), list[i], i);
+        c.layers[i].*field = static_cast<std::uint32_t>(list[i]);
       }
+      return true;
+    }
     const std::uint32_t same = RETORT_TRY(number(key(name)));
     for (LayerShape& layer : c.layers) layer.*field = same;
     return true;

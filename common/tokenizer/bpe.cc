@@ -32,7 +32,9 @@ void Tokenizer::Impl::merge(std::string_view text, std::vector<TokenId> symbols,
     const TokenId a = symbols[left], b = symbols[next[left]];
     if (a < 0 || b < 0) return;
     if (piece_ranks.empty()) {
-      if (const Merges::Merge* found = merges.find(a, b)) heap.push({found->rank, left, a, b, found->merged});
+      if (const std::int32_t rank = merges.find(a, b); rank >= 0)
+        heap.push({static_cast<std::uint32_t>(rank), left, a, b,
+                   merges.all()[static_cast<std::size_t>(rank)].merged});
       return;
     }
     const std::uint32_t after = next[next[left]];

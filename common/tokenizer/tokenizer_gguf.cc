@@ -38,33 +38,28 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
                   pre_tokenizer_names());
     t.pre = *pre;
   }
-  const auto array = [&]<typename T>(const char* key, std::type_identity<T>,
-                                     bool required) -> Result<const std::vector<T>*> {
-    const GgufValue* value = file.find(key);
-    if (value == nullptr && !required) return static_cast<const std::vector<T>*>(nullptr);
-    if (value != nullptr)
-      if (const auto* list = std::get_if<std::vector<T>>(value)) return list;
-    return fail(ErrorCode::kInvalid, where, "metadata '{}' is {}", key,
-                value == nullptr ? "missing" : "of another type");
+  const auto array = [&](const char* key, GgufList::Kind kind,
+                         bool required) -> Result<std::optional<GgufList>> {
+    if (!required && !file.has(key)) return std::optional<GgufList>();
+    return std::optional(RETORT_TRY(file.list(key, kind)));
   };
-  const auto& tokens = *RETORT_TRY(array("tokenizer.ggml.tokens", std::type_identity<std::string>(), true));
-  const auto* types =
-      RETORT_TRY(array("tokenizer.ggml.token_type", std::type_identity<std::int64_t>(), false));
-  const auto* scores = RETORT_TRY(array("tokenizer.ggml.scores", std::type_identity<double>(), false));
-  const auto* merges = RETORT_TRY(array("tokenizer.ggml.merges", std::type_identity<std::string>(), false));
-  if ((types != nullptr && types->size() != tokens.size()) ||
-      (scores != nullptr && scores->size() != tokens.size()))
+  const GgufList tokens = *RETORT_TRY(array("tokenizer.ggml.tokens", GgufList::Kind::kTexts, true));
+  const auto types = RETORT_TRY(array("tokenizer.ggml.token_type", GgufList::Kind::kIntegers, false));
+  const auto scores = RETORT_TRY(array("tokenizer.ggml.scores", GgufList::Kind::kNumbers, false));
+  const auto merges = RETORT_TRY(array("tokenizer.ggml.merges", GgufList::Kind::kTexts, false));
+  if ((types && types->size() != tokens.size()) || (scores && scores->size() != tokens.size()))
     return fail(ErrorCode::kInvalid, where, "the tokenizer's lists differ in length");
   t.types.reserve(tokens.size());
-  t.tokens.reserve(tokens.size(),
-                   std::transform_reduce(tokens.begin(), tokens.end(), std::size_t{0}, std::plus<>(),
-                                         [](const std::string& token) { return token.size(); }));
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    const std::int64_t type = types == nullptr ? 1 : (*types)[i];
+    const std::int64_t type = types ? types->integer(i) : 1;
     if (type < 0 || type > 6) return fail(ErrorCode::kInvalid, where, "token {} has type {}", i, type);
     t.types.push_back(static_cast<TokenType>(type == 0 ? 1 : type));
-    if (t.kind != Kind::kWordPiece) t.tokens.add(tokens[i]);  // its own are written otherwise, see below
   }
+  std::size_t bytes = 0;
+  tokens.for_each_text([&](std::string_view token) { bytes += token.size(); });
+  t.tokens.reserve(tokens.size(), bytes);
+  if (t.kind != Kind::kWordPiece)  // its own are written otherwise, see below
+    tokens.for_each_text([&](std::string_view token) { t.tokens.add(token); });
   const auto special = [&](const char* key, TokenId& id) -> Result<void> {
     if (file.find(key) == nullptr) return {};
     const std::uint64_t value = RETORT_TRY(file.uint(key));
@@ -108,27 +103,28 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
           std::min<std::uint64_t>(RETORT_TRY(file.uint("retort.tokenizer.max_word_characters")), 1u << 20));
     t.add_bos = t.add_eos = true;
     // GGUF marks the pieces that begin a word; BERT's own vocabulary, and this one, those that do not.
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      const auto id = static_cast<TokenId>(i);
+    tokens.for_each_text([&](std::string_view token) {
+      const auto id = static_cast<TokenId>(t.tokens.size());
+      TokenType& type = t.types[t.tokens.size()];
       const bool named = id == t.bos || id == t.eos || id == t.unknown || id == t.mask || id == t.padding;
-      if (named && t.types[i] == TokenType::kNormal) t.types[i] = TokenType::kControl;
-      const bool piece = t.types[i] == TokenType::kNormal || t.types[i] == TokenType::kUnused;
+      if (named && type == TokenType::kNormal) type = TokenType::kControl;
+      const bool piece = type == TokenType::kNormal || type == TokenType::kUnused;
       if (!piece)
-        t.tokens.add(tokens[i]);
-      else if (tokens[i].size() > kSpace.size() && tokens[i].starts_with(kSpace))
-        t.tokens.add(std::string_view(tokens[i]).substr(kSpace.size()));
+        t.tokens.add(token);
+      else if (token.size() > kSpace.size() && token.starts_with(kSpace))
+        t.tokens.add(token.substr(kSpace.size()));
       else
-        t.tokens.add(std::string(WordPiece::kContinues) + tokens[i]);
-    }
+        t.tokens.add(std::string(WordPiece::kContinues).append(token));
+    });
   }
   if (t.kind == Kind::kByteLevel) {
     t.pre.ignore_merges = flag("retort.tokenizer.ignore_merges", t.pre.ignore_merges);
     t.pre.nfc = flag("retort.tokenizer.nfc", t.pre.nfc);
   }
-  if (const auto* list =
-          RETORT_TRY(array("retort.tokenizer.added_tokens", std::type_identity<std::int64_t>(), false))) {
+  if (const auto list =
+          RETORT_TRY(array("retort.tokenizer.added_tokens", GgufList::Kind::kIntegers, false))) {
     for (std::size_t i = 0; i + 1 < list->size(); i += 2) {
-      const std::int64_t id = (*list)[i], how = (*list)[i + 1];
+      const std::int64_t id = list->integer(i), how = list->integer(i + 1);
       if (id < 0 || id >= static_cast<std::int64_t>(t.tokens.size()))
         return fail(ErrorCode::kInvalid, where, "added token {} is outside the vocabulary", id);
       t.added[static_cast<TokenId>(id)] = {.lstrip = (how & kLstrip) != 0,
@@ -138,17 +134,17 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     }
   }
   if (unigram) {
-    if (scores == nullptr)
-      return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.scores' is missing");
-    for (const double score : *scores) {
+    if (!scores) return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.scores' is missing");
+    for (std::size_t i = 0; i < scores->size(); ++i) {
+      const double score = scores->number(i);
       if (!std::isfinite(score)) return fail(ErrorCode::kInvalid, where, "a token has no finite score");
       t.scores.push_back(static_cast<float>(score));
     }
-    if (const auto* map = RETORT_TRY(
-            array("tokenizer.ggml.precompiled_charsmap", std::type_identity<std::int64_t>(), false))) {
-      std::string bytes;
-      for (const std::int64_t byte : *map) bytes += static_cast<char>(byte);
-      t.charsmap = RETORT_TRY(CharsMap::parse(bytes, where));
+    if (const auto map =
+            RETORT_TRY(array("tokenizer.ggml.precompiled_charsmap", GgufList::Kind::kIntegers, false))) {
+      std::string text;
+      for (std::size_t i = 0; i < map->size(); ++i) text += static_cast<char>(map->integer(i));
+      t.charsmap = RETORT_TRY(CharsMap::parse(text, where));
     }
     t.merge_spaces = flag("tokenizer.ggml.remove_extra_whitespaces", false);
     if (t.merge_spaces && file.find("retort.tokenizer.prefix_always") == nullptr)
@@ -159,39 +155,41 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     t.split_all_space = flag("retort.tokenizer.split_all_space", false);
     t.strip_right = flag("retort.tokenizer.strip_right", false);
     t.split_pieces = flag("retort.tokenizer.split_pieces", false);
-  } else if (t.kind != Kind::kWordPiece && (t.kind == Kind::kByteLevel || merges != nullptr)) {
-    if (merges == nullptr)
-      return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.merges' is missing");
-    std::uint32_t rank = 0;
+  } else if (t.kind == Kind::kByteLevel || (t.kind != Kind::kWordPiece && merges)) {
+    if (!merges) return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.merges' is missing");
+    std::optional<std::string> bad;
+    std::size_t number = 0;
     std::string joined;
     t.merges.reserve(merges->size());
-    for (const std::string_view both : *merges) {
+    merges->for_each_text([&](std::string_view both) {
       const std::size_t space = both.find(' ', 1);
-      Merges::Merge merge{-1, -1, -1, rank};
+      Merges::Merge merge{-1, -1, -1};
       if (space != std::string_view::npos) {
         const std::string_view left = both.substr(0, space), right = both.substr(space + 1);
         joined.assign(left).append(right);
-        merge = {t.tokens.find(left), t.tokens.find(right), t.tokens.find(joined), rank};
+        merge = {t.tokens.find(left), t.tokens.find(right), t.tokens.find(joined)};
       }
-      if (merge.left < 0 || merge.right < 0 || merge.merged < 0)
-        return fail(ErrorCode::kInvalid, where, "merge {} '{}' does not join tokens of the vocabulary", rank,
-                    both);
-      t.merges.add(merge);
-      ++rank;
-    }
+      if (merge.left >= 0 && merge.right >= 0 && merge.merged >= 0)
+        t.merges.add(merge);
+      else if (!bad)
+        bad = fmt::format("merge {} '{}'", number, both);
+      ++number;
+    });
+    if (bad) return fail(ErrorCode::kInvalid, where, "{} does not join tokens of the vocabulary", *bad);
   } else if (t.kind == Kind::kSentencePiece) {
     // Two neighbours merge when their concatenation is a token, best score first. Equal scores
     // share a rank, so that the leftmost wins, as in llama.cpp.
-    if (scores == nullptr)
-      return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.scores' is missing");
-    std::vector<double> order(*scores);
+    if (!scores) return fail(ErrorCode::kInvalid, where, "metadata 'tokenizer.ggml.scores' is missing");
+    std::vector<double> order(scores->size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = scores->number(i);
     std::sort(order.begin(), order.end(), std::greater<>());
     order.erase(std::unique(order.begin(), order.end()), order.end());
     t.piece_ranks.assign(t.tokens.size(), Impl::kNoRank);
     for (std::size_t i = 0; i < t.tokens.size(); ++i)
       if (t.types[i] == TokenType::kNormal && t.tokens[static_cast<TokenId>(i)].size() <= Impl::kLongestPiece)
         t.piece_ranks[i] = static_cast<std::uint32_t>(
-            std::lower_bound(order.begin(), order.end(), (*scores)[i], std::greater<>()) - order.begin());
+            std::lower_bound(order.begin(), order.end(), scores->number(i), std::greater<>()) -
+            order.begin());
   }
   RETORT_TRY(t.finish(where));
   return Tokenizer(std::move(impl));
@@ -250,9 +248,9 @@ void Tokenizer::write_gguf(GgufWriter& writer) const {
   } else if (pieces) {
     // A merged token's score is minus the best rank that makes it; tokens that no merge makes must never win.
     std::vector<double> scores(t.tokens.size(), -1e6);
-    for (const Merges::Merge& merge : t.merges.all()) {
-      double& score = scores[static_cast<std::size_t>(merge.merged)];
-      score = std::max(score, -static_cast<double>(merge.rank));
+    for (std::size_t rank = 0; rank < t.merges.all().size(); ++rank) {
+      double& score = scores[static_cast<std::size_t>(t.merges.all()[rank].merged)];
+      score = std::max(score, -static_cast<double>(rank));
     }
     for (std::size_t i = 0; i < t.piece_ranks.size(); ++i)
       if (t.piece_ranks[i] != Impl::kNoRank) scores[i] = -static_cast<double>(t.piece_ranks[i]);

@@ -293,7 +293,8 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     if (a < 0 || b < 0 || merged < 0)
       return fail(ErrorCode::kInvalid, where, "merge {} '{} {}' uses a token that is not in the vocabulary",
                   rank, left, right);
-    t.merges.add({a, b, merged, rank++});
+    t.merges.add({a, b, merged});
+    ++rank;
   }
   // What is added around a text: the template's special tokens, or tokenizer_config.json's switches.
   bool has_template = false;

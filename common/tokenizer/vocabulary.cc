@@ -80,13 +80,12 @@ void Merges::add(const Merge& merge) {
   merges_.push_back(merge);
 }
 
-const Merges::Merge* Merges::find(std::int32_t left, std::int32_t right) const {
-  if (slots_.empty()) return nullptr;
-  const std::int32_t found = slots_[slot_of(slots_, hash_of(left, right), [&](std::int32_t i) {
+std::int32_t Merges::find(std::int32_t left, std::int32_t right) const {
+  if (slots_.empty()) return -1;
+  return slots_[slot_of(slots_, hash_of(left, right), [&](std::int32_t i) {
     const Merge& m = merges_[static_cast<std::size_t>(i)];
     return m.left == left && m.right == right;
   })];
-  return found < 0 ? nullptr : &merges_[static_cast<std::size_t>(found)];
 }
 
 }  // namespace retort

@@ -36,14 +36,12 @@ class Merges {
  public:
   struct Merge {
     std::int32_t left = 0, right = 0, merged = 0;
-    std::uint32_t rank = 0;  ///< lower ones first
   };
   void reserve(std::size_t merges);
-  /// Of equal pairs the first counts.
+  /// Those that are added earlier are merged earlier. Of equal pairs the first counts.
   void add(const Merge& merge);
-  /// Null: they do not merge.
-  const Merge* find(std::int32_t left, std::int32_t right) const;
-  /// In the order in which they were added.
+  /// Its place in all(), which is its rank; -1: they do not merge.
+  std::int32_t find(std::int32_t left, std::int32_t right) const;
   const std::vector<Merge>& all() const { return merges_; }
 
  private:

@@ -52,7 +52,6 @@ Result<std::shared_ptr<const Classifier>> Classifier::from_file(GgufFile file,
                                                                 const std::filesystem::path& source) {
   ClassifierConfig config = RETORT_TRY(read_gguf_classifier_config(file));
   InputScales scales = RETORT_TRY(read_input_scales(file));
-  file.drop_lists();
   std::shared_ptr<Classifier> model(new Classifier(std::move(file), std::move(config), std::move(scales)));
   const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
   if (size == 0) return model;

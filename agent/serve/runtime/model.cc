@@ -106,7 +106,6 @@ Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const Model
                                                       const std::filesystem::path& source) {
   ModelConfig config = RETORT_TRY(read_gguf_config(file));
   Tokenizer tokenizer = RETORT_TRY(Tokenizer::from_gguf(file));
-  file.drop_lists();
   if (tokenizer.vocabulary_size() != config.n_vocab)
     return fail(ErrorCode::kInvalid, file.where(), "the tokenizer has {} tokens, the embedding {}",
                 tokenizer.vocabulary_size(), config.n_vocab);

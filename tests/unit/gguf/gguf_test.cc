@@ -28,6 +28,7 @@ std::string sample_gguf(const TemporaryFolder& folder) {
   writer.set("a.real", 0.5);
   writer.set("a.flag", true);
   writer.set("a.list", std::vector<std::int64_t>{1, -2, 3});
+  writer.set("a.reals", std::vector<double>{0.25, -1e3});
   writer.set("a.texts", std::vector<std::string>{"x", "", "yz"});
   writer.add_tensor("t1", {5, 3}, TensorType::kF32, [](auto out) { return fill_with(out, 1); });
   writer.add_tensor("t2", {8}, TensorType::kF32, [](auto out) { return fill_with(out, 100); });
@@ -47,10 +48,11 @@ TEST(Gguf, RoundTrip) {
   EXPECT_EQ(*file->text("general.architecture"), "llama");
   EXPECT_EQ(*file->uint("a.number"), 7u);
   EXPECT_EQ(*file->number("a.real"), 0.5);
-  EXPECT_EQ(std::get<std::vector<std::string>>(*file->find("a.texts")),
-            (std::vector<std::string>{"x", "", "yz"}));
-  EXPECT_EQ(std::get<std::vector<std::int64_t>>(*file->find("a.list")),
-            (std::vector<std::int64_t>{1, -2, 3}));
+  EXPECT_EQ(*file->texts("a.texts"), (std::vector<std::string>{"x", "", "yz"}));
+  EXPECT_EQ(*file->integers("a.list"), (std::vector<std::int64_t>{1, -2, 3}));
+  EXPECT_EQ(*file->numbers("a.reals"), (std::vector<double>{0.25, -1e3}));
+  EXPECT_EQ(file->numbers("a.list").error().message, "metadata 'a.list' is of another type");
+  EXPECT_EQ(file->texts("none").error().message, "metadata 'none' is missing");
   const GgufTensor* t1 = file->tensor("t1");
   ASSERT_NE(t1, nullptr);
   EXPECT_EQ(t1->rows(), 3u);
