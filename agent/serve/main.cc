@@ -4,6 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <iostream>
+#include <new>
+#include <system_error>
 
 #include "agent/serve/commands/commands.h"
 
@@ -164,4 +166,14 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace retort
 
-int main(int argc, char** argv) { return retort::run(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return retort::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::cerr << "retort-serve: out of memory\n";
+    return retort::exit_code(retort::ErrorCode::kOutOfBudget);
+  } catch (const std::system_error& error) {
+    std::cerr << "retort-serve: a thread cannot be started: " << error.what() << "\n";
+    return retort::exit_code(retort::ErrorCode::kOutOfBudget);
+  }
+}

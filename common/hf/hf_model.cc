@@ -817,8 +817,10 @@ Result<ModelConfig> read_gguf_config(const GgufFile& file) {
   else if (arch == "bert")
     c.family = ModelFamily::kBert;
   else
-    return fail(ErrorCode::kUnsupported, where,
-                "unsupported architecture '{}'; 'llama', 'qwen2', 'gpt2' and 'bert' are supported", arch);
+    return fail(
+        ErrorCode::kUnsupported, where,
+        "unsupported architecture '{}'; 'llama', 'qwen2', 'gpt2', 'bert', 'mlp' and 'cnn' are supported",
+        arch);
   const auto key = [&](const char* name) { return arch + "." + name; };
   const auto number = [&](const std::string& name) -> Result<std::uint32_t> {
     const std::uint64_t value = RETORT_TRY(file.uint(name));

@@ -14,7 +14,7 @@ namespace {
 
 using namespace chat;
 
-constexpr std::uint64_t kMaxWork = 64u << 20;              // steps and bytes of intermediate results
+constexpr std::uint64_t kMaxWork = 16u << 20;              // steps and bytes of intermediate results
 constexpr std::uint64_t kValueWork = 48, kTextWork = 112;  // bytes of a value in a list, and of a short text
 constexpr std::uint32_t kMaxNesting = 300;  // of what is under way at once, macros within macros counted
 

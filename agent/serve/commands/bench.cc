@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
+#include <new>
 #include <optional>
 
 #include "agent/serve/commands/classifier.h"
@@ -77,7 +78,7 @@ class Roofline {
         memory_(static_cast<std::byte*>(
                     std::aligned_alloc(kHuge, (part_ * team.size() + kHuge - 1) / kHuge * kHuge)),
                 std::free) {
-    if (memory_ == nullptr) std::abort();
+    if (memory_ == nullptr) throw std::bad_alloc();
     ::madvise(memory_.get(), part_ * team.size(), MADV_HUGEPAGE);
     std::memset(memory_.get(), 1, part_ * team.size());
   }

@@ -23,7 +23,7 @@ Result<void> serve_encoder(const ServeArguments& options, std::shared_ptr<const 
   facts["n_labels"] = c.encoder.labels.size();
   ServeFront front(served_name(options), std::move(facts), SystemClock().unix_millis(), metrics,
                    [&] { return engine.waiting(); });
-  const EncodeApi api(front, model, n_ctx, engine, metrics);
+  const EncodeApi api(front, model, n_ctx, std::chrono::seconds(options.request_seconds), engine, metrics);
   return run_server(
       options, front,
       fmt::format("{} parameters, {:.2f} bits per weight, texts of {} tokens, {} threads",

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -62,7 +63,12 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
   boost::asio::io_context reactor(1);
   boost::asio::signal_set signals(reactor, SIGTERM, SIGINT);  // from here on they are kept for the wait below
   const auto handle = [&](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
-    front.handle(std::move(request), std::move(responder));
+    try {
+      front.handle(std::move(request), responder);
+    } catch (const std::bad_alloc&) {
+      front.refuse(*responder, 503, "server_error",
+                   "there is not enough memory for this request; try again later, or with a smaller one");
+    }
   };
   const auto refuse = [&](int status, const std::string& why,
                           const std::shared_ptr<HttpResponder>& responder) {
@@ -128,7 +134,12 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
     wait_idle();
   });
   const ServiceWatchdog watchdog(reactor);
-  reactor.run();
+  for (bool done = false; !done;) try {
+      reactor.run();
+      done = true;
+    } catch (const std::bad_alloc&) {  // thrown out of a connection's handler, which is gone with it
+      log_error("out of memory: a connection was dropped");
+    }
   if (hashing.joinable()) hashing.join();
   return {};
 }

@@ -1,7 +1,10 @@
 #include "agent/serve/grammar/network.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <numeric>
+#include <queue>
 #include <string>
 #include <utility>
 
@@ -58,26 +61,60 @@ void Network::between(NodeId from, NodeId to, std::string_view low, std::string_
   if (!high_all) branch(b, b, all_least, high_rest);
 }
 
+/// Each node's least nesting, the least first [Knuth 1977, A generalization of Dijkstra's algorithm]: a
+/// schema of many members is a long chain, and passes over all nodes would take one for each member.
+void Network::find_needs() {
+  struct Use {
+    NodeId by;
+    const Call* call;  ///< null: the node is read on to, or skipped to
+  };
+  std::vector<std::size_t> begin(nodes_.size() + 1);  // of the uses of each node, in `uses`
+  const auto each_use = [&](auto&& take) {
+    for (NodeId id = 0; id < nodes_.size(); ++id) {
+      for (const Bytes& edge : nodes_[id].bytes) take(edge.to, Use{id, nullptr});
+      for (const NodeId to : nodes_[id].skips) take(to, Use{id, nullptr});
+      for (const Call& edge : nodes_[id].calls) {
+        take(edge.to, Use{id, &edge});
+        take(rules_[edge.rule].start, Use{id, &edge});
+      }
+    }
+  };
+  each_use([&](NodeId node, const Use&) { ++begin[node]; });
+  std::exclusive_scan(begin.begin(), begin.end(), begin.begin(), std::size_t{0});
+  std::vector<Use> uses(begin.back());
+  std::vector<std::size_t> at(begin.begin(), begin.end() - 1);
+  each_use([&](NodeId node, const Use& use) { uses[at[node]++] = use; });
+
+  using Open = std::pair<std::uint32_t, NodeId>;
+  std::priority_queue<Open, std::vector<Open>, std::greater<>> open;
+  const auto lower = [&](NodeId id, std::uint32_t need) {
+    if (need >= nodes_[id].need) return;
+    nodes_[id].need = need;
+    open.emplace(need, id);
+  };
+  for (Node& node : nodes_) node.need = kNever;
+  for (const Rule& rule : rules_) lower(rule.end, 0);
+  while (!open.empty()) {
+    const auto [need, id] = open.top();
+    open.pop();
+    if (need > nodes_[id].need) continue;
+    for (std::size_t i = begin[id]; i < begin[id + 1]; ++i) {
+      const auto& [by, call] = uses[i];
+      if (call == nullptr) {
+        lower(by, need);
+        continue;
+      }
+      const Rule& rule = rules_[call->rule];
+      const std::uint32_t inside = nodes_[rule.start].need, after = nodes_[call->to].need;
+      if (inside != kNever && after != kNever) lower(by, std::max(inside + rule.nests, after));
+    }
+  }
+}
+
 Result<void> Network::finish(RuleId start, std::uint32_t max_depth) {
   start_ = start;
   max_depth_ = max_depth;
-  // What each node needs, from below: a fixed point, since more knowledge only lowers it.
-  for (Node& n : nodes_) n.need = n.ends ? 0 : kNever;
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (std::size_t i = nodes_.size(); i-- > 0;) {
-      Node& n = nodes_[i];
-      std::uint32_t need = n.need;
-      for (const Bytes& edge : n.bytes) need = std::min(need, nodes_[edge.to].need);
-      for (const NodeId to : n.skips) need = std::min(need, nodes_[to].need);
-      for (const Call& edge : n.calls) {
-        const std::uint32_t inside = nodes_[rules_[edge.rule].start].need;
-        if (inside != kNever)
-          need = std::min(need, std::max(inside + rules_[edge.rule].nests, nodes_[edge.to].need));
-      }
-      if (need < n.need) n.need = need, changed = true;
-    }
-  }
+  find_needs();
   const std::uint32_t need = nodes_[rules_[start].start].need;
   if (need == kNever) return fail(ErrorCode::kInvalid, "", "no text fits the schema");
   if (need + rules_[start].nests > max_depth)

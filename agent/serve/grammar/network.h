@@ -58,6 +58,8 @@ class Network {
   std::size_t size() const { return nodes_.size(); }
 
  private:
+  void find_needs();
+
   std::vector<Node> nodes_;
   std::vector<Rule> rules_;
   RuleId start_ = 0;

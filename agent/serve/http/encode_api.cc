@@ -106,8 +106,13 @@ json::object encode_answer(const EncodeCall& call, const std::vector<std::vector
 }
 
 EncodeApi::EncodeApi(ServeFront& front, std::shared_ptr<const Model> model, std::uint32_t n_ctx,
-                     EncoderEngine& engine, ServeMetrics& metrics)
-    : front_(front), model_(std::move(model)), n_ctx_(n_ctx), engine_(engine), metrics_(metrics) {
+                     std::chrono::seconds timeout, EncoderEngine& engine, ServeMetrics& metrics)
+    : front_(front),
+      model_(std::move(model)),
+      n_ctx_(n_ctx),
+      timeout_(timeout),
+      engine_(engine),
+      metrics_(metrics) {
   const auto add = [this](const char* path, EncodeKind kind) {
     front_.add("POST", path, [this, kind](HttpRequest request, auto responder) {
       encode(kind, request, std::move(responder));
@@ -125,10 +130,13 @@ void EncodeApi::encode(EncodeKind kind, const HttpRequest& request,
   encoding->call = std::move(*call);
   encoding->on_end = [this, responder](const EncodeCall& asked,
                                        Result<std::vector<std::vector<float>>> rows) {
+    if (!rows && rows.error().code == ErrorCode::kUnavailable)
+      return front_.refuse(*responder, 504, "timeout_error", rows.error().message);
     if (!rows) return front_.refuse(*responder, 500, "server_error", rows.error().describe());
     front_.answer(*responder, encode_answer(asked, *rows, model_->config().encoder.labels, front_.name()));
   };
   encoding->on_cancelled = [this] { metrics_.count_request(499); };
+  if (timeout_.count() != 0) encoding->deadline = std::chrono::steady_clock::now() + timeout_;
   responder->on_closed([encoding] { encoding->cancelled = true; });
   if (!engine_.submit(encoding)) front_.refuse_full(*responder);
 }

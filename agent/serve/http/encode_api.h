@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -28,8 +29,9 @@ json::object encode_answer(const EncodeCall& call, const std::vector<std::vector
 /// answers come from the engine's thread.
 class EncodeApi {
  public:
-  EncodeApi(ServeFront& front, std::shared_ptr<const Model> model, std::uint32_t n_ctx, EncoderEngine& engine,
-            ServeMetrics& metrics);
+  /// `timeout`: of a request, from its arrival; 0: none.
+  EncodeApi(ServeFront& front, std::shared_ptr<const Model> model, std::uint32_t n_ctx,
+            std::chrono::seconds timeout, EncoderEngine& engine, ServeMetrics& metrics);
 
  private:
   void encode(EncodeKind kind, const HttpRequest& request, std::shared_ptr<HttpResponder> responder);
@@ -37,6 +39,7 @@ class EncodeApi {
   ServeFront& front_;
   std::shared_ptr<const Model> model_;
   const std::uint32_t n_ctx_;
+  const std::chrono::seconds timeout_;
   EncoderEngine& engine_;
   ServeMetrics& metrics_;
 };

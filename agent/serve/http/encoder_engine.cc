@@ -58,37 +58,53 @@ void EncoderEngine::serve() {
   }
 }
 
-/// Computes one batch: texts of the requests at the queue's head that want the same kind of thing.
+/// Computes one batch: texts of the requests in the queue that want the same kind of thing as its head, each
+/// in its turn, so that a long one does not keep short ones waiting.
 void EncoderEngine::step(std::vector<std::shared_ptr<Pending>>& batch) {
   std::vector<EncoderSession::Text> texts;
-  batch.clear();  // one entry a text
-  std::vector<std::shared_ptr<Pending>> left;
+  batch.clear();  // one entry a text, those of a request side by side
+  std::vector<std::shared_ptr<Pending>> left, late;
   {
     const std::lock_guard lock(mutex_);
-    std::size_t tokens = 0;
-    bool room = true;
-    while (room && !queue_.empty()) {
-      const std::shared_ptr<Pending> head = queue_.front();
-      const Encoding& encoding = *head->encoding;
-      if (encoding.cancelled) {
-        left.push_back(head);
-        queue_.pop_front();
-        continue;
+    const auto now = std::chrono::steady_clock::now();
+    std::erase_if(queue_, [&](const std::shared_ptr<Pending>& pending) {
+      const bool gone = pending->encoding->cancelled;
+      if (gone) left.push_back(pending);
+      if (!gone && now >= pending->encoding->deadline) late.push_back(pending);
+      return gone || now >= pending->encoding->deadline;
+    });
+    std::size_t tokens = 0, count = 0;
+    std::vector<std::size_t> shares(queue_.size());
+    for (bool more = true; more;) {
+      more = false;
+      for (std::size_t i = 0; i < queue_.size() && count < session_->texts(); ++i) {
+        const EncodeCall& call = queue_[i]->encoding->call;
+        const std::size_t next = queue_[i]->next + shares[i];
+        if (call.kind != queue_.front()->encoding->call.kind || next == call.texts.size()) continue;
+        if (tokens + call.texts[next].size() > session_->batch()) continue;
+        tokens += call.texts[next].size();
+        ++shares[i], ++count;
+        more = true;
       }
-      if (!batch.empty() && batch.front()->encoding->call.kind != encoding.call.kind) break;
-      if (head->next == 0) head->begun = std::chrono::steady_clock::now();
-      while (head->next < encoding.call.texts.size()) {
-        const std::vector<TokenId>& text = encoding.call.texts[head->next];
-        room = texts.size() < session_->texts() && tokens + text.size() <= session_->batch();
-        if (!room) break;
-        texts.emplace_back(text);
-        batch.push_back(head);
-        tokens += text.size();
-        ++head->next;
-      }
-      if (head->next == encoding.call.texts.size()) queue_.pop_front();
     }
+    std::deque<std::shared_ptr<Pending>> waiting, begun;
+    for (std::size_t i = 0; i < queue_.size(); ++i) {
+      const std::shared_ptr<Pending>& pending = queue_[i];
+      if (shares[i] > 0 && pending->next == 0) pending->begun = now;
+      for (std::size_t k = 0; k < shares[i]; ++k) {
+        texts.emplace_back(pending->encoding->call.texts[pending->next++]);
+        batch.push_back(pending);
+      }
+      if (pending->next < pending->encoding->call.texts.size())
+        (shares[i] > 0 ? begun : waiting).push_back(pending);
+    }
+    waiting.insert(waiting.end(), begun.begin(), begun.end());
+    queue_ = std::move(waiting);
   }
+  for (const auto& pending : late)
+    pending->encoding->on_end(
+        pending->encoding->call,
+        fail(ErrorCode::kUnavailable, "", "the request took longer than this server allows"));
   for (const auto& pending : left) pending->encoding->on_cancelled();
   if (batch.empty()) return;
   const bool classify = batch.front()->encoding->call.kind == EncodeKind::kClassify;

@@ -35,6 +35,8 @@ struct Encoding {
   /// for a cancelled one.
   std::function<void(const EncodeCall& call, Result<std::vector<std::vector<float>>>)> on_end;
   std::function<void()> on_cancelled;  ///< instead of it
+  /// What is not done by then is answered with kUnavailable.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
   std::atomic<bool> cancelled{false};
 };
 

@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cstdlib>
 
+#include "agent/serve/http/engine.h"
 #include "common/core/file.h"
 #include "common/core/sha256.h"
 
@@ -20,7 +21,7 @@ std::uint64_t resident_bytes() {
 
 ServeFront::ServeFront(std::string name, json::object meta, UnixMillis created, ServeMetrics& metrics,
                        std::function<std::size_t()> waiting)
-    : name_(std::move(name)), metrics_(metrics) {
+    : name_(valid_utf8(name)), metrics_(metrics) {
   add("GET", "/health", [this](HttpRequest, auto responder) {
     // Not counted: whoever watches over this process asks every few seconds.
     responder->send(200, "application/json",
@@ -38,6 +39,11 @@ ServeFront::ServeFront(std::string name, json::object meta, UnixMillis created, 
                                                               {"owned_by", "retort"},
                                                               {"meta", std::move(meta)}}}}};
   add("GET", "/v1/models", [this, models](HttpRequest, auto responder) { answer(*responder, models); });
+  add("GET", "/v1/models/{id}", [this, models](HttpRequest request, auto responder) {
+    if (request.parameters.at("id") != name_)
+      return refuse(*responder, 404, "invalid_request_error", "the only model here is " + name_);
+    answer(*responder, models.at("data").at(0));
+  });
 }
 
 void ServeFront::add(std::string method, std::string pattern, HttpServer::Handler handler) {
@@ -86,11 +92,12 @@ void ServeFront::answer(HttpResponder& responder, const json::value& body) {
 void ServeFront::refuse(HttpResponder& responder, int status, const std::string& type,
                         const std::string& message, HttpHeaders headers) {
   metrics_.count_request(status);
-  responder.send(status, "application/json",
-                 json::serialize(json::object{
-                     {"error", json::object{{"message", message}, {"type", type}, {"code", status}}}}) +
-                     "\n",
-                 std::move(headers));
+  responder.send(
+      status, "application/json",
+      json::serialize(json::object{
+          {"error", json::object{{"message", valid_utf8(message)}, {"type", type}, {"code", status}}}}) +
+          "\n",
+      std::move(headers));
 }
 
 void ServeFront::refuse(HttpResponder& responder, const Error& error) {

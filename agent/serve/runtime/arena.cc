@@ -3,11 +3,13 @@
 #include "agent/serve/kernels/kernels.h"
 #include "agent/serve/kernels/static_quantize.h"
 
+#include <new>
+
 namespace retort {
 
 Arena take_arena(std::uint64_t bytes) {
   Arena arena(std::calloc(bytes, 1));
-  if (!arena) std::abort();
+  if (!arena) throw std::bad_alloc();
   return arena;
 }
 

@@ -11,7 +11,8 @@ namespace retort {
 
 constexpr std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/// Zeros; pages that are never touched stay unmapped. Out of memory ends the process.
+/// Zeros; pages that are never touched stay unmapped. Throws std::bad_alloc, which create() of what owns one
+/// turns into kOutOfBudget.
 struct FreeArena {
   void operator()(void* memory) const { std::free(memory); }
 };

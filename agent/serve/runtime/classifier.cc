@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "agent/serve/kernels/maps.h"
 #include "agent/serve/kernels/own_formats.h"
@@ -51,14 +52,18 @@ Result<std::shared_ptr<const Classifier>> Classifier::from_file(GgufFile file,
                                                                 const ClassifierOptions& options,
                                                                 const std::filesystem::path& source) {
   ClassifierConfig config = RETORT_TRY(read_gguf_classifier_config(file));
+  RETORT_TRY(check_finite(file, false));
   InputScales scales = RETORT_TRY(read_input_scales(file));
   std::shared_ptr<Classifier> model(new Classifier(std::move(file), std::move(config), std::move(scales)));
   const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
   if (size == 0) return model;
-  model->packed_ = PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) {
-    model->lay_out(true, memory, true);
-    model->file_.drop_pages();  // what was packed is not read again
-  });
+  model->packed_ = RETORT_TRY(
+      PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) -> Result<void> {
+        RETORT_TRY(check_finite(model->file_, true));
+        model->lay_out(true, memory, true);
+        model->file_.drop_pages();  // what was packed is not read again
+        return {};
+      }));
   model->lay_out(true, const_cast<std::byte*>(model->packed_.data()), false);
   return model;
 }
@@ -156,7 +161,13 @@ Result<std::unique_ptr<ClassifierSession>> ClassifierSession::create(std::shared
         "needs {} ({} weights, {} activations of {} inputs), the limit is {}; --memory-limit {} is enough",
         format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
         format_bytes(plan.activation_bytes), options.batch, format_bytes(options.memory_limit), plan.total());
-  return std::unique_ptr<ClassifierSession>(new ClassifierSession(std::move(model), team, options));
+  const std::string where = model->file().where();
+  try {
+    return std::unique_ptr<ClassifierSession>(new ClassifierSession(std::move(model), team, options));
+  } catch (const std::bad_alloc&) {
+    return fail(ErrorCode::kOutOfBudget, where, "needs {}, and the system does not give so much memory",
+                format_bytes(plan.total()));
+  }
 }
 
 ClassifierSession::ClassifierSession(std::shared_ptr<const Classifier> model, ThreadTeam& team,

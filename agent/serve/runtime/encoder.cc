@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 #include "agent/serve/kernels/encoder.h"
 #include "agent/serve/kernels/maps.h"
@@ -76,7 +77,13 @@ Result<std::unique_ptr<EncoderSession>> EncoderSession::create(std::shared_ptr<c
         "smaller --ctx than {} helps",
         format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
         format_bytes(plan.activation_bytes), format_bytes(options.memory_limit), plan.total(), options.n_ctx);
-  return std::unique_ptr<EncoderSession>(new EncoderSession(std::move(model), team, options));
+  const std::string where = model->file().where();
+  try {
+    return std::unique_ptr<EncoderSession>(new EncoderSession(std::move(model), team, options));
+  } catch (const std::bad_alloc&) {
+    return fail(ErrorCode::kOutOfBudget, where, "needs {}, and the system does not give so much memory",
+                format_bytes(plan.total()));
+  }
 }
 
 EncoderSession::EncoderSession(std::shared_ptr<const Model> model, ThreadTeam& team, EncoderOptions options)

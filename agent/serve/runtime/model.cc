@@ -113,6 +113,7 @@ Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const Model
     if (const GgufTensor* rows = file.tensor(name); rows != nullptr && rows->type != TensorType::kF32)
       return fail(ErrorCode::kUnsupported, file.where(), "{} is {}; it must be F32", name,
                   info(rows->type).name);
+  RETORT_TRY(check_finite(file, false));
   InputScales scales = RETORT_TRY(read_input_scales(file));
   for (std::uint32_t i = 0; i < config.n_layer(); ++i) {
     const std::string prefix = "blk." + std::to_string(i) + ".";
@@ -127,10 +128,13 @@ Result<std::shared_ptr<const Model>> Model::from_file(GgufFile file, const Model
   model->own_formats_stay_ = static_cast<bool>(options.done_with);
   const std::uint64_t size = model->lay_out(options.pack, nullptr, false);
   if (size == 0 || (options.pack_if && !options.pack_if(*model, size))) return model;
-  model->packed_ = PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) {
-    model->lay_out(true, memory, true, options.done_with);
-    model->file_.drop_pages();  // what was packed is not read again
-  });
+  model->packed_ = RETORT_TRY(
+      PackedWeights::make(size, source, options.pack_cache, [&](std::byte* memory) -> Result<void> {
+        RETORT_TRY(check_finite(model->file_, true));
+        model->lay_out(true, memory, true, options.done_with);
+        model->file_.drop_pages();  // what was packed is not read again
+        return {};
+      }));
   model->lay_out(true, const_cast<std::byte*>(model->packed_.data()), false);
   return model;
 }

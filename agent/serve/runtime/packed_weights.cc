@@ -6,16 +6,20 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "agent/serve/kernels/kernels.h"
+#include "common/blocks/matrix.h"
 #include "common/core/file.h"
 #include "common/core/log.h"
+#include "common/core/units.h"
 
 namespace retort {
 namespace {
@@ -118,9 +122,29 @@ void drop_orphans(const std::filesystem::path& cache) {
 
 }  // namespace
 
-PackedWeights PackedWeights::make(std::uint64_t size, const std::filesystem::path& source,
-                                  const std::filesystem::path& cache,
-                                  const std::function<void(std::byte*)>& fill) {
+Result<void> check_finite(const GgufFile& file, bool matrices) {
+  std::vector<float> some;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (tensor.rows() > 1 && !matrices) continue;
+    const std::uint64_t columns = tensor.columns(), rows = tensor.rows();
+    const std::uint64_t at_once = std::clamp<std::uint64_t>((64 << 10) / columns, 1, rows);
+    for (std::uint64_t row = 0; row < rows; row += at_once) {
+      some.resize(std::min(at_once, rows - row) * columns);
+      decode_rows(tensor.type, rows, columns, tensor.data, row, some);
+      if (!kernels::all_finite(some.data(), some.size()))
+        return fail(
+            ErrorCode::kCorrupt, file.where(),
+            "tensor '{}' holds NaN or infinity: the file is broken, or was written by a training that "
+            "had failed",
+            tensor.name);
+    }
+  }
+  return {};
+}
+
+Result<PackedWeights> PackedWeights::make(std::uint64_t size, const std::filesystem::path& source,
+                                          const std::filesystem::path& cache,
+                                          const std::function<Result<void>(std::byte*)>& fill) {
   PackedWeights out;
   out.size_ = size;
   if (size == 0) return out;
@@ -146,12 +170,19 @@ PackedWeights PackedWeights::make(std::uint64_t size, const std::filesystem::pat
   constexpr std::uint64_t kHuge = 2 << 20;
   const std::uint64_t room = kPage + size + kHuge;
   void* const mapped = ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) std::abort();  // out of memory ends the process
+  if (mapped == MAP_FAILED)
+    return fail(ErrorCode::kOutOfBudget, source.string(),
+                "the packed weights need {} and the system does not give them; --pack-cache off uses the "
+                "file's own",
+                format_bytes(room));
   auto* const whole =
       reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(mapped) + kHuge - 1) / kHuge * kHuge);
   std::byte* const data = whole + kPage;
   ::madvise(whole, kPage + size, MADV_HUGEPAGE);
-  fill(data);
+  if (Result<void> filled = fill(data); !filled) {
+    ::munmap(mapped, room);
+    return fail(filled.error());
+  }
   if (!path.empty()) {
     const auto written = [&]() -> Result<void> {
       RETORT_TRY(make_folders(cache));

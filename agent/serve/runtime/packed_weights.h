@@ -6,7 +6,14 @@
 #include <functional>
 #include <span>
 
+#include "common/gguf/gguf.h"
+
 namespace retort {
+
+/// Refuses a file whose weights are not all finite (kCorrupt names the tensor): a NaN may hide behind a ReLU
+/// or an attention of its own, and the answers are quietly wrong. Vectors always; `matrices` too, which reads
+/// all of the file.
+Result<void> check_finite(const GgufFile& file, bool matrices);
 
 /// The memory that holds a model's packed weights: the process's own, or a mapped file of the cache folder.
 /// A file belongs to one model file (device, inode, size, times), instruction set and layout version; any
@@ -16,9 +23,10 @@ class PackedWeights {
   PackedWeights() = default;
   /// `size` bytes at a 64-byte boundary. `fill` writes them (they are zero before) unless the cache has them.
   /// A cache that cannot be written is said in the log and done without. `source`: the model's file; empty:
-  /// no cache.
-  static PackedWeights make(std::uint64_t size, const std::filesystem::path& source,
-                            const std::filesystem::path& cache, const std::function<void(std::byte*)>& fill);
+  /// no cache. What `fill` returns, or kOutOfBudget.
+  static Result<PackedWeights> make(std::uint64_t size, const std::filesystem::path& source,
+                                    const std::filesystem::path& cache,
+                                    const std::function<Result<void>(std::byte*)>& fill);
   ~PackedWeights();
   PackedWeights(PackedWeights&& other) noexcept;
   PackedWeights& operator=(PackedWeights&& other) noexcept;

@@ -10,6 +10,7 @@
 #include <set>
 #include <thread>
 
+#include "agent/serve/http/encoder_engine.h"
 #include "agent/serve/runtime/classifier.h"
 #include "agent/serve/runtime/encoder.h"
 #include "agent/serve/runtime/sampler.h"
@@ -40,10 +41,14 @@ struct Ended {
 /// One run of retort-serve; killed when it is still there at the end.
 class Program {
  public:
-  Program(const std::filesystem::path& folder, std::vector<std::string> arguments) : folder_(folder) {
+  /// `by`: a program and its arguments that starts it.
+  Program(const std::filesystem::path& folder, std::vector<std::string> arguments,
+          const std::vector<std::string>& by = {})
+      : folder_(folder) {
     static std::atomic<int> number{0};
     const std::string name = "run" + std::to_string(++number);
     arguments.insert(arguments.begin(), testing::binary("retort-serve"));
+    arguments.insert(arguments.begin(), by.begin(), by.end());
     ProcessSpec spec;
     spec.arguments = std::move(arguments);
     spec.stdout_file = out_ = folder / (name + ".out");
@@ -694,25 +699,25 @@ TEST_F(Serve, AnInstructionSetCanBeNamed) {
   EXPECT_NE(unknown.err.find("MMX"), std::string::npos);
 }
 
-/// The model with a weight that is no number.
-void write_broken(const std::filesystem::path& model, const std::filesystem::path& broken) {
+/// The model with another value in all of a tensor (of F32).
+void write_broken(const std::filesystem::path& model, const std::filesystem::path& broken,
+                  const std::string& tensor, float value) {
   std::string bytes = *read_file(model);
   {
     const auto file = GgufFile::open(model);
     ASSERT_OK(file);
-    const GgufTensor* const norm = file->tensor("output_norm.weight");
-    const std::size_t at =
-        bytes.find(std::string_view(reinterpret_cast<const char*>(norm->data.data()), norm->data.size()));
-    ASSERT_NE(at, std::string::npos);
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    std::memcpy(bytes.data() + at, &nan, sizeof nan);
+    const GgufTensor* const found = file->tensor(tensor);
+    ASSERT_NE(found, nullptr);
+    ASSERT_EQ(found->type, TensorType::kF32);
+    for (std::size_t i = 0; i < found->data.size(); i += sizeof value)
+      std::memcpy(bytes.data() + found->offset + i, &value, sizeof value);
   }
   ASSERT_OK(write_file_atomic(broken, bytes));
 }
 
 TEST_F(Serve, AModelWhoseLogitsAreNoNumbersAnswersWithAnError) {
-  write_broken(model_, folder_ / "nan.gguf");
-  model_ = folder_ / "nan.gguf";
+  write_broken(model_, folder_ / "huge.gguf", "blk.0.ffn_norm.weight", 3e38f);  // its square overflows
+  model_ = folder_ / "huge.gguf";
   start({});
   const auto answer = complete({{"prompt", "a"}, {"max_tokens", 4}, {"logprobs", 2}});
   ASSERT_OK(answer);
@@ -722,15 +727,52 @@ TEST_F(Serve, AModelWhoseLogitsAreNoNumbersAnswersWithAnError) {
 
 TEST_F(Serve, EvalRefusesAModelWhoseLogitsAreNoNumbers) {
   ASSERT_OK(write_file_atomic(folder_ / "held_out.jsonl", testing::tiny_corpus_jsonl(20, 9)));
-  write_broken(model_, folder_ / "nan.gguf");
+  write_broken(model_, folder_ / "huge.gguf", "blk.0.ffn_norm.weight", 3e38f);
   for (const auto& [student, teacher] :
-       {std::pair{folder_ / "nan.gguf", model_}, std::pair{model_, folder_ / "nan.gguf"}}) {
+       {std::pair{folder_ / "huge.gguf", model_}, std::pair{model_, folder_ / "huge.gguf"}}) {
     const Ended ended =
         Program(folder_.path(), {"eval", student.string(), "--data", (folder_ / "held_out.jsonl").string(),
                                  "--teacher", teacher.string()})
             .wait();
     EXPECT_EQ(ended.status, 3) << ended.out;
     EXPECT_NE(ended.err.find("no numbers"), std::string::npos) << ended.err;
+  }
+}
+
+TEST_F(Serve, WeightsThatAreNoNumbersAreRefusedAtTheStart) {
+  for (const char* tensor : {"output_norm.weight", "blk.0.attn_q.weight"}) {
+    write_broken(model_, folder_ / "nan.gguf", tensor, std::numeric_limits<float>::quiet_NaN());
+    // Twice: the first time must leave nothing in the cache that the second would serve.
+    for (int turn = 0; turn < 2; ++turn) {
+      const Ended ended =
+          Program(folder_.path(), {"serve", (folder_ / "nan.gguf").string(), "--port", "0"}).wait();
+      EXPECT_EQ(ended.status, 3) << ended.out;
+      EXPECT_NE(ended.err.find(std::string("tensor '") + tensor + "' holds NaN"), std::string::npos)
+          << ended.err;
+    }
+  }
+}
+
+/// From what is enough for the program's own libraries to what is enough for all.
+TEST_F(Serve, MemoryThatTheSystemDoesNotGiveIsSaid) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer takes more address space than the limit";
+#endif
+  const auto with = [&](std::uint64_t mib, std::vector<std::string> arguments) {
+    return Program(folder_.path(), std::move(arguments), {"prlimit", fmt::format("--as={}", mib << 20)})
+        .wait();
+  };
+  std::uint64_t mib = 20;
+  while (with(mib, {"--version"}).status != 0) ASSERT_LT(mib += 2, 2000u);
+  for (bool done = false; !done; mib += mib < 100 ? 2 : 50) {
+    ASSERT_LT(mib, 2000u);
+    const Ended ended =
+        with(mib, {"bench", model_.string(), "--prompt", "4", "--generate", "2", "--repeat", "1"});
+    EXPECT_LT(ended.status, 128) << mib << " MiB: " << ended.err;
+    if (ended.status != 0) {
+      EXPECT_NE(ended.err, "") << mib;
+    }
+    done = ended.status == 0;
   }
 }
 
@@ -1080,6 +1122,34 @@ TEST_F(ServeEncoder, ManyClientsGetTheirOwnAnswers) {
   EXPECT_EQ(right, 60);
 }
 
+TEST_F(ServeEncoder, LongRequestsTakeTurnsWithShortOnesAndHaveADeadline) {
+  const auto model = Model::open(model_);
+  ASSERT_OK(model);
+  ThreadTeam team(1);
+  auto session = EncoderSession::create(*model, team, {});
+  ASSERT_OK(session);
+  ServeMetrics metrics;
+  std::vector<std::string> ended;  // the engine's thread's, until it has joined
+  {
+    EncoderEngine engine(std::move(*session), 10, metrics);
+    const std::vector<TokenId> text = (*model)->tokenizer().encode("the small server reads", true);
+    const auto submit = [&](const std::string& name, std::size_t texts, std::chrono::seconds time) {
+      const auto encoding = std::make_shared<Encoding>();
+      encoding->call.texts.assign(texts, text);
+      encoding->deadline = std::chrono::steady_clock::now() + time;
+      encoding->on_end = [&ended, name](const EncodeCall&,
+                                        const Result<std::vector<std::vector<float>>>& rows) {
+        ended.push_back(rows ? name : name + " " + std::string(to_string(rows.error().code)));
+      };
+      EXPECT_TRUE(engine.submit(encoding));
+    };
+    submit("long", 5000, std::chrono::seconds(1000));
+    submit("late", 1, std::chrono::seconds(-1));
+    submit("short", 2, std::chrono::seconds(1000));
+  }
+  EXPECT_EQ(ended, (std::vector<std::string>{"late unavailable", "short", "long"}));
+}
+
 TEST_F(ServeEncoder, AFullQueueSaysSo) {
   start({"--queue", "1"});
   const json::array texts(2048, "the small server reads");
@@ -1103,7 +1173,7 @@ TEST_F(ServeEncoder, WithoutLabelsItClassifiesNothing) {
   model_ = write_encoder({});
   start();
   EXPECT_NE(refused("/v1/classify", {{"input", "x"}}, 404)
-                .find("see /health, /metrics, /v1/models, /v1/embeddings"),
+                .find("see /health, /metrics, /v1/models, /v1/models/{id}, /v1/embeddings"),
             std::string::npos);
   good("/v1/embeddings", {{"input", "x"}});
 }

@@ -102,6 +102,23 @@ TEST(JsonSchema, Objects) {
   EXPECT_FALSE(named.has("{}"));
 }
 
+/// Were any step quadratic in their number, this would take minutes.
+TEST(JsonSchema, ManyMembers) {
+  json::array names;
+  json::object properties, written;
+  for (int i = 0; i < 15'000; ++i) {
+    names.emplace_back(fmt::format("r{:05}", i));
+    properties[fmt::format("r{:05}", i)] = true;
+    written[fmt::format("r{:05}", i)] = i;
+  }
+  const Language required(json::serialize(json::object{{"type", "object"}, {"required", names}}));
+  EXPECT_TRUE(required.has(json::serialize(written))) << required.error();
+  EXPECT_FALSE(required.has(R"({"r00000":0})"));
+  const Language both(
+      json::serialize(json::object{{"type", "object"}, {"properties", properties}, {"required", names}}));
+  EXPECT_TRUE(both.has(json::serialize(written))) << both.error();
+}
+
 TEST(JsonSchema, ArraysStringsAndValues) {
   const Language t(R"({"type":"array","items":{"type":"boolean"},"minItems":1,"maxItems":3})");
   EXPECT_TRUE(t.has("[true]"));

@@ -382,10 +382,13 @@ TEST(PackedWeights, ThoseWhoPackAtTheSameTimeShareOneFile) {
   std::vector<std::thread> makers;
   for (PackedWeights& one : made)
     makers.emplace_back([&] {
-      one = PackedWeights::make(1 << 20, folder / "model", folder / "cache", [&](std::byte* data) {
-        std::memset(data, 7, 1 << 20);
-        together.arrive_and_wait();  // nobody finds the others' file before packing
-      });
+      auto packed = PackedWeights::make(1 << 20, folder / "model", folder / "cache",
+                                        [&](std::byte* data) -> Result<void> {
+                                          std::memset(data, 7, 1 << 20);
+                                          together.arrive_and_wait();  // nobody finds the others' file before
+                                          return {};
+                                        });
+      if (packed) one = std::move(*packed);
     });
   for (std::thread& maker : makers) maker.join();
   for (const PackedWeights& one : made) {
@@ -409,10 +412,21 @@ TEST(PackedWeights, ThoseWhoPackAtTheSameTimeShareOneFile) {
   const auto entry = std::filesystem::directory_iterator(folder / "cache")->path();
   std::filesystem::remove(entry);
   ASSERT_EQ(::mkfifo(entry.c_str(), 0600), 0);
-  const PackedWeights again = PackedWeights::make(1 << 20, folder / "model", folder / "cache",
-                                                  [](std::byte* data) { std::memset(data, 8, 1 << 20); });
-  EXPECT_TRUE(again.shared());
-  EXPECT_EQ(again.data()[0], std::byte{8});
+  const auto again =
+      PackedWeights::make(1 << 20, folder / "model", folder / "cache", [](std::byte* data) -> Result<void> {
+        std::memset(data, 8, 1 << 20);
+        return {};
+      });
+  ASSERT_OK(again);
+  EXPECT_TRUE(again->shared());
+  EXPECT_EQ(again->data()[0], std::byte{8});
+
+  // What could not be packed is not kept.
+  std::filesystem::remove(entry);
+  EXPECT_FALSE(PackedWeights::make(
+      1 << 20, folder / "model", folder / "cache",
+      [](std::byte*) -> Result<void> { return fail(ErrorCode::kCorrupt, "", "broken"); }));
+  EXPECT_FALSE(std::filesystem::exists(entry));
 }
 
 TEST(Session, NothingIsAllocatedAfterCreation) {
