@@ -249,6 +249,7 @@ int finish(const Result<void>& result) {
 
 int main(int argc, char** argv) {
   ::signal(SIGPIPE, SIG_IGN);
+  retort::keep_freed_memory(1u << 20, 2u << 20);
   retort::Arguments arguments;
   CLI::App app{
       "Keeps the student that this device should serve: enrols, profiles, pulls, verifies, serves, reports."};

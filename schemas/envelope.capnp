@@ -62,6 +62,7 @@ struct Envelope {
     batch @0 :UInt64;
     droppedBefore @1 :UInt64;
     points @2 :List(Point);
+    follows @3 :UInt64;            # the batch before it, where that one is not acknowledged yet; else 0
   }
   struct Enrolled {
     deviceId @0 :Text;

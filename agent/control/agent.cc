@@ -524,7 +524,7 @@ void Agent::on_session(bool up, const std::string& reason) {
   if (up) {
     log_info("link: session with {} is up", options_.coordinator);
     told_status_.reset();
-    batch_in_flight_ = 0;
+    batches_in_flight_.clear();
     tell_profile();
     trust_.on_link();
     pull_on();
@@ -565,7 +565,9 @@ void Agent::on_payload(wire::Payload payload) {
     begin_canary(*canary);
   } else if (const auto* ack = std::get_if<wire::TelemetryAck>(&payload)) {
     telemetry_acknowledged_ = std::max(telemetry_acknowledged_, ack->batch);
-    batch_in_flight_ = 0;
+    batch_sent_ = clock_.steady_now();
+    while (!batches_in_flight_.empty() && batches_in_flight_.front() <= telemetry_acknowledged_)
+      batches_in_flight_.pop_front();
     on_pool(
         disk_, [this, batch = ack->batch] { return spool_.acknowledge(batch); },
         [this](Result<void> done) {
@@ -1549,19 +1551,27 @@ void Agent::telemetry_tick() {
 }
 
 void Agent::send_batch() {
-  if (!session_->up() || identity_.device_id.empty()) return;
-  if (batch_in_flight_ != 0 && clock_.steady_now() - batch_sent_ < seconds(30)) return;
-  batch_in_flight_ = UINT64_MAX;  // one at a time
-  batch_sent_ = clock_.steady_now();
+  if (batch_read_ || !session_->up() || identity_.device_id.empty()) return;
+  if (clock_.steady_now() - batch_sent_ >= seconds(30)) batches_in_flight_.clear();
+  if (batches_in_flight_.size() >= wire::kMaxBatchesInFlight) return;
+  const auto last_sent = [this] {
+    return batches_in_flight_.empty() ? telemetry_acknowledged_ : batches_in_flight_.back();
+  };
+  batch_read_ = true;
   on_pool(
-      disk_, [this, after_batch = telemetry_acknowledged_] { return spool_.next_batch(after_batch); },
-      [this](Result<std::optional<Spool::Batch>> batch) {
-        batch_in_flight_ = 0;
+      disk_, [this, after = last_sent()] { return spool_.next_batch(after); },
+      [this, last_sent, after = last_sent()](Result<std::optional<Spool::Batch>> batch) {
+        batch_read_ = false;
         if (!batch) return log_warn("telemetry: {}", batch.error().describe());
+        if (after != last_sent()) return send_batch();  // a new session begins with what was not acknowledged
         if (!*batch) return;
-        if (session_->send(
-                wire::TelemetryBatch{(*batch)->number, (*batch)->dropped_before, (*batch)->points}))
-          batch_in_flight_ = (*batch)->number;
+        const std::uint64_t follows = batches_in_flight_.empty() ? 0 : batches_in_flight_.back();
+        if (!session_->send(wire::TelemetryBatch{(*batch)->number, (*batch)->dropped_before,
+                                                 std::move((*batch)->points), follows}))
+          return;
+        batches_in_flight_.push_back((*batch)->number);
+        batch_sent_ = clock_.steady_now();
+        send_batch();
       });
 }
 

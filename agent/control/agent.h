@@ -245,7 +245,9 @@ class Agent {
   std::string link_ = "connecting", link_reason_;
   std::optional<DeviceStatus> told_status_;
   bool writing_status_ = false, status_dirty_ = false, telemetry_busy_ = false;
-  std::uint64_t own_pss_ = 0, serve_pss_ = 0, batch_in_flight_ = 0, telemetry_acknowledged_ = 0;
+  std::uint64_t own_pss_ = 0, serve_pss_ = 0, telemetry_acknowledged_ = 0;
+  std::deque<std::uint64_t> batches_in_flight_;  ///< their numbers; sent, and above telemetry_acknowledged_
+  bool batch_read_ = false;                      ///< the next one is being read
   std::uint64_t told_own_pss_ = 0, told_serve_pss_ = 0;
   Steady::time_point batch_sent_{}, serving_since_{};
   std::optional<Histogram> first_token_, token_;

@@ -12,7 +12,7 @@
 namespace retort {
 
 /// A ZeroMQ socket on an Asio reactor. libzmq's descriptor is edge-triggered and only says that something
-/// happened: the socket is drained at every wake until it has no more, at most 64 messages at a time, and
+/// happened: the socket is drained at every wake until it has no more, some messages at a time, and
 /// looked at again after every send (docs/adr). For this folder only. Thread: reactor.
 class ReactorSocket : public std::enable_shared_from_this<ReactorSocket> {
  public:
@@ -59,6 +59,8 @@ class ReactorSocket : public std::enable_shared_from_this<ReactorSocket> {
   zmq::socket_t socket;
 
  private:
+  /// A request over REST takes several turns of the reactor, and each waits for so many messages of a storm.
+  static constexpr int kAtATime = 16;
   void watch() {
     descriptor_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
                            [self = weak_from_this()](const boost::system::error_code& error) {
@@ -82,7 +84,7 @@ class ReactorSocket : public std::enable_shared_from_this<ReactorSocket> {
     try {
       std::vector<zmq::message_t> frames;
       for (int n = 0; !stopped_ && on_message_; ++n) {
-        if (n == 64) return look_again();
+        if (n == kAtATime) return look_again();
         frames.clear();
         do {
           zmq::message_t frame;

@@ -1,6 +1,7 @@
 #include "common/process/process.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -168,6 +169,11 @@ Result<std::uint64_t> pss_bytes(pid_t pid) {
       std::from_chars(text.data() + begin, text.data() + text.size(), kilobytes).ec != std::errc())
     return fail(ErrorCode::kNotFound, path, "no Pss line");
   return kilobytes * 1024;
+}
+
+void keep_freed_memory(std::size_t largest, std::size_t kept) {
+  ::mallopt(M_MMAP_THRESHOLD, static_cast<int>(largest));
+  ::mallopt(M_TRIM_THRESHOLD, static_cast<int>(kept));
 }
 
 void notify_service_manager(std::string_view state) {

@@ -88,6 +88,7 @@ std::string encode(const Envelope& envelope) {
                    auto b = out.initTelemetryBatch();
                    b.setBatch(m.batch);
                    b.setDroppedBefore(m.dropped_before);
+                   b.setFollows(m.follows);
                    auto points = b.initPoints(static_cast<unsigned>(m.points.size()));
                    for (unsigned i = 0; i < m.points.size(); ++i) {
                      points[i].setTimeMillis(m.points[i].time);
@@ -216,7 +217,7 @@ Result<Envelope> decode(std::string_view frame) {
           }
           case Which::TELEMETRY_BATCH: {
             const auto r = in.getTelemetryBatch();
-            TelemetryBatch batch{r.getBatch(), r.getDroppedBefore(), {}};
+            TelemetryBatch batch{r.getBatch(), r.getDroppedBefore(), {}, r.getFollows()};
             for (const auto point : r.getPoints())
               batch.points.push_back({point.getTimeMillis(), text(point.getMetric()), point.getValue()});
             out.payload = std::move(batch);

@@ -67,11 +67,16 @@ struct ChunkRequest {
   std::uint64_t offset = 0;
   std::uint32_t length = 0;
 };
-/// Deduplicated by (device, batch): batch numbers grow for ever, across epochs.
+/// Batches that a device may have sent and not seen acknowledged.
+inline constexpr std::size_t kMaxBatchesInFlight = 8;
+/// Deduplicated by (device, batch): batch numbers grow for ever, across epochs, and may leave some out.
 struct TelemetryBatch {
   std::uint64_t batch = 0;
   std::uint64_t dropped_before = 0;
   std::vector<TelemetryPoint> points;
+  /// The batch in flight before it, 0 if there is none: when that one is not on record, it was lost, and this
+  /// one is not taken.
+  std::uint64_t follows = 0;
 };
 
 /// How often the student's next token was the teacher's.

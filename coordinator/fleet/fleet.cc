@@ -184,6 +184,9 @@ Result<void> Fleet::flush() {
     acknowledged_.emplace(device, before);
     batches.emplace_back(device, device->telemetry_batch);
   }
+  // One word for all that a device has in flight.
+  std::sort(batches.begin(), batches.end());
+  batches.erase(std::unique(batches.begin(), batches.end()), batches.end());
   sync_.then([this, batches = std::move(batches)] {
     for (const auto& [device, batch] : batches) acknowledge(*device, batch);
   });
@@ -199,6 +202,7 @@ void Fleet::acknowledge(const DeviceRecord& device, std::uint64_t batch) {
 }
 
 void Fleet::store_telemetry(DeviceRecord& device, wire::TelemetryBatch& batch) {
+  if (batch.follows > device.telemetry_batch) return;  // it comes again, behind the one that is missing
   unsaved_telemetry_.emplace_back(&device, device.telemetry_batch);
   if (batch.batch > device.telemetry_batch) {
     if (batch.points.size() > kMaxPoints) batch.points.resize(kMaxPoints);

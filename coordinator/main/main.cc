@@ -112,6 +112,7 @@ Result<void> serve(const Options& options) {
   SystemRandom random;
   const std::unique_ptr<Store> store = RETORT_TRY(open_state(data));
   const CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(data / "keys" / "fleet.curve"));
+  keep_freed_memory(4u << 20, 16u << 20);
   boost::asio::io_context reactor(1);
   boost::asio::thread_pool pool(1);
 

@@ -18,6 +18,7 @@
 #include "common/core/log.h"
 #include "common/core/sha256.h"
 #include "common/net/link.h"
+#include "common/process/process.h"
 
 namespace retort::sim {
 namespace {
@@ -181,7 +182,7 @@ class Device {
   void want() { told_.reset(), done_.reset(); }
   void send_batches(std::uint64_t count, std::uint64_t points) {
     target_ += count, points_ = points;
-    send_batch();
+    send_batches();
   }
   bool all_acknowledged() const { return acknowledged_ >= target_; }
   const std::optional<std::int64_t>& told() const { return told_; }
@@ -193,7 +194,7 @@ class Device {
     if (!session_.up()) return;
     trust_.tick();
     const auto now = Steady::now();
-    if (in_flight_batch_ != 0 && now - batch_sent_ > kAskAgain) in_flight_batch_ = 0, send_batch();
+    if (last_sent_ > acknowledged_ && now - batch_sent_ > kAskAgain) send_again();
     if (pull_ && now - pull_->heard > kAskAgain) {
       drop_chunks();
       request_chunks();
@@ -207,16 +208,15 @@ class Device {
     h.first_message = [this]() -> std::optional<wire::Payload> {
       if (!id_.empty()) return wire::Hello{id_, "0.1.0", status_, desired_.generation};
       return wire::Enrol{shard_.options.token_secret, fmt::format("device-{}", number_),
-                         profile_of(number_, number_ < shard_.options.labelled), ""};
+                         profile_of(number_, labelled()), ""};
     };
     h.on_payload = [this](wire::Payload payload) { on_payload(std::move(payload)); };
     h.on_session = [this](bool up, const std::string&) {
       if (!up) return drop_chunks();
       ++shard_.counters.sessions;
       up_since_ = monotonic_millis();
-      in_flight_batch_ = 0;
       trust_.on_link();
-      send_batch();
+      send_again();
       request_chunks();
     };
     h.generation = [this] { return desired_.generation; };
@@ -226,6 +226,11 @@ class Device {
                                 std::move(on_frame));
     };
     return h;
+  }
+
+  bool labelled() const {
+    const ShardOptions& o = shard_.options;
+    return number_ % o.label_each == 0 && number_ / o.label_each < o.labelled;
   }
 
   void on_payload(wire::Payload payload) {
@@ -241,7 +246,7 @@ class Device {
       acknowledge(welcome->telemetry_acknowledged);
     } else if (const auto* ack = std::get_if<wire::TelemetryAck>(&payload)) {
       acknowledge(ack->batch);
-      send_batch();
+      send_batches();
     } else if (const auto* desired = std::get_if<wire::Desired>(&payload)) {
       on_desired(*desired);
     } else if (const auto* metadata = std::get_if<wire::Metadata>(&payload)) {
@@ -365,19 +370,26 @@ class Device {
     if (batch <= acknowledged_) return;
     shard_.counters.batches_acknowledged += batch - acknowledged_;
     acknowledged_ = batch;
-    in_flight_batch_ = 0;
-  }
-  void send_batch() {
-    if (in_flight_batch_ != 0 || acknowledged_ >= target_ || !session_.up()) return;
-    wire::TelemetryBatch batch{acknowledged_ + 1, 0, {}};
-    const UnixMillis now = shard_.clock.unix_millis();
-    for (std::uint64_t i = 0; i < points_; ++i)
-      batch.points.push_back(
-          {now, i == 0 ? "serve_token_seconds_p50" : "agent_pss_bytes_" + std::to_string(i), 0.01});
-    if (!session_.send(std::move(batch))) return;
-    ++shard_.counters.batches;
-    in_flight_batch_ = acknowledged_ + 1;
+    last_sent_ = std::max(last_sent_, batch);
     batch_sent_ = Steady::now();
+  }
+  void send_batches() {
+    while (last_sent_ < target_ && last_sent_ - acknowledged_ < wire::kMaxBatchesInFlight && session_.up()) {
+      wire::TelemetryBatch batch{last_sent_ + 1, 0, {}, last_sent_ == acknowledged_ ? 0 : last_sent_};
+      const UnixMillis now = shard_.clock.unix_millis();
+      for (std::uint64_t i = 0; i < points_; ++i)
+        batch.points.push_back(
+            {now, i == 0 ? "serve_token_seconds_p50" : "agent_pss_bytes_" + std::to_string(i), 0.01});
+      if (!session_.send(std::move(batch))) return;
+      ++shard_.counters.batches;
+      ++last_sent_;
+      batch_sent_ = Steady::now();
+    }
+  }
+  /// What is not acknowledged goes again.
+  void send_again() {
+    last_sent_ = acknowledged_;
+    send_batches();
   }
 
   struct Pull {
@@ -404,7 +416,7 @@ class Device {
   std::optional<Pull> pull_;
   std::int64_t opened_ = 0;
   std::optional<std::int64_t> told_, done_, up_since_;
-  std::uint64_t target_ = 0, points_ = 1, acknowledged_ = 0, in_flight_batch_ = 0;
+  std::uint64_t target_ = 0, points_ = 1, acknowledged_ = 0, last_sent_ = 0;
   Steady::time_point batch_sent_;
   LinkSession session_;
 };
@@ -559,6 +571,7 @@ class Commands {
 }  // namespace
 
 int run_shard(int descriptor, const ShardOptions& options) {
+  keep_freed_memory(4u << 20, 64u << 20);  // as each agent does for itself
   asio::io_context reactor(1);
   const Commands commands(reactor, descriptor, options);
   reactor.run();

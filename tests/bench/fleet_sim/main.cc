@@ -210,6 +210,7 @@ class Driver {
     common.token_secret = token.substr(token.rfind(':') + 1);
     common.folder = folder_;
     common.labelled = options_.pulling;
+    common.label_each = options_.devices / std::min(options_.pulling, options_.devices);
     common.loss = options_.loss;
     common.delay = milliseconds(options_.delay_millis);
     for (std::uint64_t first = 0; first < options_.devices; first += options_.per_shard) {
