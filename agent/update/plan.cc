@@ -26,7 +26,7 @@ std::vector<PieceCopy> plan_copies(const ArtifactManifest& wanted, const std::ve
 }
 
 PullCursor::PullCursor(const ArtifactManifest& manifest, std::vector<bool> done, std::uint64_t cursor)
-    : pieces_(manifest.pieces), done_(std::move(done)), length_(manifest.length) {
+    : pieces_(manifest.pieces), done_(std::move(done)) {
   done_.resize(pieces_.size());
   for (std::size_t i = 0; i < pieces_.size(); ++i)
     if (pieces_[i].length == 0) done_[i] = true;  // nothing to pull; the whole file's hash covers it

@@ -53,7 +53,7 @@ class PullCursor {
   void skip_done();
   std::vector<ArtifactPiece> pieces_;
   std::vector<bool> done_;
-  std::uint64_t cursor_ = 0, length_ = 0;
+  std::uint64_t cursor_ = 0;
 };
 
 /// What to do after the `attempts`-th failure (from 1) to bring an artifact here.

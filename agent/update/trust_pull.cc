@@ -198,7 +198,7 @@ void TrustPull::finish(Result<std::string> result) {
 
 void TrustPull::fetch(std::string name, std::uint64_t max_bytes,
                       std::function<void(Result<std::optional<std::string>>)> then) {
-  fetch_.emplace();
+  fetch_ = Fetch{};
   fetch_->name = std::move(name);
   fetch_->max_bytes = max_bytes;
   fetch_->then = std::move(then);

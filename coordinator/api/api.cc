@@ -229,7 +229,7 @@ std::optional<TokenRecord> Api::authenticate(const HttpRequest& request, const R
 Result<void> Api::check_query(const ApiOperation& operation, const HttpRequest& request) const {
   for (const auto& [name, text] : request.query) {
     const auto known = std::find_if(operation.query.begin(), operation.query.end(),
-                                    [&](const QueryParameter& q) { return q.name == name; });
+                                    [&, &name = name](const QueryParameter& q) { return q.name == name; });
     if (known == operation.query.end()) {
       std::vector<std::string> candidates;
       for (const QueryParameter& parameter : operation.query) candidates.emplace_back(parameter.name);

@@ -938,7 +938,7 @@ GateInput Rollouts::gate_input(const RolloutRecord& record, const RolloutTrack& 
       // Means over the soak. Only what a gate asks for is read.
       const auto rows = [&](const char* metric) {
         std::vector<double> out;
-        if (const auto found = telemetry_.query(id, metric, track.since, 100000))
+        if (const auto found = telemetry_.query(sample.device, metric, track.since, 100000))
           for (const TelemetryStore::Row& row : *found) out.push_back(row.point.value);
         return out;
       };
