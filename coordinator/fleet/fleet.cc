@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::size_t kMaxTextBytes = 4096, kMaxPoints = 10000, kMaxUnsavedChanges = 20000, kTellAtATime = 64;
 constexpr std::chrono::seconds kTellAgain{20};
+constexpr std::uint32_t kTellTogether = wire::kMaxBatchesInFlight / 2;  ///< or after a second
 constexpr std::uint32_t kWaitMillis = 60'000;  ///< three times of what a queue tells those who wait
 constexpr std::uint64_t kMaxGeneration = 1ull << 62;
 /// By device: the last telemetry batch, and how many it dropped; beside its record, which is larger and
@@ -198,11 +199,35 @@ void Fleet::acknowledge(const DeviceRecord& device, std::uint64_t batch) {
     on_disk->second = std::max(on_disk->second, batch);
     if (on_disk->second >= device.telemetry_batch) acknowledged_.erase(on_disk);
   }
-  if (Session* const session = session_of(device)) send(*session, wire::TelemetryAck{batch});
+  Session* const session = session_of(device);
+  if (session == nullptr) return;
+  session->batch_on_disk = batch;
+  if (session->batches_untold == 0 || session->batches_untold >= kTellTogether) return tell_batch(*session);
+  if (std::exchange(session->telling_late, true)) return;
+  tell_late_.push_back(&device);
 }
 
-void Fleet::store_telemetry(DeviceRecord& device, wire::TelemetryBatch& batch) {
+void Fleet::tell_batch(Session& session) {
+  session.batches_untold = 0;
+  send(session, wire::TelemetryAck{session.batch_on_disk});
+}
+
+void Fleet::tell_batches(std::vector<const DeviceRecord*> devices, std::size_t next) {
+  for (std::size_t i = 0; i < kTellAtATime && next < devices.size(); ++i, ++next) {
+    const auto session = session_of_.find(devices[next]);
+    if (session == session_of_.end() || !std::exchange(session->second->telling_late, false)) continue;
+    if (session->second->batches_untold != 0) tell_batch(*session->second);
+  }
+  if (next == devices.size()) return;
+  boost::asio::post(reactor_, [this, devices = std::move(devices), next, alive = std::weak_ptr<int>(alive_)] {
+    if (!alive.expired()) tell_batches(devices, next);
+  });
+}
+
+void Fleet::store_telemetry(Session& session, DeviceRecord& device, wire::TelemetryBatch& batch) {
   if (batch.follows > device.telemetry_batch) return;  // it comes again, behind the one that is missing
+  // One word for several in flight; one that stands alone is answered at once.
+  session.batches_untold = batch.follows == 0 ? kTellTogether : session.batches_untold + 1;
   unsaved_telemetry_.emplace_back(&device, device.telemetry_batch);
   if (batch.batch > device.telemetry_batch) {
     if (batch.points.size() > kMaxPoints) batch.points.resize(kMaxPoints);
@@ -446,7 +471,7 @@ void Fleet::on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, 
   } else if (const auto* answers = std::get_if<wire::CanaryResult>(&envelope.payload)) {
     if (rollouts_.canary_answered) rollouts_.canary_answered(device.id, *answers);
   } else if (auto* batch = std::get_if<wire::TelemetryBatch>(&envelope.payload)) {
-    store_telemetry(device, *batch);
+    store_telemetry(session, device, *batch);
   } else {
     answer(peer, envelope, wire::Unsupported{static_cast<std::uint16_t>(envelope.payload.index())});
   }
@@ -737,6 +762,7 @@ void Fleet::watch_silence() {
       leave_queue(device);
       on_change_(device);
     }
+    tell_batches(std::exchange(tell_late_, {}), 0);
     for (auto& [site, queue] : queues_)
       for (const auto& [id, artifact] : queue.to_tell(clock_.steady_now()))
         if (Session* const session = session_of(id)) send(*session, wire::ChunkWait{artifact, kWaitMillis});

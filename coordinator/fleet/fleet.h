@@ -110,6 +110,9 @@ class Fleet final : public DeviceFleet {
     std::uint64_t epoch = 0, received = 0, sent = 0;
     std::chrono::steady_clock::time_point heard;
     std::chrono::steady_clock::time_point told;  ///< its desired state
+    std::uint64_t batch_on_disk = 0;             ///< of telemetry
+    std::uint32_t batches_untold = 0;            ///< that came since it was last told of one on disk
+    bool telling_late = false;                   ///< it is in tell_late_
   };
   void on_frame(const FleetServer::Peer& peer, std::string_view frame);
   void on_message(const FleetServer::Peer& peer, wire::Envelope& envelope, Session& session);
@@ -131,11 +134,14 @@ class Fleet final : public DeviceFleet {
   /// Written when it returns, on disk with the next sync; with places where a test may end the process
   /// (common/core/fail_point.h).
   Result<void> save_step(const DeviceRecord& device, std::string_view step);
-  void store_telemetry(DeviceRecord& device, wire::TelemetryBatch& batch);
+  void store_telemetry(Session& session, DeviceRecord& device, wire::TelemetryBatch& batch);
   void flush_soon();
   /// Writes what waits, in one go; its telemetry is acknowledged when it is on disk.
   Result<void> flush();
   void acknowledge(const DeviceRecord& device, std::uint64_t batch);
+  void tell_batch(Session& session);
+  /// Those of `devices` from `next` on, a few at a turn of the reactor.
+  void tell_batches(std::vector<const DeviceRecord*> devices, std::size_t next);
   /// Nothing while the device is offline.
   Session* session_of(const DeviceRecord& device);
   Session* session_of(const std::string& id);
@@ -188,7 +194,8 @@ class Fleet final : public DeviceFleet {
   bool flush_posted_ = false;
   /// By device: the last batch on disk, while its record says a later one.
   std::unordered_map<const DeviceRecord*, std::uint64_t> acknowledged_;
-  std::deque<std::string> to_tell_;  ///< devices with a new desired state
+  std::vector<const DeviceRecord*> tell_late_;  ///< of a batch on disk; some may be gone
+  std::deque<std::string> to_tell_;             ///< devices with a new desired state
   FleetCounters counters_;
   boost::asio::steady_timer silence_timer_, queue_timer_;
   std::unique_ptr<FleetServer> server_;
