@@ -26,24 +26,6 @@ Recipes: docs/recipes.md)";
 
 void on_signal(int) { retort::run_interrupted = true; }
 
-/// LibTorch's loops and the BLAS each have threads of their own, which the BLAS reads from the environment
-/// when it is loaded: so we set it and start ourselves once more. Half the threads for loops, all of them for
-/// products, and no spinning, measured best of the even splits on two cores (1 and 2: 3,440 tokens/s; 2 and
-/// 2: 1,950).
-void settle_threads(int threads, char** argv) {
-  const std::string blas = std::to_string(threads), loops = std::to_string(std::max(1, threads / 2));
-  const char* settled = std::getenv("RETORT_WORKER_THREADS");
-  if (settled == nullptr || settled != blas) {
-    for (const auto& [name, value] : {std::pair<const char*, std::string>{"RETORT_WORKER_THREADS", blas},
-                                      {"OPENBLAS_NUM_THREADS", blas},
-                                      {"OMP_NUM_THREADS", loops},
-                                      {"OMP_WAIT_POLICY", "passive"}})
-      ::setenv(name, value.c_str(), 1);
-    ::execv("/proc/self/exe", argv);  // going on without is slower, not wrong
-  }
-  retort::set_loop_threads(std::max(1, threads / 2));
-}
-
 retort::Result<void> write_reports(const std::vector<std::filesystem::path>& folders, bool one,
                                    const std::filesystem::path& html, const std::filesystem::path& json) {
   std::vector<retort::json::object> reports;
@@ -134,7 +116,7 @@ int main(int argc, char** argv) {
   }
   if (threads == 0) threads = std::max(1, static_cast<int>(retort::cpu_allowance()));
   options.threads = threads;
-  settle_threads(threads, argv);
+  retort::settle_process(threads, argv);
 
   struct sigaction action {};
   action.sa_handler = on_signal;
