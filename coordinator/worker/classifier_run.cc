@@ -124,16 +124,17 @@ class ClassifierRun final : public RecipeRun {
   }
 
   Result<json::array> execute() override {
-    RETORT_TRY(out_.load({recipe_.sha256, teacher_sha256_, recipe_.passes.size(), options_.threads}));
+    RETORT_TRY(out_.load({recipe_.sha256, sources_.teacher_sha256, recipe_.passes.size(), options_.threads}));
     if (recipe_.held_out) {
       serve_ = RETORT_TRY(find_serve(options_.serve_binary));
       held_out_ = RETORT_TRY(read(*recipe_.held_out));
     }
     if (recipe_.train) {
       train_ = RETORT_TRY(read(*recipe_.train));
-      data_sha256_ = RETORT_TRY(sha256_file_hex(recipe_.train->file));
+      tell_missing_labels();
+      sources_.data_sha256 = RETORT_TRY(sha256_file_hex(recipe_.train->file));
     }
-    RETORT_TRY(out_.learn_from(data_sha256_));
+    RETORT_TRY(out_.learn_from(sources_.data_sha256));
     const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
     using Normalize = ClassifierInit::Normalize;
     if (first != nullptr && first->classifier && start_.classifier &&
@@ -176,7 +177,7 @@ class ClassifierRun final : public RecipeRun {
       tokenizer_folder_ = recipe_.teacher;
       teacher = RETORT_TRY(load_network(model));
     }
-    teacher_sha256_ = RETORT_TRY(weights_sha256(recipe_.teacher));
+    sources_.teacher_sha256 = RETORT_TRY(weights_sha256(recipe_.teacher));
     start_.config = teacher.config, start_.classifier = teacher.classifier;
     teacher_ = std::move(teacher);
     return {};
@@ -221,6 +222,7 @@ class ClassifierRun final : public RecipeRun {
                     init.body.string(), to_string(body.config.family));
       start_.config = body.config;
       body_ = RETORT_TRY(load_network(body));
+      sources_.init_sha256 = RETORT_TRY(weights_sha256(init.body));
     }
     EncoderConfig& head = start_.config.encoder;
     head.labels = std::move(labels);
@@ -341,6 +343,24 @@ class ClassifierRun final : public RecipeRun {
   Result<Examples> read(const DataFile& file) const {
     if (start_.classifier) return Examples::tensors(file, *start_.classifier);
     return Examples::texts(file, *tokenizer_, start_.config.n_ctx, start_.config.encoder.labels);
+  }
+
+  /// Labels that nothing can be learnt of: in the file's first lines where it is sorted by label, say.
+  void tell_missing_labels() {
+    const auto& labels = start_.classifier ? start_.classifier->labels : start_.config.encoder.labels;
+    const std::vector<std::size_t> missing = train_->labels_without_example(labels.size());
+    if (missing.empty()) return;
+    std::string names;
+    for (std::size_t i = 0; i < std::min<std::size_t>(missing.size(), 5); ++i)
+      names += (i > 0 ? ", '" : "'") + labels[missing[i]] + "'";
+    progress_.warning(fmt::format("{}: {} of the model's {} labels have no example{}: {}{}",
+                                  recipe_.train->file.string(), missing.size(), labels.size(),
+                                  recipe_.train->limit_documents == 0
+                                      ? ""
+                                      : fmt::format(" among the first {}, which limit_examples takes; "
+                                                    "mix the file's lines if it is sorted by label",
+                                                    train_->size()),
+                                  names, missing.size() > 5 ? ", …" : ""));
   }
 
   Result<void> load_weights() {
@@ -544,7 +564,7 @@ class ClassifierRun final : public RecipeRun {
 
   /// `rewritten`: in `type`, whatever quantize.weights has made of the matrices.
   Result<void> write(const fs::path& path, const Network& network, TensorType type, bool rewritten) {
-    GgufMetadata extra = lineage(recipe_, path, teacher_sha256_, data_sha256_);
+    GgufMetadata extra = lineage(recipe_, path, sources_);
     for (auto& scale : input_scale_metadata(network, [&](const std::string& name) {
            const auto encoded = network.encoded.find(name);
            if (!rewritten && encoded != network.encoded.end()) return encoded->second.type;
@@ -585,7 +605,7 @@ class ClassifierRun final : public RecipeRun {
   RunFolder out_;
   fs::path serve_, tokenizer_folder_;
   std::optional<Tokenizer> tokenizer_;
-  std::string teacher_sha256_, data_sha256_;
+  Sources sources_;
   std::optional<Network> teacher_, body_;  ///< body_: of a student with a trained one, until it is loaded
   Plan plan_;
   Network start_;                ///< its shape; no weights

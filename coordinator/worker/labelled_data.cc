@@ -163,6 +163,15 @@ ExampleBatch Examples::in_order(std::uint64_t first, std::uint64_t count) const 
   return batch(which);
 }
 
+std::vector<std::size_t> Examples::labels_without_example(std::size_t labels) const {
+  std::vector<bool> seen(labels);
+  for (const std::int64_t label : labels_) seen[static_cast<std::size_t>(label)] = true;
+  std::vector<std::size_t> out;
+  for (std::size_t i = 0; i < labels; ++i)
+    if (!seen[i]) out.push_back(i);
+  return out;
+}
+
 void Examples::normalize(ClassifierConfig& config, bool each) const {
   const at::Tensor channels =
       inputs_.view({static_cast<std::int64_t>(size()), config.input.channels, -1}).to(at::kDouble);

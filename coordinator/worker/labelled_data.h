@@ -43,6 +43,8 @@ class Examples {
   /// Examples `first` … in the file's order, as many of `count` as there are.
   ExampleBatch in_order(std::uint64_t first, std::uint64_t count) const;
 
+  /// Places among `labels` labels that no example has.
+  std::vector<std::size_t> labels_without_example(std::size_t labels) const;
   /// Mean and standard deviation of each channel (a feature is one), or of all values, for ClassifierConfig.
   void normalize(ClassifierConfig& config, bool each) const;
 

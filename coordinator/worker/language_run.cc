@@ -430,7 +430,7 @@ class LanguageRun final : public RecipeRun {
           write_hf_model(path, network_.config, weight_sources(network_), pass.dtype, tokenizer_folder_)));
       bytes_of = path / "model.safetensors";
     } else {
-      GgufMetadata extra = lineage(recipe_, path, teacher_sha256_, data_sha256_);
+      GgufMetadata extra = lineage(recipe_, path, {teacher_sha256_, {}, data_sha256_});
       for (auto& scale : input_scale_metadata(network_, [&](const std::string& name) {
              const auto encoded = network_.encoded.find(name);
              if (!rewritten && encoded != network_.encoded.end()) return encoded->second.type;

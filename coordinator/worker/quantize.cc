@@ -11,6 +11,9 @@ namespace {
 
 using at::Tensor;
 
+/// GPTQ's damping of a tied embedding, at least: better than 0.01 (docs/benchmarks.md).
+constexpr double kTiedDamping = 0.1;
+
 /// The matrices of one network as rows of outputs by columns of inputs, whatever the family's layout.
 class Matrices {
  public:
@@ -131,10 +134,11 @@ class Quantizer {
   void round(const std::string& name, const InputStatistics* input) {
     const TensorType type = matrices_.type(name);
     // A row of a tied embedding is also looked up by itself, where no later column makes up for an earlier
-    // one.
-    const bool looked_up = name == head_weight(network_.config) && head_is_embedding(network_.config);
-    RoundedMatrix rounded =
-        round_matrix(name, matrices_.get(name), type, input, pass_, looked_up, row_order(name, type));
+    // one: an identity in the Hessian, for which more damping stands.
+    QuantizePass pass = pass_;
+    if (name == head_weight(network_.config) && head_is_embedding(network_.config))
+      pass.damping = std::max(pass.damping, kTiedDamping);
+    RoundedMatrix rounded = round_matrix(name, matrices_.get(name), type, input, pass, row_order(name, type));
     if (const auto found = alpha_.find(name); found != alpha_.end()) rounded.line.alpha = found->second;
     if (const auto found = sensitivity_.find(name); found != sensitivity_.end())
       rounded.line.sensitivity = found->second;
@@ -196,7 +200,7 @@ class Quantizer {
         const TensorType stored = stored_type(wanted_type, static_cast<std::uint64_t>(original.size(1)));
         if (std::find(tried.types.begin(), tried.types.end(), stored) != tried.types.end()) continue;
         const RoundedMatrix rounded =
-            round_matrix(name, original, stored, nullptr, pass_, false, row_order(name, stored));
+            round_matrix(name, original, stored, nullptr, pass_, row_order(name, stored));
         matrices_.set(name, rounded.values);
         tried.types.push_back(stored);
         tried.choices.push_back({rounded.encoded.bytes.size(), divergence(from, embedding)});
@@ -222,13 +226,12 @@ class Quantizer {
 }  // namespace
 
 RoundedMatrix round_matrix(const std::string& name, const Tensor& weight, TensorType type,
-                           const InputStatistics* input, const QuantizePass& pass, bool looked_up,
-                           const Tensor& order) {
+                           const InputStatistics* input, const QuantizePass& pass, const Tensor& order) {
   const Tensor source = order.defined() ? weight.index_select(0, order) : weight;
   RoundedMatrix out;
   if (input == nullptr || pass.method == QuantizePass::Method::kNearest)
     out.encoded = encode_matrix(source, type);
-  else if (pass.method == QuantizePass::Method::kImportance || looked_up)
+  else if (pass.method == QuantizePass::Method::kImportance)
     out.encoded = encode_matrix(source, type, input->importance());
   else
     out.encoded = gptq(source, *input, type, {pass.damping, pass.act_order});

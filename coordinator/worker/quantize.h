@@ -24,16 +24,15 @@ struct QuantizedMatrix {
 };
 
 /// A matrix rounded: the line for the report (with output_error where `input` is given), its bytes and their
-/// values. `input`: nullptr where the method takes none, or where the matrix multiplies nothing; `looked_up`:
-/// GPTQ cannot make up for an error, since rows are also used by themselves. `order`: rows in the order in
-/// which they are encoded; undefined: as they are.
+/// values. `input`: nullptr where the method takes none, or where the matrix multiplies nothing. `order`:
+/// rows in the order in which they are encoded; undefined: as they are.
 struct RoundedMatrix {
   QuantizedMatrix line;
   EncodedMatrix encoded;
   at::Tensor values;
 };
 RoundedMatrix round_matrix(const std::string& name, const at::Tensor& weight, TensorType type,
-                           const InputStatistics* input, const QuantizePass& pass, bool looked_up = false,
+                           const InputStatistics* input, const QuantizePass& pass,
                            const at::Tensor& order = {});
 
 /// A matrix's formats under a budget of bits: what each costs when this matrix alone has it.

@@ -4,14 +4,15 @@
 
 namespace retort {
 
-GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file,
-                     const std::string& teacher_sha256, const std::string& data_sha256) {
+GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file, const Sources& sources) {
   GgufMetadata out{{"general.name", file.stem().string()},
                    {"retort.recipe.sha256", recipe.sha256},
                    {"retort.seed", static_cast<std::uint64_t>(recipe.seed)},
                    {"retort.tool_version", std::string(RETORT_VERSION)}};
-  if (!teacher_sha256.empty()) out.emplace_back("retort.teacher.sha256", teacher_sha256);
-  if (!data_sha256.empty()) out.emplace_back("retort.data.sha256", data_sha256);
+  for (const auto& [name, sha256] : {std::pair{"retort.teacher.sha256", sources.teacher_sha256},
+                                     {"retort.init.sha256", sources.init_sha256},
+                                     {"retort.data.sha256", sources.data_sha256}})
+    if (!sha256.empty()) out.emplace_back(name, sha256);
   return out;
 }
 

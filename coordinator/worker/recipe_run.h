@@ -26,9 +26,11 @@ class RecipeRun {
 
 // What runs of every task do alike.
 
-/// Where an exported GGUF comes from. An empty hash: there is none.
-GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file,
-                     const std::string& teacher_sha256, const std::string& data_sha256);
+/// What an exported GGUF comes from, beside its recipe. An empty hash: there is none.
+struct Sources {
+  std::string teacher_sha256, init_sha256, data_sha256;  ///< init: the model whose body a new one began with
+};
+GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file, const Sources& sources);
 /// What the event "exported" and the run's list say of a file; `bytes_of` is the one that is measured.
 Result<json::object> exported(const ExportPass& pass, const std::filesystem::path& bytes_of,
                               std::uint64_t parameters, std::string_view format);

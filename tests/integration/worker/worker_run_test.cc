@@ -444,13 +444,17 @@ TEST_F(WorkerRun, MaskedLanguageModels) {
       data);
   EXPECT_NE(run("refused").err.find("masked language model"), std::string::npos);
   // No step to speak of: the body is the model's.
-  ASSERT_OK(write_file_atomic(folder_ / "r.yaml",
-                              "version: 1\ntask: classification\ndata: {train: {file: labelled.jsonl}}\n"
-                              "passes:\n  - train: {examples: 16, batch_examples: 16, learning_rate: 1e-9, "
-                              "init: {family: bert, model: "
-                              "teacher}}\n  - export: {file: c, kind: huggingface, dtype: F32}\n"));
+  ASSERT_OK(write_file_atomic(
+      folder_ / "r.yaml",
+      "version: 1\ntask: classification\ndata: {train: {file: labelled.jsonl}}\n"
+      "passes:\n  - train: {examples: 16, batch_examples: 16, learning_rate: 1e-9, "
+      "init: {family: bert, model: "
+      "teacher}}\n  - export: {file: c, kind: huggingface, dtype: F32}\n  - export: {file: c.gguf}\n"));
   const Ended classifier = run("c");
   ASSERT_EQ(classifier.status, 0) << classifier.err;
+  const auto exported = GgufFile::open(folder_ / "c/c.gguf");
+  ASSERT_OK(exported);
+  EXPECT_EQ(*exported->text("retort.init.sha256"), hash("teacher/model.safetensors"));
   const auto before = open_hf_model(folder_ / "teacher"), after = open_hf_model(folder_ / "c/c");
   ASSERT_OK(before);
   ASSERT_OK(after);
@@ -565,6 +569,22 @@ TEST_F(WorkerRun, ClassifiersOfNumbers) {
   EXPECT_TRUE(config->input_bytes && config->output_bytes);
   EXPECT_EQ(result("s").at("artifacts").at(0).at("parameters").to_number<int>(), 3 * 6 + 6 + 6 * 3 + 3);
   // Bad input.
+  std::string sorted;
+  for (int i = 0; i < 40; ++i)
+    sorted += fmt::format("{{\"input\": [{}], \"label\": \"{}\"}}\n", i, i < 20 ? "low" : "high");
+  ASSERT_OK(write_file_atomic(folder_ / "sorted.jsonl", sorted));
+  ASSERT_OK(
+      write_file_atomic(folder_ / "r.yaml",
+                        "version: 1\ntask: classification\ndata: {train: {file: sorted.jsonl, "
+                        "limit_examples: 20}}\npasses:\n  - train: {examples: 20, init: {family: mlp}}\n"
+                        "  - export: {file: t.gguf}\n"));
+  const Ended one_label = run("sorted");
+  ASSERT_EQ(one_label.status, 0) << one_label.err;
+  EXPECT_NE(text_of(events("sorted", "warning").at(0).at("message")).find("limit_examples takes"),
+            std::string::npos);
+  EXPECT_NE(text_of(events("sorted", "warning").at(0).at("message")).find("'high'"), std::string::npos);
+  ASSERT_OK(write_file_atomic(folder_ / "r.yaml",
+                              head + "teacher: {model: t/t}\npasses:\n  - export: {file: i.gguf}\n"));
   ASSERT_OK(write_file_atomic(folder_ / "h.jsonl", "{\"input\": [1, 2, 3], \"label\": \"d\"}\n"));
   EXPECT_NE(run("bad").err.find("h.jsonl:1"), std::string::npos);
 }

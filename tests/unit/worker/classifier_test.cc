@@ -248,6 +248,10 @@ TEST(Examples, LabelsOrderAndShape) {
   for (std::uint64_t i = 3; i < 6; ++i) epoch.insert(examples->draw(9, i, 1).inputs[0][0].item<float>());
   EXPECT_EQ(epoch, (std::multiset<float>{1, 3, 5})) << "each once an epoch";
   EXPECT_TRUE(examples->draw(9, 2, 3).inputs[1].equal(examples->draw(9, 3, 1).inputs[0]));
+  EXPECT_TRUE(examples->labels_without_example(2).empty());
+  auto first = Examples::tensors({folder / "d.jsonl", {}, 1}, config);
+  ASSERT_OK(first);
+  EXPECT_EQ(first->labels_without_example(3), (std::vector<std::size_t>{1, 2}));
   config.labels = {"no", "maybe"};
   const auto unseen = Examples::tensors(file, config);
   ASSERT_FALSE(unseen);
