@@ -255,6 +255,7 @@ Result<Tokenizer> Tokenizer::from_huggingface_text(std::string_view text, std::s
     t.tokens.add(entry.first);
     t.types.push_back(entry.second);
   }
+  if (t.tokens.size() == 0) return fail(ErrorCode::kInvalid, where, "the vocabulary has 0 tokens");
   const auto id_of = [&](std::string_view content) { return t.tokens.find(content); };
   if (unigram) {
     t.scores.resize(t.tokens.size());

@@ -26,6 +26,7 @@ std::vector<std::string> fuzz_seeds() {
       R"J({"normalizer":{"type":"NFC"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"},"behavior":"Isolated","invert":false},
 {"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]},"model":{"type":"BPE","ignore_merges":true,"vocab":{"t":0,"h":1,"e":2,"th":3,"Ġthe":4},"merges":["t h"]}})J";
   return {
+      R"({"pre_tokenizer":{"type":"Metaspace"},"model":{"type":"Unigram","unk_id":4,"vocab":[]}})",
       unigram,
       split,
       retort::testing::tiny_tokenizer_json(),

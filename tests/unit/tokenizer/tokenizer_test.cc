@@ -266,6 +266,16 @@ TEST(SentencePiece, PlainVocabularyOfLettersRoundTripsThroughGguf) {
   EXPECT_EQ(copy->encode("CAB BAC", true), t->encode("CAB BAC", true));
 }
 
+TEST(Tokenizer, AnEmptyVocabularyIsRefused) {
+  for (const char* model :
+       {R"({"type":"Unigram","unk_id":4,"vocab":[]})", R"({"type":"Unigram","vocab":[]})"}) {
+    const auto none = Tokenizer::from_huggingface_text(
+        fmt::format(R"({{"pre_tokenizer":{{"type":"Metaspace","split":true}},"model":{}}})", model), "", "t");
+    ASSERT_FALSE(none) << model;
+    EXPECT_EQ(none.error().code, ErrorCode::kInvalid);
+  }
+}
+
 TEST(Tokenizer, OptionsThatWouldChangeTheIdsAreRefused) {
   const auto with = [](const std::string& model, const std::string& root) {
     return Tokenizer::from_huggingface_text(
