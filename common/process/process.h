@@ -67,9 +67,10 @@ Result<std::uint64_t> pss_bytes(pid_t pid);
 double cpu_allowance();
 /// The memory this process may use: the least of the machine's and the cgroup limits (v1 and v2) above it.
 std::uint64_t memory_allowance_bytes();
-/// For a process through which an artifact's chunks pass, 256 KiB each: blocks of up to `largest` bytes come
-/// from the heap, and up to `kept` bytes of what is freed stay there. Otherwise the kernel takes and clears
-/// their pages anew for each chunk, which costs more than its encryption. Thread: the main one, at its start.
+/// For a process in which large blocks come and go (an artifact's chunks, a training step's tensors): those
+/// of up to `largest` bytes come from the heap, and up to `kept` bytes of what is freed stay there. Otherwise
+/// the kernel takes and clears their pages anew each time, which costs more than a chunk's encryption.
+/// Thread: the main one, at its start.
 void keep_freed_memory(std::size_t largest, std::size_t kept);
 
 /// Tells systemd (NOTIFY_SOCKET) "READY=1", "STOPPING=1"; does nothing where there is none.

@@ -38,15 +38,15 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
                   pre_tokenizer_names());
     t.pre = *pre;
   }
-  const auto array = [&](const char* key, GgufList::Kind kind,
-                         bool required) -> Result<std::optional<GgufList>> {
-    if (!required && !file.has(key)) return std::optional<GgufList>();
+  using ListKind = GgufList::Kind;
+  const auto optional_list = [&](const char* key, ListKind kind) -> Result<std::optional<GgufList>> {
+    if (!file.has(key)) return std::optional<GgufList>();
     return std::optional(RETORT_TRY(file.list(key, kind)));
   };
-  const GgufList tokens = *RETORT_TRY(array("tokenizer.ggml.tokens", GgufList::Kind::kTexts, true));
-  const auto types = RETORT_TRY(array("tokenizer.ggml.token_type", GgufList::Kind::kIntegers, false));
-  const auto scores = RETORT_TRY(array("tokenizer.ggml.scores", GgufList::Kind::kNumbers, false));
-  const auto merges = RETORT_TRY(array("tokenizer.ggml.merges", GgufList::Kind::kTexts, false));
+  const GgufList tokens = RETORT_TRY(file.list("tokenizer.ggml.tokens", ListKind::kTexts));
+  const auto types = RETORT_TRY(optional_list("tokenizer.ggml.token_type", ListKind::kIntegers));
+  const auto scores = RETORT_TRY(optional_list("tokenizer.ggml.scores", ListKind::kNumbers));
+  const auto merges = RETORT_TRY(optional_list("tokenizer.ggml.merges", ListKind::kTexts));
   if ((types && types->size() != tokens.size()) || (scores && scores->size() != tokens.size()))
     return fail(ErrorCode::kInvalid, where, "the tokenizer's lists differ in length");
   t.types.reserve(tokens.size());
@@ -121,8 +121,7 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     t.pre.ignore_merges = flag("retort.tokenizer.ignore_merges", t.pre.ignore_merges);
     t.pre.nfc = flag("retort.tokenizer.nfc", t.pre.nfc);
   }
-  if (const auto list =
-          RETORT_TRY(array("retort.tokenizer.added_tokens", GgufList::Kind::kIntegers, false))) {
+  if (const auto list = RETORT_TRY(optional_list("retort.tokenizer.added_tokens", ListKind::kIntegers))) {
     for (std::size_t i = 0; i + 1 < list->size(); i += 2) {
       const std::int64_t id = list->integer(i), how = list->integer(i + 1);
       if (id < 0 || id >= static_cast<std::int64_t>(t.tokens.size()))
@@ -141,7 +140,7 @@ Result<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
       t.scores.push_back(static_cast<float>(score));
     }
     if (const auto map =
-            RETORT_TRY(array("tokenizer.ggml.precompiled_charsmap", GgufList::Kind::kIntegers, false))) {
+            RETORT_TRY(optional_list("tokenizer.ggml.precompiled_charsmap", ListKind::kIntegers))) {
       std::string text;
       for (std::size_t i = 0; i < map->size(); ++i) text += static_cast<char>(map->integer(i));
       t.charsmap = RETORT_TRY(CharsMap::parse(text, where));

@@ -12,6 +12,8 @@
 #include <limits>
 #include <string>
 
+#include "common/process/process.h"
+
 namespace retort {
 
 using at::Tensor;
@@ -50,8 +52,7 @@ void settle_process(int threads, char** argv) {
   }
   // A step allocates the same tensors as the one before. By default glibc gives large ones back to the kernel
   // each time, which then clears their pages anew: a third to two thirds of a step.
-  ::mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  keep_freed_memory(1u << 30, std::numeric_limits<int>::max());
   ::mallopt(M_TOP_PAD, 64 << 20);
   at::set_num_threads(std::max(1, threads / 2));
   at::globalContext().setFlushDenormal(true);

@@ -194,18 +194,17 @@ class Quantizer {
       // An encoder's dense layer before its head is taken for an embedding here, which only costs time.
       const bool embedding = from == layers && (!head || head_is_embedding(network_.config));
       if (embedding) from = 0;
-      FormatTrials& tried = trials.emplace_back(FormatTrials{name, {}, {}});
-      for (const TensorType wanted_type : fixed_format(pass_, name) ? std::vector{type} : pass_.candidates) {
-        RETORT_TRY(check_stop_());
-        const TensorType stored = stored_type(wanted_type, static_cast<std::uint64_t>(original.size(1)));
-        if (std::find(tried.types.begin(), tried.types.end(), stored) != tried.types.end()) continue;
+      const auto round_to = [&, &name = name](TensorType stored) {
         const RoundedMatrix rounded =
             round_matrix(name, original, stored, nullptr, pass_, row_order(name, stored));
         matrices_.set(name, rounded.values);
-        tried.types.push_back(stored);
-        tried.choices.push_back({rounded.encoded.bytes.size(), divergence(from, embedding)});
-        sensitivity_[name].emplace_back(stored, tried.choices.back().divergence);
-      }
+        return rounded.encoded.bytes.size();
+      };
+      trials.push_back(RETORT_TRY(try_formats(
+          name, fixed_format(pass_, name) ? std::vector{type} : pass_.candidates,
+          static_cast<std::uint64_t>(original.size(1)), round_to, [&] { return divergence(from, embedding); },
+          check_stop_)));
+      sensitivity_[name] = trials.back().sensitivity();
       matrices_.set(name, original);
     }
     for (const auto& [name, type] : RETORT_TRY(spend_bits(pass_, trials, values)))
@@ -241,6 +240,28 @@ RoundedMatrix round_matrix(const std::string& name, const Tensor& weight, Tensor
   const double power = weight.square().sum().item<double>();
   out.line.weight_error = power > 0 ? (out.values - weight).square().sum().item<double>() / power : 0;
   if (input != nullptr) out.line.output_error = output_error(weight, out.values, *input);
+  return out;
+}
+
+std::vector<std::pair<TensorType, double>> FormatTrials::sensitivity() const {
+  std::vector<std::pair<TensorType, double>> out;
+  for (std::size_t i = 0; i < types.size(); ++i) out.emplace_back(types[i], choices[i].divergence);
+  return out;
+}
+
+Result<FormatTrials> try_formats(const std::string& name, const std::vector<TensorType>& wanted,
+                                 std::uint64_t columns, const std::function<std::uint64_t(TensorType)>& round,
+                                 const std::function<double()>& divergence,
+                                 const std::function<Result<void>()>& check_stop) {
+  FormatTrials out{name, {}, {}};
+  for (const TensorType wanted_type : wanted) {
+    RETORT_TRY(check_stop());
+    const TensorType type = stored_type(wanted_type, columns);
+    if (std::find(out.types.begin(), out.types.end(), type) != out.types.end()) continue;
+    const std::uint64_t bytes = round(type);
+    out.types.push_back(type);
+    out.choices.push_back({bytes, divergence()});
+  }
   return out;
 }
 

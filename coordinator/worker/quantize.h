@@ -40,7 +40,15 @@ struct FormatTrials {
   std::string name;
   std::vector<TensorType> types;
   std::vector<FormatChoice> choices;
+
+  std::vector<std::pair<TensorType, double>> sensitivity() const;  ///< as in QuantizedMatrix
 };
+/// Tries `wanted` formats for a matrix of so many columns, those that are stored alike once. `round` puts the
+/// values of a format into the network and tells its bytes, `divergence` what that costs.
+Result<FormatTrials> try_formats(const std::string& name, const std::vector<TensorType>& wanted,
+                                 std::uint64_t columns, const std::function<std::uint64_t(TensorType)>& round,
+                                 const std::function<double()>& divergence,
+                                 const std::function<Result<void>()>& check_stop);
 /// The formats that together cost the least divergence within `pass.bits` (which is set) for each of `values`
 /// weights, by matrix; kOutOfBudget where even the smallest exceed it.
 Result<std::map<std::string, TensorType>> spend_bits(const QuantizePass& pass,

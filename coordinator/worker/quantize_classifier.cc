@@ -120,19 +120,17 @@ class ClassifierQuantizer {
     for (const ClassifierMatrix& m : matrices_) {
       values += m.rows * m.columns();
       const Tensor original = network_.weight(m.name);
-      FormatTrials& tried = trials.emplace_back(FormatTrials{m.name, {}, {}});
-      for (const TensorType wanted_type :
-           fixed_format(pass_, m.name) ? std::vector{types_.at(m.name)} : pass_.candidates) {
-        RETORT_TRY(check_stop_());
-        const TensorType type = stored_type(wanted_type, m.filled());
-        if (std::find(tried.types.begin(), tried.types.end(), type) != tried.types.end()) continue;
+      const auto round_to = [&](TensorType type) {
+        network_.weights.at(m.name) = original;
         const RoundedMatrix rounded = round(m, type, nullptr);
         put(m, rounded.values);
-        tried.types.push_back(type);
-        tried.choices.push_back({rounded.encoded.bytes.size(), divergence()});
-        sensitivity_[m.name].emplace_back(type, tried.choices.back().divergence);
-        network_.weights.at(m.name) = original;
-      }
+        return rounded.encoded.bytes.size();
+      };
+      trials.push_back(RETORT_TRY(
+          try_formats(m.name, fixed_format(pass_, m.name) ? std::vector{types_.at(m.name)} : pass_.candidates,
+                      m.filled(), round_to, divergence, check_stop_)));
+      sensitivity_[m.name] = trials.back().sensitivity();
+      network_.weights.at(m.name) = original;
     }
     types_ = RETORT_TRY(spend_bits(pass_, trials, values));
     return {};

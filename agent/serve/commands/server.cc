@@ -134,12 +134,13 @@ Result<void> run_server(const ServeArguments& options, ServeFront& front, const 
     wait_idle();
   });
   const ServiceWatchdog watchdog(reactor);
-  for (bool done = false; !done;) try {
+  while (!reactor.stopped()) {
+    try {
       reactor.run();
-      done = true;
     } catch (const std::bad_alloc&) {  // thrown out of a connection's handler, which is gone with it
       log_error("out of memory: a connection was dropped");
     }
+  }
   if (hashing.joinable()) hashing.join();
   return {};
 }

@@ -3,8 +3,6 @@
 #include "agent/serve/kernels/kernels.h"
 #include "agent/serve/kernels/static_quantize.h"
 
-#include <new>
-
 namespace retort {
 
 Arena take_arena(std::uint64_t bytes) {

@@ -4,6 +4,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
+#include <string>
+
+#include "common/core/result.h"
+#include "common/core/units.h"
 
 /// The scratch of a session: one piece of memory that is taken at its creation and handed out in parts.
 /// Thread: one.
@@ -11,13 +16,25 @@ namespace retort {
 
 constexpr std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/// Zeros; pages that are never touched stay unmapped. Throws std::bad_alloc, which create() of what owns one
-/// turns into kOutOfBudget.
+/// Zeros; pages that are never touched stay unmapped. Throws std::bad_alloc; see within_memory.
 struct FreeArena {
   void operator()(void* memory) const { std::free(memory); }
 };
 using Arena = std::unique_ptr<void, FreeArena>;
 Arena take_arena(std::uint64_t bytes);
+
+/// What `make` returns; kOutOfBudget when it takes an arena and the system does not give so much. `bytes`:
+/// what all takes; `where`: the model's file.
+template <typename Make>
+auto within_memory(const std::string& where, std::uint64_t bytes, const Make& make)
+    -> Result<decltype(make())> {
+  try {
+    return make();
+  } catch (const std::bad_alloc&) {
+    return fail(ErrorCode::kOutOfBudget, where, "needs {}, and the system does not give so much memory",
+                format_bytes(bytes));
+  }
+}
 
 /// Hands out parts of an arena at 64-byte boundaries, one after the other. Its owner has planned their sum:
 /// aligned() of each, and 64.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
 #include "agent/serve/kernels/maps.h"
 #include "agent/serve/kernels/own_formats.h"
@@ -162,12 +161,9 @@ Result<std::unique_ptr<ClassifierSession>> ClassifierSession::create(std::shared
         format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
         format_bytes(plan.activation_bytes), options.batch, format_bytes(options.memory_limit), plan.total());
   const std::string where = model->file().where();
-  try {
+  return within_memory(where, plan.total(), [&] {
     return std::unique_ptr<ClassifierSession>(new ClassifierSession(std::move(model), team, options));
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kOutOfBudget, where, "needs {}, and the system does not give so much memory",
-                format_bytes(plan.total()));
-  }
+  });
 }
 
 ClassifierSession::ClassifierSession(std::shared_ptr<const Classifier> model, ThreadTeam& team,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 
 #include "agent/serve/kernels/encoder.h"
 #include "agent/serve/kernels/maps.h"
@@ -78,12 +77,9 @@ Result<std::unique_ptr<EncoderSession>> EncoderSession::create(std::shared_ptr<c
         format_bytes(plan.total()), format_bytes(plan.weights_mapped_bytes + plan.weights_packed_bytes),
         format_bytes(plan.activation_bytes), format_bytes(options.memory_limit), plan.total(), options.n_ctx);
   const std::string where = model->file().where();
-  try {
+  return within_memory(where, plan.total(), [&] {
     return std::unique_ptr<EncoderSession>(new EncoderSession(std::move(model), team, options));
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kOutOfBudget, where, "needs {}, and the system does not give so much memory",
-                format_bytes(plan.total()));
-  }
+  });
 }
 
 EncoderSession::EncoderSession(std::shared_ptr<const Model> model, ThreadTeam& team, EncoderOptions options)

@@ -125,8 +125,8 @@ void drop_orphans(const std::filesystem::path& cache) {
 Result<void> check_finite(const GgufFile& file, bool matrices) {
   std::vector<float> some;
   for (const GgufTensor& tensor : file.tensors()) {
-    if (tensor.rows() > 1 && !matrices) continue;
     const std::uint64_t columns = tensor.columns(), rows = tensor.rows();
+    if ((rows > 1) != matrices) continue;
     const std::uint64_t at_once = std::clamp<std::uint64_t>((64 << 10) / columns, 1, rows);
     for (std::uint64_t row = 0; row < rows; row += at_once) {
       some.resize(std::min(at_once, rows - row) * columns);

@@ -11,8 +11,8 @@
 namespace retort {
 
 /// Refuses a file whose weights are not all finite (kCorrupt names the tensor): a NaN may hide behind a ReLU
-/// or an attention of its own, and the answers are quietly wrong. Vectors always; `matrices` too, which reads
-/// all of the file.
+/// or an attention of its own, and the answers are quietly wrong. Its vectors, which are few, or its
+/// `matrices`, which are nearly all of it.
 Result<void> check_finite(const GgufFile& file, bool matrices);
 
 /// The memory that holds a model's packed weights: the process's own, or a mapped file of the cache folder.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 
 #include "agent/serve/kernels/own_formats.h"
 #include "common/blocks/matrix.h"
@@ -99,12 +98,9 @@ Result<std::unique_ptr<Session>> Session::create(std::shared_ptr<const Model> mo
                 format_bytes(plan.kv_cache_bytes), format_bytes(plan.activation_bytes),
                 format_bytes(options.memory_limit), plan.total(), options.n_ctx);
   const std::string where = model->file().where();
-  try {
+  return within_memory(where, plan.total(), [&] {
     return std::unique_ptr<Session>(new Session(std::move(model), team, options));
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kOutOfBudget, where, "needs {}, and the system does not give so much memory",
-                format_bytes(plan.total()));
-  }
+  });
 }
 
 Session::Session(std::shared_ptr<const Model> model, ThreadTeam& team, SessionOptions options)

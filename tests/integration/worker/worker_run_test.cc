@@ -50,6 +50,13 @@ class WorkerRun : public ::testing::Test {
     ASSERT_OK(write_file_atomic(folder_ / "r.yaml",
                                 "version: 1\nseed: 7\nteacher: {model: teacher}\n" + data + passes));
   }
+  /// Writes examples to learn from and to be judged by; the beginning of a recipe that names them.
+  std::string classification_of(const std::string& train, const std::string& held_out) {
+    EXPECT_OK(write_file_atomic(folder_ / "n.jsonl", train));
+    EXPECT_OK(write_file_atomic(folder_ / "h.jsonl", held_out));
+    return "version: 1\ntask: classification\nseed: 3\ndata: {train: {file: n.jsonl}, held_out: {file: "
+           "h.jsonl}}\n";
+  }
   pid_t start(const std::string& out, std::vector<std::string> more = {}, rlim_t file_limit = RLIM_INFINITY) {
     std::vector<std::string> words{testing::binary("retort-worker").string(), "run",
                                    (folder_ / "r.yaml").string(), "--threads", "1"};
@@ -527,11 +534,7 @@ TEST_F(WorkerRun, ClassifiersOfNumbers) {
     lines[i < 900 ? 0 : 1] +=
         fmt::format("{{\"input\": [{}, {}, {}], \"label\": \"{}\"}}\n", x[0], x[1], x[2], "abc"[most]);
   }
-  ASSERT_OK(write_file_atomic(folder_ / "n.jsonl", lines[0]));
-  ASSERT_OK(write_file_atomic(folder_ / "h.jsonl", lines[1]));
-  const std::string head =
-      "version: 1\ntask: classification\nseed: 3\ndata: {train: {file: n.jsonl}, held_out: {file: "
-      "h.jsonl}}\n";
+  const std::string head = classification_of(lines[0], lines[1]);
   ASSERT_OK(write_file_atomic(
       folder_ / "r.yaml",
       head + "passes:\n  - train: {examples: 40000, batch_examples: 32, learning_rate: 3e-3, "
@@ -607,11 +610,7 @@ TEST_F(WorkerRun, CnnsAreRoundedByWhatTheirLayersSee) {
     lines[i < 1000 ? 0 : 1] +=
         fmt::format("{{\"input\": [{}], \"label\": \"{}\"}}\n", pixels, sum[0] > sum[1] ? "left" : "right");
   }
-  ASSERT_OK(write_file_atomic(folder_ / "n.jsonl", lines[0]));
-  ASSERT_OK(write_file_atomic(folder_ / "h.jsonl", lines[1]));
-  const std::string head =
-      "version: 1\ntask: classification\nseed: 3\ndata: {train: {file: n.jsonl}, held_out: {file: "
-      "h.jsonl}}\n";
+  const std::string head = classification_of(lines[0], lines[1]);
   ASSERT_OK(write_file_atomic(
       folder_ / "r.yaml", head + "passes:\n  - train: {examples: 20000, batch_examples: 32, learning_rate: "
                                  "3e-3, init: {family: cnn, input: [1, 6, 6], convolutions: [{channels: 8, "
