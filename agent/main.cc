@@ -26,7 +26,8 @@ struct Arguments {
   std::vector<std::string> labels;
   std::uint16_t serve_port = 0;
   double cpu_threads = 0, probation_seconds = 5;
-  bool json = false, stop_serve_on_exit = false, seal = false;
+  std::int64_t decode_after = 30;
+  bool json = false, stop_serve_on_exit = false, seal = false, decode = false;
 };
 
 constexpr std::string_view kTokenPrefix = "retort-enrol:";
@@ -79,6 +80,14 @@ fs::path keys_folder(const Arguments& arguments) {
   return arguments.keys.empty() ? fs::absolute(arguments.state) / "keys" : fs::absolute(arguments.keys);
 }
 
+/// --serve-binary, or the one beside this program, or the one on PATH.
+fs::path serve_binary(const Arguments& arguments) {
+  if (!arguments.serve_binary.empty()) return arguments.serve_binary;
+  std::error_code error;
+  const fs::path beside = fs::read_symlink("/proc/self/exe", error).parent_path() / "retort-serve";
+  return fs::exists(beside, error) ? beside : fs::path("retort-serve");
+}
+
 Result<void> run(const Arguments& arguments) {
   AgentOptions options;
   options.version = RETORT_VERSION;
@@ -96,6 +105,7 @@ Result<void> run(const Arguments& arguments) {
   options.stop_serve_on_exit = arguments.stop_serve_on_exit;
   options.probation =
       std::chrono::milliseconds(static_cast<std::int64_t>(arguments.probation_seconds * 1000));
+  options.decode_after = std::chrono::seconds(arguments.decode_after);
   if (options.name.empty()) {
     char host[256] = "";
     ::gethostname(host, sizeof host - 1);
@@ -148,11 +158,7 @@ Result<void> run(const Arguments& arguments) {
     serve.seal_key = fmt::format("/proc/{}/fd/{}", ::getpid(), seal_key.fd());
   }
   serve.state_folder = options.state_folder;
-  serve.binary = arguments.serve_binary;
-  if (serve.binary.empty()) {
-    const fs::path beside = options.own_binary.parent_path() / "retort-serve";
-    serve.binary = fs::exists(beside) ? beside : fs::path("retort-serve");
-  }
+  serve.binary = serve_binary(arguments);
   serve.agent_binary = options.own_binary;
   serve.host = options.serve_host;
   serve.threads = static_cast<std::uint32_t>(options.budgets.cpu_threads);
@@ -187,6 +193,7 @@ Result<void> profile(const Arguments& arguments) {
   options.labels = RETORT_TRY(parse_labels(arguments.labels));
   options.version = RETORT_VERSION;
   if (!arguments.state.empty()) options.state_folder = arguments.state;
+  if (arguments.decode) options.serve_binary = serve_binary(arguments);
   const DeviceProfile p = measure_profile(options);
   if (arguments.json) {
     fmt::print("{}", pretty_json(profile_to_json(p)));
@@ -204,6 +211,9 @@ Result<void> profile(const Arguments& arguments) {
   fmt::print("accelerators   {}\n",
              p.accelerators.empty() ? "none seen" : fmt::format("{}", fmt::join(p.accelerators, ", ")));
   fmt::print("energy meter   {}\n", p.energy_meter.empty() ? "none" : p.energy_meter);
+  for (const DecodeSample& s : p.decode)
+    fmt::print("decode         {:<5} {:>2} layers of {:>3}, {:>5} tokens: {:.1f} µs\n", s.format, s.layers,
+               s.hidden, s.vocabulary, s.seconds * 1e6);
   for (const std::string& note : p.notes) fmt::print("note           {}\n", note);
   return {};
 }
@@ -305,6 +315,12 @@ int main(int argc, char** argv) {
                   "a new student must live so long before it counts")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  run->add_option(
+         "--measure-decode-after", arguments.decode_after,
+         "seconds after which a device that rests measures how fast it generates, once for a release "
+         "(some seconds of all its cores); 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 86400));
   run->add_option("--status-file", arguments.status_file,
                   "JSON status, replaced at each change, beside STATE/run/status.json");
   run->add_flag("--stop-serve-on-exit", arguments.stop_serve_on_exit, "end the student with the agent");
@@ -313,6 +329,9 @@ int main(int argc, char** argv) {
       app.add_subcommand("profile", "Measures this device, as the coordinator would see it (about 0.4 s)");
   profile->add_flag("--json", arguments.json, "as JSON");
   profile->add_option("--state", arguments.state, "folder whose file system's free space counts");
+  profile->add_flag("--decode", arguments.decode, "also how fast retort-serve generates (some seconds)");
+  profile->add_option("--serve-binary", arguments.serve_binary,
+                      "retort-serve (default: beside this program)");
   budgets(profile);
   CLI::App* status = app.add_subcommand("status", "Prints the status of the agent on a state folder");
   status->add_option("--state", arguments.state, "state folder")->required();

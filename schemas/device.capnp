@@ -28,6 +28,20 @@ struct Profile {
   notes @16 :List(Text);
   agentVersion @17 :Text;
   utcOffsetMinutes @18 :Int32;     # local time is UTC and so many minutes
+  decode @19 :List(DecodeSample);  # how fast its retort-serve generates; empty: not measured
+}
+
+struct DecodeSample {
+  format @0 :Text;                 # of the weights: Q8_0
+  layers @1 :UInt32;
+  hidden @2 :UInt32;
+  heads @3 :UInt32;
+  kvHeads @4 :UInt32;
+  headDim @5 :UInt32;
+  ffn @6 :UInt32;
+  vocabulary @7 :UInt32;
+  position @8 :UInt32;             # tokens in the context before
+  seconds @9 :Float64;             # for one generated token
 }
 
 struct Status {

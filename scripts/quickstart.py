@@ -418,13 +418,13 @@ class Quickstart:
         return job
 
     def students(self, device_class):
-        """(distilled, cut only) artifacts of a class's job."""
+        """(distilled, before that) artifacts of a class's job: the latter cut, or, where all of the teacher fits, rounded only."""
         artifacts = self.jobs[device_class]['artifacts']
         distilled = [a for a in artifacts if a['label'] == 'distilled']
-        cut = [a for a in artifacts if a['label'] == 'cut only']
+        before = [a for a in artifacts if a['label'] in ('cut only', 'rounded only')]
         if not distilled:
             raise Failed(f'the job of class {device_class} made no distilled student')
-        return distilled[-1], cut[-1] if cut else None
+        return distilled[-1], before[-1] if before else None
 
     def rollout(self):
         wanted = {name: self.students(device_class)[0]['sha256'] for name, device_class, _, _ in DEVICES}
@@ -556,12 +556,13 @@ class Quickstart:
             {**figures, 'kl_divergence': 0.0, 'top1_agreement': 1.0}, first, each, memory)
         texts.append(('teacher', text))
         for name, device_class, _, _ in DEVICES:
-            student, cut = self.students(device_class)
+            student, before = self.students(device_class)
             status = self.read_json(self.path(name + '.json'))
             text, first, each, memory = timed(name, status['serve_url'])
             row(f'{device_class} student', name, student, student.get('evaluation'), first, each, memory)
-            if cut:
-                row('  cut, not distilled', '', cut, cut.get('evaluation'), None, None, None)
+            if before:
+                what = before['label'].removesuffix(' only')
+                row(f'  {what}, not distilled', '', before, before.get('evaluation'), None, None, None)
             texts.append((f'{device_class} student', text))
         return rows, texts
 

@@ -73,7 +73,8 @@ Agent::Agent(boost::asio::io_context& reactor, AgentOptions options, Spool spool
       telemetry_timer_(reactor),
       pull_timer_(reactor),
       status_timer_(reactor),
-      profile_timer_(reactor) {}
+      profile_timer_(reactor),
+      decode_timer_(reactor) {}
 
 Agent::~Agent() {
   alive_.reset();
@@ -209,7 +210,7 @@ void Agent::stop(std::function<void()> done) {
   session_->close();
   for (boost::asio::steady_timer* timer :
        {&retry_timer_, &probation_timer_, &restart_timer_, &health_timer_, &telemetry_timer_, &pull_timer_,
-        &persist_timer_, &status_timer_, &profile_timer_})
+        &persist_timer_, &status_timer_, &profile_timer_, &decode_timer_})
     timer->cancel();
   profile_child_.reset();
   watchdog_.reset();
@@ -444,7 +445,7 @@ void Agent::consider_desired() {
 // Profile
 // ----------------------------------------------------------------------------------------------------
 
-void Agent::measure_profile() {
+void Agent::measure_profile(bool decode) {
   if (profile_child_ || stopping_) return;
   // A process of its own: it may use the CPU and memory that the agent must not, and runs under a sandbox.
   const std::filesystem::path out = options_.state_folder / "run" / "profile.json";
@@ -458,22 +459,23 @@ void Agent::measure_profile() {
     add("--memory-budget", std::to_string(options_.budgets.memory_bytes));
   if (options_.budgets.cpu_threads > 0) add("--cpu-threads", fmt::format("{}", options_.budgets.cpu_threads));
   if (options_.budgets.disk_bytes > 0) add("--disk-budget", std::to_string(options_.budgets.disk_bytes));
+  if (decode) arguments.push_back("--decode");
   const Result<pid_t> child = supervisor_->start_profile(arguments);
   if (!child) {
     log_error("profile: {}", child.error().describe());
     return after(profile_timer_, seconds(30), [this] { measure_profile(); });
   }
-  profile_child_ = std::make_unique<ProcessWatch>(reactor_, *child, [this](int code) {
-    boost::asio::post(reactor_, [this, alive = std::weak_ptr<int>(alive_), code] {
-      if (!alive.expired()) profile_exited(code);
+  profile_child_ = std::make_unique<ProcessWatch>(reactor_, *child, [this, decode](int code) {
+    boost::asio::post(reactor_, [this, alive = std::weak_ptr<int>(alive_), decode, code] {
+      if (!alive.expired()) profile_exited(decode, code);
     });
   });
-  after(profile_timer_, seconds(20), [this] {
+  after(profile_timer_, seconds(decode ? 120 : 20), [this] {
     if (profile_child_) profile_child_->signal(SIGKILL);
   });
 }
 
-void Agent::profile_exited(int code) {
+void Agent::profile_exited(bool decode, int code) {
   profile_timer_.cancel();
   profile_child_.reset();
   const std::string where = (options_.state_folder / "run" / "profile.json").string();
@@ -482,6 +484,10 @@ void Agent::profile_exited(int code) {
     return profile_from_json(RETORT_TRY(parse_json(RETORT_TRY(read_file(where, 1 << 20)), where)), where);
   };
   Result<DeviceProfile> profile = read();
+  if (!profile && decode) {  // what is known without it stands
+    log_error("profile: how fast students generate is not known: {}", profile.error().describe());
+    return;
+  }
   if (!profile) {
     log_error("profile: {}; again in 30 s", profile.error().describe());
     return after(profile_timer_, seconds(30), [this] { measure_profile(); });
@@ -492,7 +498,24 @@ void Agent::profile_exited(int code) {
   log_info("profile: {}, {} of memory ({}), {:.1f} GB/s", profile_->cpu_model,
            format_bytes(profile_->memory_budget_bytes), profile_->budget_source,
            profile_->memory_bandwidth_bytes_per_second / 1e9);
+  // Measured once for a machine, its allowance and a release: it takes seconds of all its cores.
+  const auto same_machine = [&](const DeviceProfile& before) {
+    return before.agent_version == profile_->agent_version && before.cpu_model == profile_->cpu_model &&
+           before.cpu_allowance == profile_->cpu_allowance &&
+           before.memory_budget_bytes == profile_->memory_budget_bytes;
+  };
+  if (profile_->decode.empty() && identity_.told_profile && same_machine(*identity_.told_profile))
+    profile_->decode = identity_.told_profile->decode;
+  if (!decode) measure_decode_later();
   post_event(Event::kProfiled);
+}
+
+void Agent::measure_decode_later() {
+  if (!profile_->decode.empty() || options_.decode_after == seconds(0)) return;
+  after(decode_timer_, options_.decode_after, [this] {
+    if (record_.state != State::kIdle || profile_child_) return measure_decode_later();
+    measure_profile(true);
+  });
 }
 
 void Agent::tell_profile() {

@@ -42,6 +42,8 @@ struct AgentOptions {
   std::map<std::string, std::string> labels;
   DeclaredBudgets budgets;
   std::chrono::milliseconds probation{5000};
+  /// How long after its profile a device that rests measures how fast it generates; 0: it never does.
+  std::chrono::seconds decode_after{30};
   bool stop_serve_on_exit = false;
 };
 
@@ -100,8 +102,9 @@ class Agent {
   void consider_desired();
 
   // Getting an identity and a profile.
-  void measure_profile();
-  void profile_exited(int code);
+  void measure_profile(bool decode = false);
+  void profile_exited(bool decode, int code);
+  void measure_decode_later();
   void tell_profile();
 
   // Link.
@@ -192,7 +195,7 @@ class Agent {
   bool persisting_ = false, stopping_ = false, told_ready_ = false;
   std::uint64_t work_ = 0;  ///< grows with each action: results of an older one are dropped
   boost::asio::steady_timer retry_timer_, probation_timer_, restart_timer_, persist_timer_, health_timer_,
-      telemetry_timer_, pull_timer_, status_timer_, profile_timer_;
+      telemetry_timer_, pull_timer_, status_timer_, profile_timer_, decode_timer_;
   std::optional<ServiceWatchdog> watchdog_;
 
   std::optional<DeviceProfile> profile_;

@@ -104,6 +104,7 @@ class ProcessSupervisor final : public ServeSupervisor {
     ProcessSpec spec;
     spec.arguments = {options_.agent_binary.string(), "profile"};
     spec.arguments.insert(spec.arguments.end(), arguments.begin(), arguments.end());
+    spec.arguments.insert(spec.arguments.end(), {"--serve-binary", options_.binary.string()});
     spec.stdout_file = options_.state_folder / "run" / "profile.json";
     spec.die_with_parent = true;
     return start_process(spec);

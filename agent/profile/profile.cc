@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -178,6 +179,37 @@ double measure_matvec_q8_0(std::chrono::milliseconds time) {
   });
 }
 
+/// What `retort-serve measure` says.
+Result<std::vector<DecodeSample>> ask_serve(const ProfileOptions& options, const DeviceProfile& profile) {
+  const std::string where = options.serve_binary.string() + " measure";
+  const std::filesystem::path out =
+      std::filesystem::temp_directory_path() / fmt::format("retort-measure-{}.json", ::getpid());
+  ProcessSpec spec;
+  spec.arguments = {
+      options.serve_binary.string(), "measure", "--json", "--memory-limit",
+      // A student is in memory once and leaves room for others; the models of this are there three times.
+      std::to_string(profile.memory_budget_bytes / 2), "--threads",
+      std::to_string(std::max(1u, static_cast<std::uint32_t>(profile.cpu_allowance)))};
+  spec.stdout_file = out;
+  spec.die_with_parent = true;
+  const pid_t child = RETORT_TRY(start_process(spec));
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  const Result<std::string> text = read_file(out, 1 << 20);
+  std::error_code ignored;
+  std::filesystem::remove(out, ignored);
+  if (status != 0)
+    return fail(ErrorCode::kUnavailable, where, "it ended with {}",
+                WIFEXITED(status) ? fmt::format("status {}", WEXITSTATUS(status))
+                                  : fmt::format("signal {}", WTERMSIG(status)));
+  const json::value answer = RETORT_TRY(parse_json(RETORT_TRY(Result(text)), where));
+  const json::object& o = *RETORT_TRY(as_object(answer, where));
+  const json::value* decode = o.if_contains("decode");
+  if (decode == nullptr) return fail(ErrorCode::kInvalid, where, "'decode' is missing");
+  return decode_samples_from_json(*decode, where);
+}
+
 }  // namespace
 
 std::string parse_cpu_model(std::string_view cpuinfo) {
@@ -266,6 +298,12 @@ DeviceProfile measure_profile(const ProfileOptions& options) {
   profile.accelerators = find_accelerators();
   profile.energy_meter = find_energy_meter(profile.notes);
   profile.utc_offset_minutes = utc_offset_minutes();
+  if (!options.serve_binary.empty()) {
+    if (Result<std::vector<DecodeSample>> decode = ask_serve(options, profile))
+      profile.decode = std::move(*decode);
+    else
+      profile.notes.push_back("decode: " + decode.error().describe());
+  }
   return profile;
 }
 
@@ -325,7 +363,8 @@ json::value profile_to_json(const DeviceProfile& p) {
                       {"labels", labels},
                       {"notes", json::value_from(p.notes)},
                       {"agent_version", p.agent_version},
-                      {"utc_offset_minutes", p.utc_offset_minutes}};
+                      {"utc_offset_minutes", p.utc_offset_minutes},
+                      {"decode", to_json(p.decode)}};
 }
 
 Result<DeviceProfile> profile_from_json(const json::value& value, std::string_view where) {
@@ -365,6 +404,8 @@ Result<DeviceProfile> profile_from_json(const json::value& value, std::string_vi
   p.agent_version = RETORT_TRY(json_string(o, "agent_version", where));
   if (json_has(o, "utc_offset_minutes"))  // noted by an older agent, it is missing
     p.utc_offset_minutes = static_cast<std::int32_t>(RETORT_TRY(json_int(o, "utc_offset_minutes", where)));
+  if (const json::value* decode = o.if_contains("decode"))
+    p.decode = RETORT_TRY(decode_samples_from_json(*decode, where));
   return p;
 }
 

@@ -29,9 +29,13 @@ struct ProfileOptions {
   std::chrono::milliseconds time_per_measure{100};  ///< for each of the three measurements
   std::map<std::string, std::string> labels;
   std::string version;
+  /// retort-serve, which is asked how fast it generates (some seconds on all allowed threads); empty: it is
+  /// not.
+  std::filesystem::path serve_binary;
 };
 
-/// Looks at this machine and measures it; takes about three times `time_per_measure` on one core. Never
+/// Looks at this machine and measures it; takes about three times `time_per_measure` on one core, and what
+/// `serve_binary` takes. Never
 /// fails: what cannot be had is 0 or empty and noted. Thread: any, but alone, or the figures are too low.
 DeviceProfile measure_profile(const ProfileOptions& options);
 

@@ -26,6 +26,7 @@ int run(int argc, char** argv) {
       "  retort-serve eval student.gguf --data held_out.jsonl --teacher teacher.gguf\n"
       "  retort-serve eval eye.gguf --data t10k-images-idx3-ubyte --labels t10k-labels-idx1-ubyte\n"
       "  retort-serve bench model.gguf --threads 1\n"
+      "  retort-serve measure\n"
       "  retort-serve info model.gguf");
   app.require_subcommand(1);
   ServeArguments options;
@@ -124,6 +125,17 @@ int run(int argc, char** argv) {
   bench_command->add_option("--repeat", options.repeat, "rounds; the median is told")->capture_default_str();
   bench_command->add_option("--memory-limit", options.memory_limit, "refuse when more is needed");
   bench_command->add_flag("--json", options.as_json, "machine-readable");
+  CLI::App* measure_command = app.add_subcommand(
+      "measure",
+      "how fast this device generates, by models of random weights that it makes (some seconds): what a "
+      "coordinator predicts the speed of students from");
+  measure_command->add_option("--threads", options.threads, "threads (default: the CPU allowance)")
+      ->check(CLI::Range(1, 256));
+  measure_command->add_option("--time", options.time_ms, "milliseconds a model")
+      ->check(CLI::Range(1, 10'000))
+      ->capture_default_str();
+  measure_command->add_option("--memory-limit", options.memory_limit, "leave out models that need more");
+  measure_command->add_flag("--json", options.as_json, "machine-readable");
   CLI::App* info_command = app.add_subcommand("info", "what a model file holds and how much memory it takes");
   common(info_command);
   caching(info_command);
@@ -136,8 +148,8 @@ int run(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   if (!arguments.empty()) {
     const std::string& first = arguments.front();
-    if (first != "serve" && first != "eval" && first != "bench" && first != "info" && first != "--help" &&
-        first != "-h" && first != "--version")
+    if (first != "serve" && first != "eval" && first != "bench" && first != "measure" && first != "info" &&
+        first != "--help" && first != "-h" && first != "--version")
       arguments.insert(arguments.begin(), "serve");
   }
   std::reverse(arguments.begin(), arguments.end());
@@ -154,10 +166,11 @@ int run(int argc, char** argv) {
     std::cerr << "\n";
     return 2;
   }
-  const Result<void> done = serve_command->parsed()   ? serve(options)
-                            : eval_command->parsed()  ? eval(options)
-                            : bench_command->parsed() ? bench(options)
-                                                      : describe(options);
+  const Result<void> done = serve_command->parsed()     ? serve(options)
+                            : eval_command->parsed()    ? eval(options)
+                            : bench_command->parsed()   ? bench(options)
+                            : measure_command->parsed() ? measure(options)
+                                                        : describe(options);
   if (done) return 0;
   std::cerr << "retort-serve: " << done.error().describe() << "\n";
   return exit_code(done.error().code);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/core/clock.h"
+#include "common/model/decode_sample.h"
 
 namespace retort {
 
@@ -30,6 +31,8 @@ struct DeviceProfile {
   std::vector<std::string> notes;
   std::string agent_version;
   std::int32_t utc_offset_minutes = 0;  ///< the device's local time is UTC and so many minutes
+  /// How fast its retort-serve generates, with as many threads as it serves with; empty: not measured yet.
+  std::vector<DecodeSample> decode;
   bool operator==(const DeviceProfile&) const = default;
 };
 

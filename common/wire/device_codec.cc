@@ -12,6 +12,31 @@ std::vector<std::string> read_texts(capnp::List<capnp::Text>::Reader in) {
   return out;
 }
 
+void write(schema::DecodeSample::Builder out, const DecodeSample& s) {
+  out.setFormat(text(s.format));
+  out.setLayers(s.layers);
+  out.setHidden(s.hidden);
+  out.setHeads(s.heads);
+  out.setKvHeads(s.kv_heads);
+  out.setHeadDim(s.head_dim);
+  out.setFfn(s.ffn);
+  out.setVocabulary(s.vocabulary);
+  out.setPosition(s.position);
+  out.setSeconds(s.seconds);
+}
+DecodeSample read(schema::DecodeSample::Reader in) {
+  return {std::string(text(in.getFormat())),
+          in.getLayers(),
+          in.getHidden(),
+          in.getHeads(),
+          in.getKvHeads(),
+          in.getHeadDim(),
+          in.getFfn(),
+          in.getVocabulary(),
+          in.getPosition(),
+          in.getSeconds()};
+}
+
 }  // namespace
 
 void write_labels(capnp::List<schema::Label>::Builder out, const std::map<std::string, std::string>& labels) {
@@ -47,6 +72,8 @@ void write(schema::Profile::Builder out, const DeviceProfile& p) {
   write_texts(out.initNotes(static_cast<unsigned>(p.notes.size())), p.notes);
   out.setAgentVersion(text(p.agent_version));
   out.setUtcOffsetMinutes(p.utc_offset_minutes);
+  auto decode = out.initDecode(static_cast<unsigned>(p.decode.size()));
+  for (unsigned i = 0; i < p.decode.size(); ++i) write(decode[i], p.decode[i]);
 }
 
 DeviceProfile read(schema::Profile::Reader in) {
@@ -70,6 +97,7 @@ DeviceProfile read(schema::Profile::Reader in) {
   p.notes = read_texts(in.getNotes());
   p.agent_version = text(in.getAgentVersion());
   p.utc_offset_minutes = in.getUtcOffsetMinutes();
+  for (const auto sample : in.getDecode()) p.decode.push_back(read(sample));
   return p;
 }
 

@@ -44,6 +44,7 @@ json::object device_json(const DeviceRecord& d, bool online) {
                                    {"budget_source", p.budget_source},
                                    {"labels", to_json(p.labels)},
                                    {"notes", to_json(p.notes)},
+                                   {"decode", retort::to_json(p.decode)},
                                    {"agent_version", p.agent_version}}}};
 }
 
@@ -70,24 +71,27 @@ json::object device_schema() {
                                   {"bytes_done", count()},
                                   {"bytes_total", count()}})},
        {"telemetry_dropped", count("batches that did not fit its spool")},
-       {"profile", schema::object({{"hostname", text()},
-                                   {"architecture", text()},
-                                   {"cpu_model", text()},
-                                   {"isa_features", schema::list(text())},
-                                   {"cores", count()},
-                                   {"cpu_allowance", number("cores' worth of time")},
-                                   {"memory_bytes", count()},
-                                   {"memory_budget_bytes", count()},
-                                   {"disk_free_bytes", count()},
-                                   {"memory_bandwidth_bytes_per_second", number()},
-                                   {"matvec_f32_flops", number()},
-                                   {"matvec_q8_0_ops", number()},
-                                   {"accelerators", schema::list(text())},
-                                   {"energy_meter", nullable(text())},
-                                   {"budget_source", text()},
-                                   {"labels", schema::map(text())},
-                                   {"notes", schema::list(text())},
-                                   {"agent_version", text()}})}});
+       {"profile",
+        schema::object({{"hostname", text()},
+                        {"architecture", text()},
+                        {"cpu_model", text()},
+                        {"isa_features", schema::list(text())},
+                        {"cores", count()},
+                        {"cpu_allowance", number("cores' worth of time")},
+                        {"memory_bytes", count()},
+                        {"memory_budget_bytes", count()},
+                        {"disk_free_bytes", count()},
+                        {"memory_bandwidth_bytes_per_second", number()},
+                        {"matvec_f32_flops", number()},
+                        {"matvec_q8_0_ops", number()},
+                        {"accelerators", schema::list(text())},
+                        {"energy_meter", nullable(text())},
+                        {"budget_source", text()},
+                        {"labels", schema::map(text())},
+                        {"notes", schema::list(text())},
+                        {"decode", schema::list(schema::any_object(
+                                       "a model's shape, and the seconds of a token that it writes"))},
+                        {"agent_version", text()}})}});
 }
 
 }  // namespace

@@ -67,12 +67,11 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     const auto found = p.fleet.classes().find(name);
     if (found == p.fleet.classes().end())
       return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
-    double bandwidth = 0;
+    std::vector<const DeviceProfile*> devices;
     for (const auto& [id, device] : p.fleet.devices())
-      if (device.desired.device_class == name && device.profile.memory_bandwidth_bytes_per_second > 0)
-        bandwidth = bandwidth == 0 ? device.profile.memory_bandwidth_bytes_per_second
-                                   : std::min(bandwidth, device.profile.memory_bandwidth_bytes_per_second);
-    const StudentPlan plan = RETORT_TRY(plan_student(shape, gguf.header_length(), found->second, bandwidth));
+      if (device.desired.device_class == name) devices.push_back(&device.profile);
+    const ClassSpeed speed = slowest(devices);
+    const StudentPlan plan = RETORT_TRY(plan_student(shape, gguf.header_length(), found->second, speed));
     RecipeInputs inputs;
     inputs.teacher_folder = p.catalog.teacher_folder(teacher.id).string();
     inputs.train_file = p.catalog.dataset_file(train.id).string();
@@ -93,6 +92,10 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     one.job.rollout_json = rollout;
     json::object shown = retort::to_json(plan);
     shown[amount] = tokens;
+    shown["token_seconds_from"] = speed.decode && !shape.classifies() && !shape.config.is_encoder()
+                                      ? "its retort-serve's measurements"
+                                  : speed.bandwidth > 0 ? "the file's size over its memory's bandwidth"
+                                                        : "nothing: no device is measured";
     one.job.plan_json = json::serialize(shown);
     one.recipe = write_recipe(shape, plan, inputs);
     shown["class"] = name;

@@ -1,6 +1,8 @@
 #include "coordinator/tailor/tailor.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <set>
 
 #include "common/blocks/matrix.h"
@@ -100,11 +102,46 @@ std::vector<StudentPlan> shapes_of(const TeacherShape& teacher) {
 
 }  // namespace
 
+ClassSpeed slowest(std::span<const DeviceProfile* const> devices) {
+  // By the shapes that the most devices measured: a small device leaves the large ones out.
+  ClassSpeed out;
+  const DeviceProfile* last = nullptr;
+  double most = 0;
+  for (const DeviceProfile* device : devices) {
+    if (device->memory_bandwidth_bytes_per_second > 0)
+      out.bandwidth = out.bandwidth == 0 ? device->memory_bandwidth_bytes_per_second
+                                         : std::min(out.bandwidth, device->memory_bandwidth_bytes_per_second);
+    double logs = 0;
+    std::size_t count = 0;
+    for (const DecodeSample& sample : device->decode)
+      if (sample.format == "Q8_0" && sample.hidden <= 256 && sample.seconds > 0)
+        logs += std::log(sample.seconds), ++count;
+    if (count == 0) continue;
+    if (const double mean = logs / static_cast<double>(count); last == nullptr || mean > most)
+      last = device, most = mean;
+  }
+  if (last != nullptr) out.decode = DecodePredictor::fit(last->decode);
+  return out;
+}
+
+namespace {
+
+/// What a student may be stored as, the most bits first. Q4_K before Q4_0: as many bits, and its error is a
+/// fifth less.
+std::span<const TensorType> formats_of(const TeacherShape& teacher) {
+  static constexpr std::array kTensors{TensorType::kQ8_0, TensorType::kF16};
+  static constexpr std::array kText{TensorType::kQ8_0, TensorType::kQ6K,  TensorType::kQ5K,
+                                    TensorType::kQ4K,  TensorType::kQ4_0, TensorType::kQ3K};
+  return teacher.classifier ? std::span<const TensorType>(kTensors) : std::span<const TensorType>(kText);
+}
+
+}  // namespace
+
 Result<StudentPlan> plan_student(const TeacherShape& teacher, std::uint64_t header_bytes,
-                                 const DeviceClass& budget, double bandwidth) {
+                                 const DeviceClass& budget, const ClassSpeed& speed) {
   std::optional<StudentPlan> best, smallest;
   for (StudentPlan& plan : shapes_of(teacher))
-    for (const TensorType format : {TensorType::kQ8_0, TensorType::kF16}) {
+    for (const TensorType format : formats_of(teacher)) {
       plan.format = format;
       if (plan.classifier) {
         plan.parameters = parameter_count(*plan.classifier);
@@ -116,25 +153,29 @@ Result<StudentPlan> plan_student(const TeacherShape& teacher, std::uint64_t head
         plan.file_bytes = predicted_file_bytes(plan.config, format, header_bytes + kLineageBytes);
         plan.serving_memory_bytes = predicted_serving_bytes(plan.config, plan.file_bytes);
       }
-      if (bandwidth > 0) plan.token_seconds = static_cast<double>(plan.file_bytes) / bandwidth;
+      if (speed.decode && !plan.classifier && !plan.config.is_encoder())
+        plan.token_seconds = speed.decode->token_seconds(plan.config, format, plan.config.n_ctx / 2);
+      else if (speed.bandwidth > 0)
+        plan.token_seconds = static_cast<double>(plan.file_bytes) / speed.bandwidth;
       if (!smallest || plan.file_bytes < smallest->file_bytes) smallest = plan;
       const bool fits =
           (budget.artifact_bytes == 0 || plan.file_bytes <= budget.artifact_bytes) &&
           (budget.serving_memory_bytes == 0 || plan.serving_memory_bytes <= budget.serving_memory_bytes) &&
-          (budget.p95_token_seconds == 0 || bandwidth == 0 || plan.token_seconds <= budget.p95_token_seconds);
+          (budget.p95_token_seconds == 0 || plan.token_seconds <= budget.p95_token_seconds);
       if (!fits) continue;
-      const auto rank = [](const StudentPlan& p) {
-        return std::tuple(p.parameters, p.config.n_layer(), p.format == TensorType::kQ8_0);
-      };
-      if (!best || rank(plan) > rank(*best)) best = plan;
+      const auto rank = [](const StudentPlan& p) { return std::tuple(p.parameters, p.config.n_layer()); };
+      if (!best || rank(plan) > rank(*best)) best = plan;  // of equal ones the first, of the most bits
     }
   if (best) return *best;
   return fail(
       ErrorCode::kOutOfBudget, "class " + budget.name,
-      "no cut of the teacher fits: the smallest takes {} on disk and {} of memory, the budgets are {} and {}",
+      "no cut of the teacher fits: the smallest takes {} on disk, {} of memory{}; the budgets are {}, {}{}",
       format_bytes(smallest->file_bytes), format_bytes(smallest->serving_memory_bytes),
+      smallest->token_seconds == 0 ? ""
+                                   : fmt::format(" and {:.3g} ms a token", smallest->token_seconds * 1e3),
       budget.artifact_bytes == 0 ? "none" : format_bytes(budget.artifact_bytes),
-      budget.serving_memory_bytes == 0 ? "none" : format_bytes(budget.serving_memory_bytes));
+      budget.serving_memory_bytes == 0 ? "none" : format_bytes(budget.serving_memory_bytes),
+      budget.p95_token_seconds == 0 ? "" : fmt::format(" and {:.3g} ms", budget.p95_token_seconds * 1e3));
 }
 
 namespace {
@@ -175,10 +216,11 @@ std::string write_recipe(const TeacherShape& teacher, const StudentPlan& plan, c
       "{}{}}}\npasses:\n",
       classifies ? "task: classification\n" : "", in.seed, quoted(in.teacher_folder), quoted(in.train_file),
       quoted(in.held_out_file), classifies ? "" : fmt::format(", max_tokens: {}", in.held_out_tokens));
-  if (const std::string keys = cut_keys(teacher, plan); !keys.empty())
-    out += fmt::format("  - prune.structured: {{{}}}\n", keys);
-  out += fmt::format("  - export: {{file: {}, format: {}, label: cut only}}\n",
-                     quoted(in.base_name + "-cut.gguf"), format);
+  const std::string cut = cut_keys(teacher, plan);
+  if (!cut.empty()) out += fmt::format("  - prune.structured: {{{}}}\n", cut);
+  out += fmt::format("  - export: {{file: {}, format: {}, label: {} only}}\n",
+                     quoted(in.base_name + (cut.empty() ? "-rounded.gguf" : "-cut.gguf")), format,
+                     cut.empty() ? "rounded" : "cut");
   // A student that kept most of its teacher is only harmed by a high rate; one that lost most of it needs one
   // to heal. Between 1e-4 and 1e-3 by the share that is gone (docs/recipes.md has the measurement).
   const double gone = 1 - static_cast<double>(plan.parameters) / static_cast<double>(teacher.parameters());
@@ -198,7 +240,8 @@ std::string write_recipe(const TeacherShape& teacher, const StudentPlan& plan, c
         "{}{}}}\n",
         in.tokens, rate, outputs);
   }
-  out += fmt::format("  - quantize.weights: {{format: {}}}\n", format);
+  const bool coarse = plan.format != TensorType::kQ8_0 && plan.format != TensorType::kF16;
+  out += fmt::format("  - quantize.weights: {{format: {}{}}}\n", format, coarse ? ", method: gptq" : "");
   out += fmt::format("  - export: {{file: {}, label: distilled}}\n",
                      quoted(in.base_name + "-" + format + ".gguf"));
   return out;

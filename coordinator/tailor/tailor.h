@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -8,6 +10,7 @@
 #include "common/model/classifier_config.h"
 #include "common/model/device.h"
 #include "common/model/model_config.h"
+#include "coordinator/tailor/decode_predictor.h"
 
 namespace retort {
 
@@ -17,9 +20,18 @@ struct StudentPlan {
   std::optional<ClassifierConfig> classifier;  ///< of tensors; `config` then says nothing
   TensorType format = TensorType::kQ8_0;
   std::uint64_t parameters = 0, file_bytes = 0, serving_memory_bytes = 0;
-  double token_seconds =
-      0;  ///< file bytes over the slowest device's measured bandwidth; 0: no device measured yet
+  double token_seconds = 0;  ///< predicted for the class's slowest device; 0: none is measured yet
 };
+
+/// What is known of the speed of a class's slowest device.
+struct ClassSpeed {
+  /// From its retort-serve's own measurements: a token of a language model behind half of its context.
+  std::optional<DecodePredictor> decode;
+  /// Bytes/s, one thread: with no more than this a token takes as long as the file is read. 0: not measured.
+  double bandwidth = 0;
+};
+/// The slowest by what all of them measured alike; devices that measured less count only where none did more.
+ClassSpeed slowest(std::span<const DeviceProfile* const> devices);
 
 /// What a teacher is: a language model or a classifier of texts (`config`), or a classifier of tensors.
 struct TeacherShape {
@@ -38,16 +50,16 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, TensorType format,
 /// retort-serve with it: file, F32 KV cache at full context, activations, and the program itself.
 std::uint64_t predicted_serving_bytes(const ModelConfig& config, std::uint64_t file_bytes);
 
-/// The largest cut of the teacher (by parameters; deeper wins a tie) that fits the class's budgets: layers,
-/// FFN width in steps of 256 (32 where it is small), heads with their KV groups; Q8_0 before F16.
-/// `bandwidth`: bytes/s of the class's slowest measured device, 0 when there is none. kOutOfBudget names the
-/// smallest candidate. Of a classifier of tensors: all channels and hidden widths in one proportion, by
-/// sixteenths.
+/// The largest cut of the teacher (by parameters; deeper wins a tie) that fits the class's budgets, in the
+/// format of the most bits that does: layers, FFN width in steps of 256 (32 where it is small), heads with
+/// their KV groups. Fewer bits cost a student far less than fewer weights, down to Q3_K (docs/benchmarks.md,
+/// "Tailored students"). kOutOfBudget names the smallest candidate. Of a classifier of tensors: all channels
+/// and hidden widths in one proportion, by sixteenths, in Q8_0 or F16.
 Result<StudentPlan> plan_student(const TeacherShape& teacher, std::uint64_t header_bytes,
-                                 const DeviceClass& device_class, double bandwidth);
+                                 const DeviceClass& device_class, const ClassSpeed& speed);
 
-/// The recipe that makes it: prune, export "cut only", distil, quantize, export "distilled". Paths are the
-/// caller's.
+/// The recipe that makes it: prune, export "cut only" ("rounded only" where nothing is cut), distil, quantize
+/// (by GPTQ below eight bits), export "distilled". Paths are the caller's.
 struct RecipeInputs {
   std::string teacher_folder, train_file, held_out_file, base_name;
   std::uint64_t tokens = 300000;  ///< to distil on; of a classifier examples

@@ -99,7 +99,6 @@ class LanguageRun final : public RecipeRun {
                    : recipe_.held_out ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
                                       : "";
     RETORT_TRY(out_.learn_from(data_sha256_));
-    if (teacher_model_) teacher_ = RETORT_TRY(load_network(*teacher_model_));
     if (vocabulary_) RETORT_TRY(take_vocabulary());
     RETORT_TRY(load_weights());
     for (; out_.state.pass < recipe_.passes.size();) {
@@ -168,8 +167,16 @@ class LanguageRun final : public RecipeRun {
     return {};
   }
 
-  /// The teacher speaks the smaller vocabulary as well: over the tokens that are left, its distribution is
-  /// what it was under the condition that none of the others comes.
+  /// The teacher's weights, where there is a teacher: read when a pass wants them, anew after one that let go
+  /// of them. It speaks a smaller vocabulary as well: over the tokens that are left, its distribution is what
+  /// it was under the condition that none of the others comes.
+  Result<void> need_teacher() {
+    if (teacher_ || !teacher_model_) return {};
+    teacher_ = RETORT_TRY(load_network(*teacher_model_));
+    if (vocabulary_) keep_tokens(*teacher_, vocabulary_->kept, start_);
+    return {};
+  }
+
   Result<void> take_vocabulary() {
     tokenizer_folder_ = out_ / "tokenizer";
     RETORT_TRY(on_disk(make_folders(tokenizer_folder_)));
@@ -181,7 +188,6 @@ class LanguageRun final : public RecipeRun {
       RETORT_TRY(on_disk(
           write_file_atomic(tokenizer_folder_ / "tokenizer_config.json", vocabulary_->tokenizer_config)));
     tokenizer_ = RETORT_TRY(Tokenizer::from_huggingface(tokenizer_folder_ / "tokenizer.json"));
-    keep_tokens(*teacher_, vocabulary_->kept, start_);
     return {};
   }
 
@@ -189,8 +195,10 @@ class LanguageRun final : public RecipeRun {
     ModelConfig config = out_.state.pass == 0 ? start_ : plan_.passes[out_.state.pass - 1].after;
     if (out_.state.checkpoint.empty()) {
       const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
-      // The teacher's tensors are the student's too, until a pass gives it its own.
-      network_ = first != nullptr && first->init ? random_network(start_, recipe_.seed) : *teacher_;
+      if (first != nullptr && first->init)
+        return network_ = random_network(start_, recipe_.seed), Result<void>();
+      RETORT_TRY(need_teacher());
+      network_ = *teacher_;  // its tensors are the student's too, until a pass gives it its own
       return {};
     }
     network_ = {};
@@ -261,6 +269,7 @@ class LanguageRun final : public RecipeRun {
 
   Result<void> run(std::size_t index, const OptimisePass& pass) {
     RETORT_TRY(need_stream());
+    if (pass.distil) RETORT_TRY(need_teacher());
     if (teacher_)  // steps are in place
       for (auto& [name, tensor] : network_.weights) {
         const auto found = teacher_->weights.find(name);
@@ -389,6 +398,7 @@ class LanguageRun final : public RecipeRun {
   }
 
   Result<void> run(std::size_t index, const QuantizePass& pass) {
+    teacher_.reset();  // it is not asked, and rounding wants memory
     std::vector<at::Tensor> text;
     if (pass.needs_calibration())
       text = RETORT_TRY(calibration(index, std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,
@@ -399,6 +409,7 @@ class LanguageRun final : public RecipeRun {
   }
 
   Result<void> run(std::size_t, const EvaluatePass& pass) {
+    RETORT_TRY(need_teacher());
     const Evaluation e = evaluate(network_, teacher_ ? &*teacher_ : nullptr, *tokenizer_, held_out_,
                                   recipe_.held_out->max_tokens, [&] { return !out_.check_stop(); });
     RETORT_TRY(out_.check_stop());
@@ -450,6 +461,7 @@ class LanguageRun final : public RecipeRun {
     progress_.emit("exported", artifact);
     artifact["evaluation"] = nullptr;
     if (!serve_.empty() && !pass.huggingface) {
+      RETORT_TRY(need_teacher());
       const json::object figures = RETORT_TRY(judge(path));
       tell_evaluation(progress_, pass.label, json::value(pass.file), figures);
       tell_samples(pass.label);

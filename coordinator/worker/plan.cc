@@ -357,7 +357,8 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
     planned.after = config;
     planned.shape_after = describe(config);
     planned.parameters = parameter_count(config);
-    planned.peak_bytes = kBase + kept + extra;
+    // Rounding lets go of the teacher.
+    planned.peak_bytes = kBase + (std::holds_alternative<QuantizePass>(pass) ? 0 : kept) + extra;
     plan.peak_bytes = std::max(plan.peak_bytes, planned.peak_bytes);
     plan.flops += planned.flops;
     plan.passes.push_back(std::move(planned));

@@ -138,7 +138,7 @@ class Classifier(harness.FleetTest):
         for name, path in (('train', train), ('judged', judged)):
             fleet.retort('dataset', 'import', path, '--name', name)
         size = os.path.getsize(os.path.join(folder, 'model.safetensors'))  # F16
-        fleet.retort('class', 'set', 'small', '--file', f'{size // 2048}KiB')
+        fleet.retort('class', 'set', 'small', '--file', f'{size // 6144}KiB')  # below a third of F16's: four bits alone do not do
         fleet.start_agent('one')
         fleet.wait('enrolment', lambda: fleet.status('one').get('class') == 'small', fleet.agents['one'])
 
@@ -148,7 +148,7 @@ class Classifier(harness.FleetTest):
         job = fleet.job_done(fleet.retort('job', 'ls')[0]['id'], seconds=300)
         self.assertEqual(job['state'], 'succeeded', job)
         cut, student = ([a for a in job['artifacts'] if a['label'] == label][-1] for label in ('cut only', 'distilled'))
-        self.assertLessEqual(student['bytes'], size // 2048 << 10)
+        self.assertLessEqual(student['bytes'], size // 6144 << 10)
         self.assertLess(student['parameters'], teacher['parameters'])
         self.assertGreater(student['evaluation']['accuracy'], 0.95)
         self.assertGreaterEqual(student['evaluation']['accuracy'], cut['evaluation']['accuracy'])

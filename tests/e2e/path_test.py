@@ -1,4 +1,5 @@
 """Import, F16 GGUF, serve the teacher; enrol, pull, serve; tailor; and what a person sees when it goes wrong."""
+import json
 import os
 import subprocess
 import unittest
@@ -58,6 +59,41 @@ class Path(harness.FleetTest):
         serve = fleet.start('copy', [harness.program('retort-serve'), copy, '--port', '0', '--port-file', port_file])
         port = fleet.wait('the copy', lambda: os.path.exists(port_file) and open(port_file, encoding='ascii').read().strip(), serve)
         self.assertEqual(harness.complete(f'http://127.0.0.1:{port}', 'the small'), text)
+
+    def test_a_latency_budget_goes_by_what_the_device_measured(self):
+        fleet = self.fleet
+        fleet.start_coordinator()
+        fleet.retort('teacher', 'import', os.path.join(harness.ROOT, 'scripts/demo-teacher/model'), '--name', 'demo')
+        for name, seed in (('train', 1), ('judged', 2)):
+            fleet.retort('dataset', 'import', harness.make_texts(fleet.path(name + '.jsonl'), 200, seed), '--name', name)
+        fleet.retort('class', 'set', 'any')
+        fleet.start_agent('one', '--measure-decode-after', '1', '--cpu-threads', '1')
+        fleet.wait('enrolment', lambda: fleet.status('one').get('class') == 'any', fleet.agents['one'])
+
+        def plan(*budget):
+            if budget:
+                fleet.retort('class', 'set', 'any', *budget)
+            run = fleet.run_retort('-o', 'json', 'tailor', '--teacher', 'demo', '--class', 'any', '--train', 'train', '--held-out',
+                                   'judged', '--dry-run')
+            self.assertEqual(run.returncode, 0, run.stderr)
+            return json.loads(run.stdout)['jobs'][0]
+
+        self.assertIn('bandwidth', plan()['token_seconds_from'])
+        fleet.wait('the measurement', lambda: fleet.retort('device', 'show', 'one')['profile']['decode'], fleet.agents['one'])
+        whole = plan()
+        self.assertIn('measurements', whole['token_seconds_from'])
+        self.assertGreater(whole['token_seconds'], 5e-6)
+        self.assertLess(whole['token_seconds'], 0.1)
+        tight = plan('--p95-token-seconds', str(whole['token_seconds'] / 3))
+        self.assertLessEqual(tight['token_seconds'], whole['token_seconds'] / 3)
+        self.assertLess(tight['parameters'], whole['parameters'])
+        # It is measured once: an agent that starts again knows it.
+        fleet.agents['one'].terminate()
+        fleet.agents['one'].wait(timeout=30)
+        os.remove(fleet.path('one.json'))
+        fleet.start_agent('one', '--cpu-threads', '1')
+        fleet.wait('the link', lambda: fleet.status('one').get('link') == 'up', fleet.agents['one'])
+        self.assertEqual(plan()['token_seconds'], tight['token_seconds'])
 
     def test_what_goes_wrong_is_said(self):
         fleet = self.fleet

@@ -19,18 +19,20 @@ struct ServeArguments {
                      pack_cache = "auto", kv_cache = "auto", token_file, request_bytes = "1M",
                      tls_certificate, tls_key, seal_key;
   std::uint16_t port = 8080;
-  std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3;
+  std::uint32_t threads = 0, ctx = 0, streams = 8, prompt = 128, depth = 0, generate = 64, repeat = 3,
+                time_ms = 20;
   std::size_t queue = 64;
   std::uint32_t request_tokens = 0, request_seconds = 0;
   std::uint64_t max_tokens = 0, max_examples = 0;
   bool as_json = false, hold_socket = false;
 };
 
-/// `retort-serve serve`, `eval`, `bench`, `info`: they print to standard output, and return when they are
-/// done (serve: after SIGTERM). Thread: main.
+/// `retort-serve serve`, `eval`, `bench`, `measure`, `info`: they print to standard output, and return when
+/// they are done (serve: after SIGTERM). Thread: main.
 Result<void> serve(const ServeArguments& options);
 Result<void> eval(const ServeArguments& options);
 Result<void> bench(const ServeArguments& options);
+Result<void> measure(const ServeArguments& options);
 Result<void> describe(const ServeArguments& options);
 
 /// What the arguments come down to, for more than one command.

@@ -78,7 +78,9 @@ TEST(Profile, JsonRoundTrip) {
   options.time_per_measure = std::chrono::milliseconds(1);
   options.labels = {{"a", "b"}};
   options.version = "0.1";
-  const DeviceProfile profile = measure_profile(options);
+  DeviceProfile profile = measure_profile(options);
+  EXPECT_TRUE(profile.decode.empty());
+  profile.decode = {{"Q8_0", 4, 256, 8, 2, 32, 768, 4096, 5, 1e-4}};
   const auto text = parse_json(json::serialize(profile_to_json(profile)), "profile");
   ASSERT_OK(text);
   const auto back = profile_from_json(*text, "profile");
@@ -93,7 +95,22 @@ TEST(Profile, JsonRoundTrip) {
   EXPECT_FALSE(worth_telling(profile, other));
   other.matvec_f32_flops = profile.matvec_f32_flops * 2;
   EXPECT_TRUE(worth_telling(profile, other));
+  other = profile;
+  other.decode.clear();
+  EXPECT_TRUE(worth_telling(other, profile));
   EXPECT_EQ(profile_from_json(json::object{{"hostname", 3}}, "p").error().code, ErrorCode::kInvalid);
+}
+
+TEST(Profile, AServeThatCannotBeAskedIsNoted) {
+  ProfileOptions options;
+  options.time_per_measure = std::chrono::milliseconds(1);
+  for (const char* binary : {"/nonexistent/retort-serve", "/bin/false", "/bin/true"}) {
+    options.serve_binary = binary;
+    const DeviceProfile profile = measure_profile(options);
+    EXPECT_TRUE(profile.decode.empty());
+    ASSERT_FALSE(profile.notes.empty());
+    EXPECT_NE(profile.notes.back().find("decode: "), std::string::npos) << profile.notes.back();
+  }
 }
 
 }  // namespace

@@ -40,45 +40,79 @@ TEST(Tailor, TheLargestCutThatFitsIsTaken) {
   DeviceClass roomy, tight;
   roomy.artifact_bytes = 100 << 20;
   tight.artifact_bytes = 1'500'000;
-  const auto all = plan_student(teacher, 100'000, roomy, 0);
+  const auto all = plan_student(teacher, 100'000, roomy, {});
   ASSERT_OK(all);
   EXPECT_EQ(all->config.layers, teacher.config.layers);
-  const auto cut = plan_student(teacher, 100'000, tight, 0);
+  const auto cut = plan_student(teacher, 100'000, tight, {});
   ASSERT_OK(cut);
   EXPECT_LE(cut->file_bytes, tight.artifact_bytes);
   EXPECT_LT(cut->parameters, all->parameters);
-  EXPECT_EQ(cut->format, TensorType::kQ8_0);
+  EXPECT_EQ(all->format, TensorType::kQ8_0);
+  EXPECT_EQ(cut->format, TensorType::kQ3K);
   // Nothing larger fits: the same shape with one more step of FFN in every layer does not.
   ModelConfig wider = cut->config;
   for (LayerShape& layer : wider.layers) layer.n_ff += 256;
   if (wider.layers[0].n_ff <= 768) {
-    EXPECT_GT(predicted_file_bytes(wider, TensorType::kQ8_0, 100'000), tight.artifact_bytes);
+    EXPECT_GT(predicted_file_bytes(wider, TensorType::kQ3K, 100'000), tight.artifact_bytes);
   }
+}
+
+TEST(Tailor, BitsGoBeforeWeights) {
+  const TeacherShape teacher{demo_like(), {}};
+  const auto bytes = [&](TensorType format) {
+    return predicted_file_bytes(teacher.config, format, 100'000) + 1024;  // lineage
+  };
+  DeviceClass budget;
+  for (const TensorType format :
+       {TensorType::kQ8_0, TensorType::kQ6K, TensorType::kQ5K, TensorType::kQ4K, TensorType::kQ3K}) {
+    budget.artifact_bytes = bytes(format) + 1000;
+    const auto plan = plan_student(teacher, 100'000, budget, {});
+    ASSERT_OK(plan);
+    EXPECT_EQ(plan->format, format);
+    EXPECT_EQ(plan->config.layers, teacher.config.layers);
+    const std::string recipe = write_recipe(teacher, *plan, {});
+    EXPECT_NE(recipe.find("label: rounded only"), std::string::npos) << recipe;
+    EXPECT_EQ(recipe.find("method: gptq") != std::string::npos, format != TensorType::kQ8_0) << recipe;
+  }
+  // Rows of 64 hold no block of 256: eight bits, or four in blocks of 32.
+  TeacherShape narrow = teacher;
+  narrow.config.n_embd = 64, narrow.config.head_dim = 8;
+  for (LayerShape& layer : narrow.config.layers) layer.n_ff = 192;
+  budget.artifact_bytes = predicted_file_bytes(narrow.config, TensorType::kQ8_0, 1000) - 1;
+  const auto plan = plan_student(narrow, 1000, budget, {});
+  ASSERT_OK(plan);
+  EXPECT_EQ(plan->format, TensorType::kQ4_0);
+  EXPECT_EQ(plan->config.layers, narrow.config.layers);
 }
 
 TEST(Tailor, EveryBudgetBinds) {
   const TeacherShape teacher{demo_like(), {}};
-  const std::uint64_t whole = plan_student(teacher, 100'000, {}, 0)->parameters;
+  const std::uint64_t whole = plan_student(teacher, 100'000, {}, {})->parameters;
   DeviceClass memory;
-  memory.serving_memory_bytes = 8 << 20;
-  const auto by_memory = plan_student(teacher, 100'000, memory, 0);
+  memory.serving_memory_bytes = 7 << 20;
+  const auto by_memory = plan_student(teacher, 100'000, memory, {});
   ASSERT_OK(by_memory);
   EXPECT_LE(by_memory->serving_memory_bytes, memory.serving_memory_bytes);
   EXPECT_LT(by_memory->parameters, whole);
   DeviceClass speed;
   speed.p95_token_seconds = 1e-3;
-  const auto by_speed = plan_student(teacher, 100'000, speed, 2e9);  // 2 MB per token
+  const auto by_speed = plan_student(teacher, 100'000, speed, {{}, 1e9});  // 1 MB per token
   ASSERT_OK(by_speed);
   EXPECT_LE(by_speed->token_seconds, 1e-3);
-  EXPECT_EQ(plan_student(teacher, 100'000, speed, 0)->parameters, whole)
+  EXPECT_LT(by_speed->parameters, whole);
+  EXPECT_EQ(plan_student(teacher, 100'000, speed, {})->parameters, whole)
       << "without a measured device nothing can be said of speed";
+  speed.p95_token_seconds = 1e-9;
+  const auto impossible = plan_student(teacher, 100'000, speed, {{}, 1e9});
+  ASSERT_FALSE(impossible);
+  EXPECT_NE(impossible.error().message.find("ms a token"), std::string::npos) << impossible.error().message;
 }
 
 TEST(Tailor, NothingFitsNamesTheSmallest) {
   DeviceClass impossible;
   impossible.name = "ring";
   impossible.artifact_bytes = 1000;
-  const auto plan = plan_student({demo_like(), {}}, 100'000, impossible, 0);
+  const auto plan = plan_student({demo_like(), {}}, 100'000, impossible, {});
   ASSERT_FALSE(plan);
   EXPECT_EQ(plan.error().code, ErrorCode::kOutOfBudget);
   EXPECT_NE(plan.error().message.find("the smallest takes"), std::string::npos);
@@ -89,7 +123,7 @@ TEST(Tailor, RecipeHoldsTheCutAndQuotesPaths) {
   const TeacherShape teacher{demo_like(), {}};
   DeviceClass tight;
   tight.artifact_bytes = 1'500'000;
-  const auto plan = plan_student(teacher, 100'000, tight, 0);
+  const auto plan = plan_student(teacher, 100'000, tight, {});
   ASSERT_OK(plan);
   const std::string recipe = write_recipe(teacher, *plan, {"/data/a \"b\": c", "/t.jsonl", "/h.jsonl", "x"});
   EXPECT_NE(recipe.find("prune.structured"), std::string::npos);
@@ -109,13 +143,13 @@ TEST(Tailor, ClassifiersAreCutInOneProportion) {
   teacher.classifier->input = {30, 1, 1};
   teacher.classifier->hidden = {160, 80};
   teacher.classifier->labels = {"a", "b"};
-  const auto whole = plan_student(teacher, 1000, {}, 0);
+  const auto whole = plan_student(teacher, 1000, {}, {});
   ASSERT_OK(whole);
   EXPECT_EQ(whole->classifier->hidden, teacher.classifier->hidden);
   EXPECT_EQ(write_recipe(teacher, *whole, {}).find("prune"), std::string::npos);
   DeviceClass tight;
   tight.artifact_bytes = whole->file_bytes / 2;
-  const auto cut = plan_student(teacher, 1000, tight, 0);
+  const auto cut = plan_student(teacher, 1000, tight, {});
   ASSERT_OK(cut);
   EXPECT_LE(cut->file_bytes, tight.artifact_bytes);
   EXPECT_EQ(cut->classifier->hidden[0], 2 * cut->classifier->hidden[1]);
@@ -127,7 +161,7 @@ TEST(Tailor, ClassifiersAreCutInOneProportion) {
       << recipe;
   EXPECT_NE(recipe.find("examples: 5000"), std::string::npos) << recipe;
   tight.artifact_bytes = 100;
-  EXPECT_EQ(plan_student(teacher, 1000, tight, 0).error().code, ErrorCode::kOutOfBudget);
+  EXPECT_EQ(plan_student(teacher, 1000, tight, {}).error().code, ErrorCode::kOutOfBudget);
 }
 
 TEST(Tailor, TextClassifiersAndMaskedModelsHaveRecipesOfTheirOwn) {
@@ -136,7 +170,7 @@ TEST(Tailor, TextClassifiersAndMaskedModelsHaveRecipesOfTheirOwn) {
   teacher.config.encoder.labels = {"on", "off"};
   DeviceClass tight;
   tight.artifact_bytes = 2'000'000;
-  const auto plan = plan_student(teacher, 100'000, tight, 0);
+  const auto plan = plan_student(teacher, 100'000, tight, {});
   ASSERT_OK(plan);
   const std::string texts = write_recipe(teacher, *plan, {});
   EXPECT_NE(texts.find("task: classification"), std::string::npos) << texts;

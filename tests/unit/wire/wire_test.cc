@@ -15,6 +15,7 @@ DeviceProfile profile() {
   p.memory_budget_bytes = 64 << 20;
   p.labels = {{"site", "a"}, {"rack", "7"}};
   p.notes = {"no meter"};
+  p.decode = {{"Q8_0", 4, 256, 8, 2, 32, 768, 4096, 5, 1e-4}, {"Q4_K", 1, 2, 3, 4, 5, 6, 7, 8, 9.5}};
   return p;
 }
 
