@@ -121,9 +121,10 @@ Result<void> run(const Arguments& arguments) {
   options.keys_folder = keys_folder(arguments);
   RETORT_TRY(make_folders(options.keys_folder));
   const Result<FileLock> lock = FileLock::take(options.state_folder / "agent.lock");
-  if (!lock)
+  if (!lock && lock.error().code == ErrorCode::kConflict)
     return fail(lock.error().code, lock.error().where, "{}: another retort-agent runs on this state folder",
                 lock.error().message);
+  if (!lock) return fail(lock.error());
   Spool spool = RETORT_TRY(Spool::open(options.state_folder / "state.db"));
   const bool enrolled = !RETORT_TRY(spool.get("device_id")).value_or("").empty();
   std::string token = arguments.token;

@@ -1196,9 +1196,13 @@ void Agent::health_tick() {
           health_failures_ = 0;
           return;
         }
-        if (++health_failures_ < kHealthFailures) return;
+        // Another file than the one that belongs there is no matter of patience.
+        const bool other = healthy.error().code == ErrorCode::kConflict;
+        if (!other && ++health_failures_ < kHealthFailures) return;
         health_failures_ = 0;
-        log_error("slot {}: retort-serve hangs ({}): replaced", slot, healthy.error().describe());
+        log_error("slot {}: retort-serve {} ({}): replaced", slot, other ? "has a wrong file" : "hangs",
+                  healthy.error().describe());
+        checked_slots_.erase(slot);  // the file may be why
         supervisor_->kill(slot);
       });
 }

@@ -6,6 +6,8 @@
 #include <charconv>
 #include <utility>
 
+#include "common/core/file.h"
+
 namespace retort {
 namespace {
 
@@ -58,7 +60,14 @@ struct Spool::Impl {
                              : code == SQLITE_CORRUPT || code == SQLITE_NOTADB ? ErrorCode::kCorrupt
                              : code == SQLITE_BUSY || code == SQLITE_LOCKED    ? ErrorCode::kConflict
                                                                                : ErrorCode::kIo;
-    return fail(mapped, file, "cannot {}: {}", what, sqlite3_errmsg(db));
+    std::string hint;
+    if (mapped == ErrorCode::kCorrupt)
+      hint =
+          ": the file is damaged; move it away and enrol this device anew with a token (the students stay)";
+    else if (mapped == ErrorCode::kIo &&
+             free_disk_bytes(std::filesystem::path(file).parent_path()).value_or(1 << 20) < (64 << 10))
+      hint = ": no space left on the disk";
+    return fail(mapped, file, "cannot {}: {}{}", what, sqlite3_errmsg(db), hint);
   }
   Result<void> run(const char* sql, std::string_view what) {
     if (sqlite3_exec(db, sql, nullptr, nullptr, nullptr) != SQLITE_OK) return failed(what);

@@ -25,9 +25,14 @@ File& File::operator=(File&& other) noexcept {
 int File::release() { return std::exchange(fd_, -1); }
 
 Result<File> File::open_read(const std::filesystem::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK a pipe that lies where a file should holds its opener until somebody writes to it.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return fail_errno(path.string(), "cannot open");
-  return File(fd, path);
+  File file(fd, path);
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) return fail_errno(path.string(), "cannot stat");
+  if (S_ISFIFO(info.st_mode)) return fail(ErrorCode::kInvalid, path.string(), "is a pipe, not a file");
+  return file;
 }
 
 Result<File> File::open_write(const std::filesystem::path& path, bool truncate) {

@@ -70,10 +70,14 @@ class HttpServer {
   /// Answers what is no request that a handler could be given: 400, 413, 431, 501. The connection ends then.
   using Refusal =
       std::function<void(int status, const std::string& why, std::shared_ptr<HttpResponder> responder)>;
+  /// How long a body is taken after this head, at most; 0: none, the handler answers from the head alone.
+  using BodyLimit = std::function<std::size_t(const HttpRequest& head)>;
 
-  /// Without `refusal` it is plain text. With `tls` the server speaks HTTPS and nothing else.
+  /// Without `refusal` it is plain text. With `tls` the server speaks HTTPS and nothing else. Without
+  /// `body_limit` every body may have limits.body_bytes.
   HttpServer(boost::asio::io_context& reactor, HttpLimits limits, Handler handler,
-             std::shared_ptr<const TlsServer> tls = nullptr, Refusal refusal = nullptr);
+             std::shared_ptr<const TlsServer> tls = nullptr, Refusal refusal = nullptr,
+             BodyLimit body_limit = nullptr);
   ~HttpServer();
   /// Binds host:port (0: any) and returns the port. kConflict names the address when it is in use.
   Result<std::uint16_t> listen(const std::string& host, std::uint16_t port);

@@ -69,11 +69,13 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   struct Session;
   struct Responder;
 
-  Impl(asio::io_context& io, HttpLimits limit, Handler h, std::shared_ptr<const TlsServer> t, Refusal r)
+  Impl(asio::io_context& io, HttpLimits limit, Handler h, std::shared_ptr<const TlsServer> t, Refusal r,
+       BodyLimit b)
       : reactor(io),
         limits(limit),
         handler(std::move(h)),
         refusal(std::move(r)),
+        body_limit(std::move(b)),
         tls(std::move(t)),
         acceptor(io),
         pause(io) {}
@@ -81,6 +83,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
   HttpLimits limits;
   Handler handler;
   Refusal refusal;
+  BodyLimit body_limit;
   std::shared_ptr<const TlsServer> tls;
   tcp::acceptor acceptor;
   asio::steady_timer pause;  ///< until the next try where no connection can be taken
@@ -107,6 +110,7 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
   beast::flat_buffer buffer;
   std::optional<http::request_parser<http::string_body>> parser;
   bool first = true, busy = false, unread = false;
+  std::size_t taken = 0;  ///< bytes of the body, at most
   // The answer under way.
   std::uint64_t request_number = 0;
   bool keep_alive = false, head_only = false, answered = false, chunked = false, complete = false,
@@ -161,9 +165,53 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     parser->body_limit(server->limits.body_bytes);
     expires_after(first || buffer.size() > 0 ? server->limits.read_timeout : server->limits.idle_timeout);
     on_stream([this](auto& from) {
+      http::async_read_header(
+          from, buffer, *parser,
+          [self = shared_from_this()](error_code error, std::size_t) { self->on_head(error); });
+    });
+  }
+
+  /// Who may send how much is known before any of it is read.
+  void on_head(error_code error) {
+    first = false;
+    taken = server->limits.body_bytes;
+    if (error || parser->is_done()) return on_read(error);
+    if (server->body_limit) {
+      HttpRequest head;
+      fill(parser->get(), head);
+      taken = std::min(taken, server->body_limit(head));
+    }
+    const bool all = taken != 0 && parser->content_length().value_or(0) <= taken;
+    if (!all) return on_read(taken == 0 ? error_code() : http::make_error_code(http::error::body_limit));
+    parser->body_limit(taken);
+    if (!beast::iequals(parser->get()[http::field::expect], "100-continue")) return read_body();
+    on_stream([this](auto& to) {
+      asio::async_write(to, asio::buffer(std::string_view("HTTP/1.1 100 Continue\r\n\r\n")),
+                        [self = shared_from_this()](error_code failed, std::size_t) {
+                          if (failed || self->broken) return self->close();
+                          self->read_body();
+                        });
+    });
+  }
+
+  void read_body() {
+    on_stream([this](auto& from) {
       http::async_read(from, buffer, *parser,
                        [self = shared_from_this()](error_code error, std::size_t) { self->on_read(error); });
     });
+  }
+
+  /// Method, target and header; false: the target is not a valid path.
+  template <typename Message>
+  bool fill(const Message& message, HttpRequest& request) const {
+    request.method = std::string(message.method_string());
+    for (const auto& field : message) {
+      std::string name(field.name_string());
+      for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+      request.headers[name] = std::string(field.value());
+    }
+    request.peer = address.to_string();
+    return split_target(std::string_view(message.target().data(), message.target().size()), request);
   }
 
   void on_read(error_code error) {
@@ -172,9 +220,9 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     ++request_number;
     answered = chunked = complete = head_only = false;
     keep_alive = false;
-    unread = static_cast<bool>(error);
+    unread = error || !parser->is_done();
     if (error == http::error::body_limit)
-      return refuse(413, fmt::format("the body is larger than {} bytes", server->limits.body_bytes));
+      return refuse(413, fmt::format("the body is larger than {} bytes", taken));
     if (error == http::error::header_limit) return refuse(431, "the header is too large");
     if (error &&
         (error == http::error::end_of_stream || error == asio::error::operation_aborted ||
@@ -191,17 +239,9 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     for (auto coding = codings.first; coding != codings.second; ++coding)
       if (const std::string name(coding->value()); !beast::iequals(name, "chunked"))
         return refuse(501, fmt::format("the transfer coding '{}' is not supported; 'chunked' is", name));
-    request.method = std::string(message.method_string());
-    if (!split_target(std::string_view(message.target().data(), message.target().size()), request))
-      return refuse(400, "the request's target is not a valid path");
-    for (const auto& field : message) {
-      std::string name(field.name_string());
-      for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-      request.headers[name] = std::string(field.value());
-    }
-    keep_alive = message.keep_alive();
+    if (!fill(message, request)) return refuse(400, "the request's target is not a valid path");
+    keep_alive = message.keep_alive() && !unread;
     head_only = request.method == "HEAD";
-    request.peer = address.to_string();
     request.body = std::move(message.body());
     watch_for_close(request_number);
     server->handler(std::move(request), make_responder());
@@ -439,9 +479,9 @@ bool HttpServer::Impl::make_room(const asio::ip::address& newcomer) {
 }
 
 HttpServer::HttpServer(asio::io_context& reactor, HttpLimits limits, Handler handler,
-                       std::shared_ptr<const TlsServer> tls, Refusal refusal)
-    : impl_(std::make_shared<Impl>(reactor, limits, std::move(handler), std::move(tls), std::move(refusal))) {
-}
+                       std::shared_ptr<const TlsServer> tls, Refusal refusal, BodyLimit body_limit)
+    : impl_(std::make_shared<Impl>(reactor, limits, std::move(handler), std::move(tls), std::move(refusal),
+                                   std::move(body_limit))) {}
 
 HttpServer::~HttpServer() {
   stop();

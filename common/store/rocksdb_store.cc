@@ -4,9 +4,11 @@
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 
 #include "common/core/file.h"
+#include "common/core/units.h"
 #include "common/store/store.h"
 
 namespace retort {
@@ -15,6 +17,9 @@ namespace {
 namespace db = rocksdb;
 
 constexpr std::size_t kHintBytes = 20;  // of a device's id
+/// A disk with less room is full: what RocksDB cannot write spoils its log's file, which must not be written
+/// or synced again (an assertion, where it was built with them).
+constexpr std::uint64_t kReserveBytes = 4 << 20;
 
 db::Slice slice(std::string_view text) { return {text.data(), text.size()}; }
 std::string_view view(const db::Slice& text) { return {text.data(), text.size()}; }
@@ -36,6 +41,14 @@ Result<void> check(const db::Status& status, const std::filesystem::path& folder
               code == ErrorCode::kConflict      ? " (another process has the store open)"
               : code == ErrorCode::kOutOfBudget ? " (make room on the disk)"
                                                 : "");
+}
+
+Result<void> need_room(const std::filesystem::path& folder) {
+  const std::uint64_t free = RETORT_TRY(free_disk_bytes(folder));
+  if (free >= kReserveBytes) return {};
+  return fail(ErrorCode::kOutOfBudget, folder.string(),
+              "no space left: {} are free, and the store writes only while {} are (make room on the disk)",
+              format_bytes(free), format_bytes(kReserveBytes));
 }
 
 /// A table is a column family; one write-ahead log serves all, so that a batch over several is atomic.
@@ -65,12 +78,17 @@ class RocksdbStore final : public Store {
       RETORT_TRY(check(value ? changes.Put(handle, key, *value) : changes.Delete(handle, key), folder_,
                        "cannot collect a write"));
     }
+    RETORT_TRY(need_room(folder_));
+    RETORT_TRY(recovered());
     db::WriteOptions options;
     options.sync = durable;
-    return check(database_->Write(options, &changes), folder_, "cannot write");
+    return noted(check(database_->Write(options, &changes), folder_, "cannot write"));
   }
 
-  Result<void> sync() override { return check(database_->SyncWAL(), folder_, "cannot write to the disk"); }
+  Result<void> sync() override {
+    RETORT_TRY(recovered());
+    return noted(check(database_->SyncWAL(), folder_, "cannot write to the disk"));
+  }
 
   Result<void> scan(std::string_view table, std::string_view prefix, std::string_view start_after,
                     const std::function<bool(std::string_view, std::string_view)>& visit) const override {
@@ -100,8 +118,23 @@ class RocksdbStore final : public Store {
     return found->second;
   }
 
+  Result<void> noted(Result<void> done) {
+    if (!done) failed_ = true;
+    return done;
+  }
+  /// After a write or sync that failed nothing is written until RocksDB has begun a new log, with all that is
+  /// in memory on disk, and that waits for room.
+  Result<void> recovered() {
+    if (!failed_) return {};
+    RETORT_TRY(need_room(folder_));
+    RETORT_TRY(check(database_->Resume(), folder_, "cannot go on after a failed write"));
+    failed_ = false;
+    return {};
+  }
+
   std::filesystem::path folder_;
   std::unique_ptr<db::DB> database_;
+  std::atomic<bool> failed_ = false;
   std::map<std::string, db::ColumnFamilyHandle*, std::less<>> tables_;
 };
 
@@ -110,6 +143,7 @@ class RocksdbStore final : public Store {
 Result<std::unique_ptr<Store>> open_rocksdb_store(const std::filesystem::path& folder,
                                                   const std::vector<std::string>& tables) {
   RETORT_TRY(make_folders(folder));
+  RETORT_TRY(need_room(folder));
   db::Options options;
   options.create_if_missing = true;
   options.create_missing_column_families = true;

@@ -12,6 +12,8 @@
 namespace retort {
 namespace {
 
+constexpr std::size_t kMaxDatasetBytes = 256 << 20, kMaxJsonBytes = 16 << 20;
+
 constexpr std::string_view kAnswerTable = "idempotency";
 
 int http_status(ErrorCode code) {
@@ -193,6 +195,23 @@ void Api::handle(HttpRequest request, Reply responder) {
       });
 }
 
+namespace {
+
+std::string_view bearer(const HttpRequest& request) {
+  constexpr std::string_view kBearer = "Bearer ";
+  const std::string_view header = request.header("authorization");
+  return header.starts_with(kBearer) ? header.substr(kBearer.size()) : std::string_view();
+}
+
+}  // namespace
+
+std::size_t Api::body_limit(const HttpRequest& head) {
+  const Result<TokenRecord> token = p_.tokens.identify(std::string(bearer(head)));
+  if (!token || token->kind == "enrolment") return 0;
+  const bool dataset = head.method == "POST" && head.path == "/v1/datasets";
+  return dataset && allows(token->kind, Scope::kOperator) ? kMaxDatasetBytes : kMaxJsonBytes;
+}
+
 std::optional<TokenRecord> Api::authenticate(const HttpRequest& request, const Reply& responder) {
   const auto now = p_.clock.steady_now();
   const auto limited = [&](std::chrono::milliseconds wait, const char* what) {
@@ -200,10 +219,8 @@ std::optional<TokenRecord> Api::authenticate(const HttpRequest& request, const R
             {{"Retry-After", seconds_of(wait)}}, "rate_limited");
     return std::nullopt;
   };
-  const std::string& header = request.header("authorization");
-  constexpr std::string_view kBearer = "Bearer ";
-  const bool given = header.starts_with(kBearer);
-  Result<TokenRecord> token = p_.tokens.identify(given ? header.substr(kBearer.size()) : "");
+  const std::string_view given = bearer(request);
+  Result<TokenRecord> token = p_.tokens.identify(std::string(given));
   if (token && token->kind == "enrolment") token = fail(ErrorCode::kDenied, "", "");
   if (!token && token.error().code != ErrorCode::kDenied) {
     problem(*responder, token.error());
@@ -213,12 +230,12 @@ std::optional<TokenRecord> Api::authenticate(const HttpRequest& request, const R
     // A good token from the same address goes on working: others behind it must not suffer.
     if (const auto wait = refusals_.take(request.peer, now); wait.count() > 0)
       return limited(wait, "requests without a good token from this address");
-    problem(
-        *responder,
-        {ErrorCode::kDenied,
-         given ? "the token is wrong or expired" : "a bearer token is needed: Authorization: Bearer TOKEN",
-         ""},
-        401, {}, "unauthorized");
+    problem(*responder,
+            {ErrorCode::kDenied,
+             !given.empty() ? "the token is wrong or expired"
+                            : "a bearer token is needed: Authorization: Bearer TOKEN",
+             ""},
+            401, {}, "unauthorized");
     return std::nullopt;
   }
   if (const auto wait = requests_.take(token->id, now); wait.count() > 0)

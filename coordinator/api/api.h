@@ -101,6 +101,9 @@ class Api {
 
   explicit Api(ApiParts parts, ApiLimits limits = {});
   void handle(HttpRequest request, Reply responder);
+  /// How many bytes of a body may come after this head: none of who has no good token, a dataset of an
+  /// operator, else what JSON needs.
+  std::size_t body_limit(const HttpRequest& head);
 
   /// A GET of "/v1/x/{id}" also is how changes below that path are digested, and what If-Match speaks of.
   void add(ApiOperation operation, Handler work);

@@ -47,11 +47,10 @@ Result<TokenRecord> Tokens::identify(const std::string& secret) {
   const bool live = (record->expires == 0 || now < record->expires) && record->uses_left != 0;
   if (!same || !live) return denied();
   if (UnixMillis& used = used_[record->id]; now - used >= kUseMillis || now < used) {
-    // For people only: a crash may lose the last of these.
-    used = now;
+    // For people only: a crash or a full disk may lose the last of these.
     StoreBatch batch;
     batch.put(kUseTable, record->id, std::to_string(now));
-    RETORT_TRY(store_.write(batch, false));
+    if (store_.write(batch, false)) used = now;
   }
   return *record;
 }

@@ -6,6 +6,7 @@
 #include "common/core/fail_point.h"
 #include "common/core/log.h"
 #include "common/core/sha256.h"
+#include "common/core/utf8.h"
 #include "common/net/key_proof.h"
 
 namespace retort {
@@ -25,10 +26,8 @@ std::string device_id_of(std::string_view public_key) {
   return "dev-" + sha256_hex(public_key).substr(0, 16);
 }
 
-/// A device's texts end up in records, logs and answers: bounded here, once.
-void bound(std::string& text, std::size_t limit = kMaxTextBytes) {
-  if (text.size() > limit) text.resize(limit);
-}
+/// A device's texts end up in records, logs and answers: bounded here, once, and made text.
+void bound(std::string& text, std::size_t limit = kMaxTextBytes) { text = valid_utf8(text, limit); }
 void bound(DeviceStatus& s) {
   for (std::string* text : {&s.state, &s.artifact, &s.serve_url, &s.error_code, &s.error}) bound(*text, 1024);
 }
@@ -40,7 +39,12 @@ void bound(DeviceProfile& p) {
     if (list->size() > 128) list->resize(128);
     for (std::string& text : *list) bound(text, 256);
   }
-  while (p.labels.size() > 64) p.labels.erase(std::prev(p.labels.end()));
+  std::map<std::string, std::string> labels;
+  for (const auto& [key, value] : p.labels)
+    if (labels.size() < 64) labels.emplace(valid_utf8(key, 256), valid_utf8(value, 256));
+  p.labels = std::move(labels);
+  if (p.decode.size() > 256) p.decode.resize(256);
+  for (DecodeSample& sample : p.decode) bound(sample.format, 32);
 }
 
 }  // namespace
@@ -66,6 +70,8 @@ Result<void> Fleet::start(const CurveKeys& keys, const std::string& endpoint) {
   keys_ = keys;
   for (DeviceRecord& device : RETORT_TRY(device_table_.all())) {
     const std::string id = device.id;
+    bound(device.name, 256), bound(device.profile),
+        bound(device.status);  // an older release kept all that came
     DeviceRecord& kept = devices_.emplace(id, std::move(device)).first->second;
     device_of_key_[kept.public_key] = &kept;
     if (!kept.previous_key.empty()) device_of_key_[kept.previous_key] = &kept;

@@ -111,6 +111,7 @@ Result<void> serve(const Options& options) {
   const SystemClock clock;
   SystemRandom random;
   const std::unique_ptr<Store> store = RETORT_TRY(open_state(data));
+  RETORT_TRY(check_fleet_key(*store, data));
   const CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(data / "keys" / "fleet.curve"));
   keep_freed_memory(4u << 20, 16u << 20);
   boost::asio::io_context reactor(1);
@@ -264,7 +265,8 @@ Result<void> serve(const Options& options) {
       tls,
       [&](int status, const std::string& why, const std::shared_ptr<HttpResponder>& responder) {
         api.problem(*responder, Error{ErrorCode::kInvalid, "", why}, status);
-      });
+      },
+      [&](const HttpRequest& head) { return api.body_limit(head); });
   const std::uint16_t bound = RETORT_TRY(server.listen(host, port));
   const std::string rest = fmt::format("{}://{}:{}", tls ? "https" : "http",
                                        host.find(':') == std::string::npos ? host : "[" + host + "]", bound);

@@ -156,6 +156,21 @@ Result<std::unique_ptr<Store>> open_state(const std::filesystem::path& data) {
   return store;
 }
 
+Result<void> check_fleet_key(const Store& store, const std::filesystem::path& data) {
+  const fs::path file = data / "keys" / "fleet.curve";
+  std::error_code error;
+  if (fs::exists(file, error)) return {};
+  bool devices = false;
+  RETORT_TRY(store.scan("devices", "", "", [&](std::string_view, std::string_view) {
+    devices = true;
+    return false;
+  }));
+  if (!devices) return {};
+  return fail(ErrorCode::kNotFound, file.string(),
+              "the coordinator's key is gone, and the enrolled devices speak to no other: put it back from a "
+              "backup (keys/fleet.curve there)");
+}
+
 Result<StateReport> check_state(const std::filesystem::path& data) {
   std::error_code error;
   if (!fs::exists(data / "store", error))
@@ -208,6 +223,8 @@ Result<StateReport> check_state(const std::filesystem::path& data) {
   }
   (void)records_of<Site>(*store, "sites", report);
   (void)records_of<TokenRecord>(*store, "tokens", report);
+  if (const Result<void> key = check_fleet_key(*store, data); !key)
+    report.findings.push_back(key.error().describe());
   if (const Result<void> trust = TrustRepository::check(*store, data / "keys"); !trust)
     report.findings.push_back("trust: " + trust.error().describe());
   if (const Result<Audit::Point> head = verify_audit(*store); !head)

@@ -28,6 +28,8 @@ struct StateReport {
   std::uint64_t records = 0, files = 0, bytes = 0;
   std::vector<std::string> findings;  ///< what is wrong, a line each; none: it is whole
 };
+/// Refuses a folder whose devices are enrolled with a key that is no longer there: a new one would be made.
+Result<void> check_fleet_key(const Store& store, const std::filesystem::path& data);
 /// Reads all: every record decodes, every file that one names is there with the right hash, no device is
 /// ahead of what it was told, a device would accept the metadata of trust, the audit log's chain holds.
 /// Nothing may have the store open. Thread: any.

@@ -11,6 +11,9 @@
 
 namespace retort {
 
+/// Whether its time is one that a device may have: it comes from outside.
+bool is_measured(const DecodeSample& sample);
+
 /// Tells the time of a generated token on a device from what was measured there: a sum of costs, none of
 /// which is negative, for a token, a layer, an output feature and an input feature of a matrix product, a
 /// position and a value that attention reads, and a byte of weights. A byte's cost depends on the format and,

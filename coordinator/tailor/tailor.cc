@@ -114,7 +114,7 @@ ClassSpeed slowest(std::span<const DeviceProfile* const> devices) {
     double logs = 0;
     std::size_t count = 0;
     for (const DecodeSample& sample : device->decode)
-      if (sample.format == "Q8_0" && sample.hidden <= 256 && sample.seconds > 0)
+      if (sample.format == "Q8_0" && sample.hidden <= 256 && is_measured(sample))
         logs += std::log(sample.seconds), ++count;
     if (count == 0) continue;
     if (const double mean = logs / static_cast<double>(count); last == nullptr || mean > most)

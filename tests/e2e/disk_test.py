@@ -2,6 +2,7 @@
 
 Each runs on a small file system of its own, so that the system's own "no space left" is met, not a check of ours.
 """
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -108,6 +109,42 @@ class Disk(unittest.TestCase):
         fleet.start_coordinator()
         self.assertLessEqual(made | {'after'}, {c['name'] for c in fleet.retort('class', 'ls')})
         self.assertEqual([t['name'] for t in fleet.retort('teacher', 'ls')], ['tiny'])
+
+    def test_writers_on_a_full_disk(self):
+        """Many at once write to a coordinator without room: each hears so, it lives, and nothing acknowledged is lost."""
+        fleet = self.fleet
+        data = self.small_disk('data', 60)
+        fleet.start_coordinator()
+        filler = self.fill(data, leave=6 << 20)
+        made, codes = set(), set()
+
+        def write(i):
+            labels = [o for n in range(60) for o in ('--label', f'l{n}={"x" * 200}')]
+            run = fleet.run_retort('class', 'set', f'w{i}', '--file', '1MiB', *labels)
+            codes.add(run.returncode)
+            if run.returncode == 0:
+                made.add(f'w{i}')
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(40)))
+            with open(os.path.join(data, 'rest'), 'wb') as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b'x' * 65536)
+                    file.flush()
+            list(pool.map(write, range(40, 80)))
+        self.assertLessEqual(codes, {0, 4}, fleet.logs())
+        self.assertIn(4, codes)
+        self.assertIsNone(fleet.coordinator.poll(), fleet.logs())
+        fleet.coordinator.kill()
+        fleet.coordinator.wait()
+        check = subprocess.run([harness.program('retort-coordinator'), 'check', '--data', data], capture_output=True, text=True)
+        self.assertEqual(check.returncode, 4, check.stdout + check.stderr)
+        self.assertIn('make room', check.stderr)
+        os.remove(filler)
+        os.remove(os.path.join(data, 'rest'))
+        fleet.start_coordinator()
+        self.assertLessEqual(made, {c['name'] for c in fleet.retort('class', 'ls')})
+        fleet.retort('class', 'set', 'after', '--file', '1MiB')
 
     def test_job(self):
         fleet = self.fleet

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 import unittest
@@ -171,6 +172,33 @@ class Kill(harness.FleetTest):
             self.catch_pull()
             os.kill(before['serve_pid'], signal.SIGKILL)
             fleet.serving('one', artifacts[3]['sha256'])
+
+        with self.subTest('a file that changed while nothing ran'):
+            fleet.wait('the end of probation', lambda: fleet.status('one').get('state') == 'idle')
+            before = fleet.serving('one', artifacts[3]['sha256'])
+            for process in (fleet.agents['one'].pid, before['serve_pid']):
+                os.kill(process, signal.SIGKILL)
+            fleet.agents['one'].wait()
+            state = fleet.path('agent-one')
+            for slot in ('a', 'b'):
+                with open(os.path.join(state, 'slots', slot, 'manifest.json'), encoding='utf-8') as file:
+                    if artifacts[3]['sha256'] not in file.read():
+                        continue
+                with open(os.path.join(state, 'slots', slot, 'model.gguf'), 'r+b') as file:
+                    file.seek(-1000, os.SEEK_END)
+                    byte = file.read(1)[0]
+                    file.seek(-1, os.SEEK_CUR)
+                    file.write(bytes([byte ^ 1]))
+            shutil.rmtree(os.path.join(state, 'packed'))
+            os.remove(fleet.path('one.json'))
+            fleet.start_agent('one')
+
+            def mended():
+                url = fleet.status('one').get('serve_url')
+                health = harness.get(url + '/health') if url else None
+                return health and health.get('artifact_sha256') == artifacts[3]['sha256']
+
+            fleet.wait('the right file', mended, fleet.agents['one'], seconds=60)
 
         devices = fleet.retort('device', 'ls')
         self.assertEqual(len(devices), 1)

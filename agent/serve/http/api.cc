@@ -8,6 +8,7 @@
 
 #include "agent/serve/grammar/json_schema.h"
 #include "common/core/clock.h"
+#include "common/core/utf8.h"
 
 namespace retort {
 namespace {

@@ -9,6 +9,7 @@
 #include "agent/serve/kernels/kernels.h"
 #include "agent/serve/runtime/evaluate_classifier.h"
 #include "common/core/base64.h"
+#include "common/core/utf8.h"
 
 namespace retort {
 namespace {

@@ -96,9 +96,6 @@ class Engine {
   std::thread thread_;
 };
 
-/// With U+FFFD for what is not UTF-8, so that an answer is always valid JSON text.
-std::string valid_utf8(std::string_view bytes);
-
 /// Text that may be given out: complete UTF-8 characters, cut before a stop string, holding back what may yet
 /// become one. Pure; for the engine and its tests.
 class TextGate {

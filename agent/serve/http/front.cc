@@ -7,6 +7,7 @@
 #include "agent/serve/http/engine.h"
 #include "common/core/file.h"
 #include "common/core/sha256.h"
+#include "common/core/utf8.h"
 
 namespace retort {
 namespace {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -34,8 +35,30 @@ struct Header {
   std::uint64_t device = 0, inode = 0, size = 0, modified_s = 0, modified_ns = 0, changed_s = 0,
                 changed_ns = 0;
   std::uint64_t packed_bytes = 0;
+  std::uint64_t checksum =
+      0;  ///< of the packed weights: what of another file differs above, of this one here
 };
-static_assert(sizeof(Header) == 96 && std::is_trivially_copyable_v<Header>);
+static_assert(sizeof(Header) == 104 && std::is_trivially_copyable_v<Header>);
+
+/// FNV-1a over 64-bit words in eight lanes, whose products do not wait for each other: as fast as the memory.
+/// Against accidents; who may write the file may write its sum as well.
+std::uint64_t checksum_of(const std::byte* data, std::uint64_t size) {
+  constexpr std::uint64_t kPrime = 0x100000001b3;
+  std::uint64_t lanes[8], words[8];
+  for (std::uint64_t i = 0; i < 8; ++i) lanes[i] = 0xcbf29ce484222325 + i;
+  for (; size >= sizeof words; data += sizeof words, size -= sizeof words) {
+    std::memcpy(words, data, sizeof words);
+    for (int i = 0; i < 8; ++i) {
+      lanes[i] = (lanes[i] ^ words[i]) * kPrime;
+      lanes[i] ^= lanes[i] >> 32;  // the prime alone moves nothing downwards
+    }
+  }
+  std::memset(words, 0, sizeof words);
+  std::memcpy(words, data, size);
+  std::uint64_t sum = 0;
+  for (int i = 0; i < 8; ++i) sum = ((sum ^ lanes[i]) * kPrime ^ words[i]) * kPrime;
+  return sum;
+}
 
 Result<Header> header_of(const std::filesystem::path& source, std::uint64_t packed_bytes) {
   struct stat s {};
@@ -89,11 +112,15 @@ void* map_cached(const std::filesystem::path& path, const Header& header) {
   const Result<std::uint64_t> size = file->size();
   if (!size || *size != kPage + header.packed_bytes) return nullptr;
   if (!file->read_exact_at(0, std::span(reinterpret_cast<char*>(&found), sizeof found))) return nullptr;
-  if (std::memcmp(&found, &header, sizeof header) != 0) return nullptr;
+  if (std::memcmp(&found, &header, offsetof(Header, checksum)) != 0) return nullptr;
   void* const mapped = ::mmap(nullptr, kPage + header.packed_bytes, PROT_READ, MAP_SHARED, file->fd(), 0);
   if (mapped == MAP_FAILED) return nullptr;
   make_present(static_cast<std::byte*>(mapped), kPage + header.packed_bytes);
-  return mapped;
+  if (checksum_of(static_cast<const std::byte*>(mapped) + kPage, header.packed_bytes) == found.checksum)
+    return mapped;
+  log_warn("{}: damaged since it was written; the weights are packed anew", path.string());
+  ::munmap(mapped, kPage + header.packed_bytes);
+  return nullptr;
 }
 
 /// The first page: the header, then the model's path.
@@ -192,6 +219,7 @@ Result<PackedWeights> PackedWeights::make(std::uint64_t size, const std::filesys
         if (errno != EINTR) return fail_errno(cache.string(), "cannot lock");
       if (use_cached()) return {};
       drop_orphans(cache);
+      header.checksum = checksum_of(data, size);
       std::memcpy(whole, first_page(header, source).data(), kPage);
       return write_file_with(path, [&](const File& file) {
         return file.write_all_at(0, {reinterpret_cast<const char*>(whole), kPage + size});

@@ -637,5 +637,21 @@ TEST_F(StateTest, BackupWhileOpenRestoreAndCheck) {
   EXPECT_EQ(*read_file(blob), bytes);
 }
 
+TEST(State, AMissingFleetKeyIsTold) {
+  testing::TemporaryFolder folder;
+  const auto store = open_state(folder.path());
+  ASSERT_OK(store);
+  EXPECT_OK(check_fleet_key(**store, folder.path())) << "nobody knows the key yet";
+  DeviceRecord device;
+  device.id = "dev-1";
+  ASSERT_OK(RecordTable<DeviceRecord>(**store, "devices").put(device.id, device));
+  const auto gone = check_fleet_key(**store, folder.path());
+  ASSERT_FALSE(gone);
+  EXPECT_NE(gone.error().message.find("backup"), std::string::npos);
+  ASSERT_OK(make_folders(folder / "keys"));
+  ASSERT_OK(write_file_atomic(folder / "keys" / "fleet.curve", "k"));
+  EXPECT_OK(check_fleet_key(**store, folder.path()));
+}
+
 }  // namespace
 }  // namespace retort

@@ -2,6 +2,7 @@
 
 #include <deque>
 
+#include "common/core/utf8.h"
 #include "common/hf/hf_model.h"
 #include "common/net/key_proof.h"
 #include "common/trust/client.h"
@@ -57,9 +58,9 @@ struct Device {
         millis);
     return found;
   }
-  std::string enrol(const std::string& secret, DeviceProfile profile = {}) {
+  std::string enrol(const std::string& secret, DeviceProfile profile = {}, std::string name = "d") {
     ++epoch, sequence = 0;
-    send(wire::Enrol{secret, "d", std::move(profile)});
+    send(wire::Enrol{secret, std::move(name), std::move(profile)});
     const auto enrolled = next<wire::Enrolled>();
     return enrolled ? id = enrolled->device_id : "";
   }
@@ -290,6 +291,26 @@ TEST_F(FleetTest, ADeviceThatMissedItsDesiredStateIsToldAgain) {
   EXPECT_EQ(d->next<wire::Desired>()->desired.generation, told->desired.generation);
   d->send(wire::Heartbeat{told->desired.generation});
   EXPECT_FALSE(d->next<wire::Desired>(300));
+}
+
+TEST_F(FleetTest, WhatADeviceCallsItselfIsTextOfBoundedLength) {
+  DeviceProfile profile;
+  profile.hostname = "h\xc3";
+  profile.notes = {"\xed\xa0\x80"};
+  std::string odd = "a";
+  for (int i = 0; i < 200; ++i) odd += "\xc3\xa9";  // é: 256 bytes end in the middle of one
+  profile.labels = {{"k\xff", odd}};
+  profile.decode.assign(5000, {"Q8_0\xfe", 1, 2, 3, 4, 5, 6, 7, 8, 1});
+  const auto d = device();
+  const std::string id = d->enrol("good", profile, "evil\xff");
+  ASSERT_FALSE(id.empty());
+  const DeviceRecord& kept = fleet_.devices().at(id);
+  EXPECT_EQ(kept.name, "evil\xef\xbf\xbd");
+  EXPECT_EQ(kept.profile.hostname, "h\xef\xbf\xbd");
+  EXPECT_EQ(valid_utf8(kept.profile.notes.at(0)), kept.profile.notes.at(0));
+  EXPECT_EQ(kept.profile.labels.at("k\xef\xbf\xbd"), odd.substr(0, 255));
+  EXPECT_EQ(kept.profile.decode.size(), 256u);
+  EXPECT_EQ(kept.profile.decode.at(0).format, "Q8_0\xef\xbf\xbd");
 }
 
 TEST_F(FleetTest, EnrolmentIsGuardedAndRepeatable) {

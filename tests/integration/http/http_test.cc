@@ -57,6 +57,9 @@ class Http : public ::testing::Test {
         nullptr,
         [](int status, const std::string& why, const std::shared_ptr<HttpResponder>& responder) {
           responder->send(status, "application/json", "{\"why\": \"" + why + "\"}");
+        },
+        [](const HttpRequest& head) -> std::size_t {
+          return head.header("who") == "nobody" ? 0 : head.path == "/echo/short" ? 10 : 1 << 20;
         });
     const auto port = server_->listen("127.0.0.1", 0);
     ASSERT_OK(port);
@@ -96,6 +99,26 @@ class Http : public ::testing::Test {
   std::uint16_t port_ = 0;
   std::thread thread_;
 };
+
+TEST_F(Http, TheHeadDecidesHowMuchOfABodyIsTaken) {
+  const auto post = [&](const std::string& name, const std::string& headers, const std::string& body) {
+    return raw("POST /echo/" + name + " HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + headers + "\r\n" + body);
+  };
+  EXPECT_NE(post("short", "Content-Length: 10\r\n", "0123456789").find("short||0123456789"), std::string::npos);
+  EXPECT_NE(post("short", "Content-Length: 11\r\n", "0123456789a").find("larger than 10 bytes"), std::string::npos);
+  EXPECT_NE(post("short", "Transfer-Encoding: chunked\r\n", "b\r\n0123456789a\r\n0\r\n\r\n").find("HTTP/1.1 413"),
+            std::string::npos);
+  EXPECT_NE(post("long", "Content-Length: 1001\r\n", std::string(1001, 'x')).find("larger than 1000 bytes"),
+            std::string::npos);
+  // Nothing is waited for from who may send nothing: the answer comes before the body.
+  const std::string early = post("a", "Who: nobody\r\nContent-Length: 900\r\n", "");
+  EXPECT_NE(early.find("HTTP/1.1 200"), std::string::npos) << early;
+  EXPECT_NE(early.find("Connection: close"), std::string::npos) << early;
+  EXPECT_NE(early.find("a||"), std::string::npos) << early;
+  const std::string asked = post("a", "Expect: 100-continue\r\nContent-Length: 2\r\n", "ok");
+  EXPECT_EQ(asked.find("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200"), 0u) << asked;
+  EXPECT_NE(asked.find("a||ok"), std::string::npos) << asked;
+}
 
 TEST_F(Http, RoutesDecodesAndAnswers) {
   HttpCall call;

@@ -1,4 +1,5 @@
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include "common/core/random.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
+#include "common/core/utf8.h"
 #include "tests/support/support.h"
 
 namespace retort {
@@ -139,6 +141,27 @@ TEST(SeededRandom, RepeatsItself) {
   const std::uint64_t first = a.next_u64();
   EXPECT_EQ(first, b.next_u64());
   EXPECT_NE(first, c.next_u64());
+}
+
+TEST(Utf8, BecomesValidAndIsCutBetweenCharacters) {
+  EXPECT_EQ(valid_utf8("plain \xc3\xa9 \xf0\x9f\x98\x80"), "plain \xc3\xa9 \xf0\x9f\x98\x80");
+  const std::string mark = "\xef\xbf\xbd";
+  EXPECT_EQ(valid_utf8("a\xff\x62"), "a" + mark + "b");
+  EXPECT_EQ(valid_utf8("\xc0\x80"), mark + mark);              // overlong
+  EXPECT_EQ(valid_utf8("\xed\xa0\x80"), mark + mark + mark);  // a surrogate
+  EXPECT_EQ(valid_utf8("\xf0\x9f\x98"), mark + mark + mark);  // cut off
+  EXPECT_EQ(valid_utf8("ab\xc3\xa9", 3), "ab");
+  EXPECT_EQ(valid_utf8("ab\xc3\xa9", 4), "ab\xc3\xa9");
+  EXPECT_EQ(valid_utf8("\x80\x80\x80\x80\x80", 4), mark);  // no beginning to cut before
+  EXPECT_EQ(valid_utf8("abc", 0), "");
+}
+
+TEST(File, APipeIsNoFileAndHoldsNobodyUp) {
+  TemporaryFolder folder;
+  ASSERT_EQ(::mkfifo((folder / "p").c_str(), 0600), 0);
+  EXPECT_EQ(File::open_read(folder / "p").error().code, ErrorCode::kInvalid);
+  EXPECT_EQ(MappedFile::open(folder / "p").error().code, ErrorCode::kInvalid);
+  EXPECT_FALSE(read_file(folder / "p").has_value());
 }
 
 }  // namespace

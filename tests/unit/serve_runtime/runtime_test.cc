@@ -347,6 +347,12 @@ TEST(PackedWeights, AreKeptMappedAndNeverMistaken) {
   EXPECT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
   EXPECT_EQ(std::filesystem::last_write_time(entry), written) << "packed again";
 
+  std::string damaged = *read_file(entry);  // a bit of the last weight
+  damaged.back() = static_cast<char>(damaged.back() ^ 1);
+  ASSERT_OK(write_file_atomic(entry, damaged));
+  EXPECT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
+  EXPECT_NE(*read_file(entry), damaged) << "mended";
+
   std::filesystem::resize_file(entry, std::filesystem::file_size(entry) - 1);  // torn
   EXPECT_EQ(last_logits(file, {.pack_cache = cache}, true), expected);
   ASSERT_OK(write_file_atomic(entry, std::string(std::filesystem::file_size(entry), 'x')));  // something else
