@@ -12,15 +12,19 @@ std::string check_bytes(const std::string& text) {
 }
 std::uint64_t to_bytes(const std::string& text) { return text.empty() ? 0 : parse_bytes(text).value_or(0); }
 
-Result<json::object> labels_of(const std::vector<std::string>& labels) {
-  json::object out;
-  for (const std::string& label : labels) {
+/// "site=hall" sets a label, "site=" drops it; the others stay.
+Result<void> change_labels(const std::vector<std::string>& given, json::object& labels) {
+  for (const std::string& label : given) {
     const std::size_t equals = label.find('=');
     if (equals == 0 || equals == std::string::npos)
       return fail(ErrorCode::kInvalid, "--label", "'{}' is not KEY=VALUE", label);
-    out[label.substr(0, equals)] = label.substr(equals + 1);
+    const std::string key = label.substr(0, equals), value = label.substr(equals + 1);
+    if (value.empty())
+      labels.erase(key);
+    else
+      labels[key] = value;
   }
-  return out;
+  return {};
 }
 
 struct ClassArguments {
@@ -49,16 +53,16 @@ void add_class_commands(Program& program) {
   CLI::App* set = program.verb(
       app, "set", "define a class, or change what is given of one",
       "  retort class set small --max-memory 48MiB --file 1.2MiB\n"
-      "  retort class set cameras --label site=hall --priority 10 --file 3M --p95-token-seconds 0.02",
+      "  retort class set cameras --label site=hall --priority 10 --file 3M --p95-token-seconds 0.02\n"
+      "  retort class set cameras --label site= --label floor=2",
       [&program, given, app]() -> Result<int> {
         Rest rest = RETORT_TRY(program.connect());
         const std::string path = "/v1/classes/" + escape_url(given->id);
         json::object body{{"rules", json::object()}, {"budgets", json::object()}};
-        const Result<json::value> before = rest.get(path);
-        if (!before && before.error().code != ErrorCode::kNotFound) return fail(before.error());
-        if (before && before->is_object())
+        const std::optional<Rest::Version> seen = RETORT_TRY(rest.find(path));
+        if (seen && seen->value.is_object())
           for (const char* part : {"priority", "rules", "budgets"})
-            if (json_has(before->get_object(), part)) body[part] = before->get_object().at(part);
+            if (json_has(seen->value.get_object(), part)) body[part] = seen->value.get_object().at(part);
         if (!body["rules"].is_object() || !body["budgets"].is_object())
           return fail(ErrorCode::kInternal, path, "the coordinator's answer is not a class");
         json::object& rules = body["rules"].get_object();
@@ -71,11 +75,15 @@ void add_class_commands(Program& program) {
         if (has("--min-cpu")) rules["min_cpu"] = given->min_cpu;
         if (has("--max-cpu")) rules["max_cpu"] = given->max_cpu;
         if (has("--architecture")) rules["architecture"] = given->architecture;
-        if (has("--label")) rules["labels"] = RETORT_TRY(labels_of(given->labels));
+        if (has("--label")) {
+          json::value& labels = rules["labels"];
+          if (!labels.is_object()) labels = json::object();
+          RETORT_TRY(change_labels(given->labels, labels.get_object()));
+        }
         if (has("--file")) budgets["artifact_bytes"] = to_bytes(given->artifact_bytes);
         if (has("--serving-memory")) budgets["serving_memory_bytes"] = to_bytes(given->serving_memory);
         if (has("--p95-token-seconds")) budgets["p95_token_seconds"] = given->p95;
-        return program.show(rest.put(path, body));
+        return program.show(RETORT_TRY(rest.put(path, body, seen)).value);
       });
   const CLI::Validator size(check_bytes, "SIZE");
   set->add_option("CLASS", given->id)->required();
@@ -89,7 +97,7 @@ void add_class_commands(Program& program) {
       ->check(CLI::NonNegativeNumber);
   set->add_option("--architecture", given->architecture, "rule: x86_64, aarch64, …");
   set->add_option("--label", given->labels,
-                  "rule: KEY=VALUE, as the agent was started with; may be repeated");
+                  "rule: KEY=VALUE, as the agent was started with; KEY= drops the rule; may be repeated");
   set->add_option("--file", given->artifact_bytes, "budget: the student's file is at most this")->check(size);
   set->add_option("--serving-memory", given->serving_memory, "budget: memory of retort-serve with it")
       ->check(size);

@@ -50,19 +50,21 @@ struct Rest::Impl {
   bool local = false;
 
   Result<HttpResponse> send(std::string_view method, const std::string& path, std::string_view body,
-                            std::string_view content_type, std::string_view range);
+                            std::string_view content_type, const HttpHeaders& headers = {});
+  Result<Version> versioned_answer(std::string_view method, const std::string& path, std::string_view body,
+                                   std::string_view content_type, const HttpHeaders& headers = {});
   Result<json::value> json_answer(std::string_view method, const std::string& path, std::string_view body,
                                   std::string_view content_type);
 };
 
 Result<HttpResponse> Rest::Impl::send(std::string_view method, const std::string& path, std::string_view body,
-                                      std::string_view content_type, std::string_view range) {
+                                      std::string_view content_type, const HttpHeaders& headers) {
   HttpCall call;
   call.method = method;
   call.url = address + path;
   call.headers = {{"Accept", "application/json"}};
   if (!connection.token.empty()) call.headers.emplace_back("Authorization", "Bearer " + connection.token);
-  if (!range.empty()) call.headers.emplace_back("Range", range);
+  call.headers.insert(call.headers.end(), headers.begin(), headers.end());
   if (!content_type.empty()) call.headers.emplace_back("Content-Type", content_type);
   call.body = body;
   call.fingerprint = connection.fingerprint;
@@ -82,12 +84,21 @@ Result<HttpResponse> Rest::Impl::send(std::string_view method, const std::string
   return answer;
 }
 
+Result<Rest::Version> Rest::Impl::versioned_answer(std::string_view method, const std::string& path,
+                                                   std::string_view body, std::string_view content_type,
+                                                   const HttpHeaders& headers) {
+  const HttpResponse answer = RETORT_TRY(send(method, path, body, content_type, headers));
+  if (answer.status < 200 || answer.status > 299) return fail(error_of(answer, path));
+  Version out;
+  if (const auto etag = answer.headers.find("etag"); etag != answer.headers.end()) out.etag = etag->second;
+  if (answer.body.find_first_not_of(" \r\n\t") != std::string::npos)
+    out.value = RETORT_TRY(parse_json(answer.body, path));
+  return out;
+}
+
 Result<json::value> Rest::Impl::json_answer(std::string_view method, const std::string& path,
                                             std::string_view body, std::string_view content_type) {
-  const HttpResponse answer = RETORT_TRY(send(method, path, body, content_type, ""));
-  if (answer.status < 200 || answer.status > 299) return fail(error_of(answer, path));
-  if (answer.body.find_first_not_of(" \r\n\t") == std::string::npos) return json::value();
-  return parse_json(answer.body, path);
+  return RETORT_TRY(versioned_answer(method, path, body, content_type)).value;
 }
 
 Rest::Rest(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -121,11 +132,23 @@ Result<Rest> Rest::open(Connection connection) {
 bool Rest::local() const { return impl_->local; }
 
 Result<json::value> Rest::get(const std::string& path) { return impl_->json_answer("GET", path, "", ""); }
+Result<std::optional<Rest::Version>> Rest::find(const std::string& path) {
+  Result<Version> found = impl_->versioned_answer("GET", path, "", "");
+  if (!found && found.error().code == ErrorCode::kNotFound) return std::optional<Version>();
+  return std::optional<Version>(RETORT_TRY(std::move(found)));
+}
+Result<Rest::Version> Rest::put(const std::string& path, const json::value& body,
+                                const std::optional<Version>& seen) {
+  const std::pair<std::string, std::string> condition =
+      seen ? std::pair("If-Match", seen->etag) : std::pair("If-None-Match", "*");
+  return impl_->versioned_answer("PUT", path, json::serialize(body), "application/json", {condition});
+}
+Result<Rest::Version> Rest::post(const std::string& path, const json::value& body, const Version& seen) {
+  return impl_->versioned_answer("POST", path, json::serialize(body), "application/json",
+                                 {{"If-Match", seen.etag}});
+}
 Result<json::value> Rest::post(const std::string& path, const json::value& body) {
   return impl_->json_answer("POST", path, json::serialize(body), "application/json");
-}
-Result<json::value> Rest::put(const std::string& path, const json::value& body) {
-  return impl_->json_answer("PUT", path, json::serialize(body), "application/json");
 }
 Result<json::value> Rest::remove(const std::string& path) {
   return impl_->json_answer("DELETE", path, "", "");
@@ -138,7 +161,7 @@ Result<json::value> Rest::upload(const std::string& path, const std::filesystem:
 }
 
 Result<Rest::Text> Rest::get_text(const std::string& path) {
-  HttpResponse answer = RETORT_TRY(impl_->send("GET", path, "", "", ""));
+  HttpResponse answer = RETORT_TRY(impl_->send("GET", path, "", ""));
   if (answer.status < 200 || answer.status > 299) return fail(error_of(answer, path));
   Text text;
   if (const auto next = answer.headers.find("next-offset"); next != answer.headers.end())
@@ -153,7 +176,7 @@ Result<void> Rest::download(const std::string& path, const std::filesystem::path
   for (std::uint64_t done = 0; done < bytes;) {
     const std::uint64_t last = std::min(done + kPieceBytes, bytes) - 1;
     const HttpResponse answer =
-        RETORT_TRY(impl_->send("GET", path, "", "", fmt::format("bytes={}-{}", done, last)));
+        RETORT_TRY(impl_->send("GET", path, "", "", {{"Range", fmt::format("bytes={}-{}", done, last)}}));
     if (answer.status < 200 || answer.status > 299) return fail(error_of(answer, path));
     if (answer.status == 206 ? answer.body.size() != last - done + 1 : answer.body.size() != bytes)
       return fail(ErrorCode::kCorrupt, path, "{} bytes came where {} were asked for", answer.body.size(),

@@ -47,8 +47,17 @@ class Rest {
   Rest(Rest&&) noexcept;
 
   Result<json::value> get(const std::string& path);
+  /// A thing as it was when it was looked at.
+  struct Version {
+    json::value value;
+    std::string etag;
+  };
+  /// Nothing where there is none.
+  Result<std::optional<Version>> find(const std::string& path);
+  /// Changes what was `seen`, or makes what was not there; kConflict where another was quicker.
+  Result<Version> put(const std::string& path, const json::value& body, const std::optional<Version>& seen);
+  Result<Version> post(const std::string& path, const json::value& body, const Version& seen);
   Result<json::value> post(const std::string& path, const json::value& body);
-  Result<json::value> put(const std::string& path, const json::value& body);
   Result<json::value> remove(const std::string& path);
   /// Sends a file's bytes.
   Result<json::value> upload(const std::string& path, const std::filesystem::path& file,

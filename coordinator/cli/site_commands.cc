@@ -28,9 +28,8 @@ void add_site_commands(Program& program) {
       [&program, given, app]() -> Result<int> {
         Rest rest = RETORT_TRY(program.connect());
         const std::string path = "/v1/sites/" + escape_url(given->id);
-        const Result<json::value> before = rest.get(path);
-        if (!before && before.error().code != ErrorCode::kNotFound) return fail(before.error());
-        json::object body = before ? *RETORT_TRY(as_object(*before, path)) : json::object();
+        const std::optional<Rest::Version> seen = RETORT_TRY(rest.find(path));
+        json::object body = seen ? *RETORT_TRY(as_object(seen->value, path)) : json::object();
         const CLI::App* set_verb = app->get_subcommand("set");
         if (set_verb->count("--mirror") > 0)
           body["mirrors"] = given->mirrors == std::vector<std::string>{"none"}
@@ -39,7 +38,7 @@ void add_site_commands(Program& program) {
         if (set_verb->count("--bytes-per-second") > 0)
           body["bytes_per_second"] = RETORT_TRY(parse_bytes(given->bytes_per_second));
         if (set_verb->count("--transfers") > 0) body["transfers"] = given->transfers;
-        return program.show(rest.put(path, body));
+        return program.show(RETORT_TRY(rest.put(path, body, seen)).value);
       });
   set->add_option("SITE", given->id)->required();
   set->add_option("--mirror", given->mirrors,

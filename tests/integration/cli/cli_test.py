@@ -105,6 +105,144 @@ class Cli(unittest.TestCase):
         self.retort('class', 'set', 'new', '--file', '1.5K')
         self.assertEqual(json.loads(self.server.requests[-1][2]), {'rules': {}, 'budgets': {'artifact_bytes': 1536}})
 
+    def classes(self, **there):
+        """Answers of a coordinator that keeps classes as the real one does: a PUT says all of rules and budgets."""
+        empty = {'rules': {'min_memory_bytes': 0, 'max_memory_bytes': 0, 'min_cpu': 0.0, 'max_cpu': 0.0, 'architecture': '',
+                           'labels': {}},
+                 'budgets': {'artifact_bytes': 0, 'serving_memory_bytes': 0, 'p95_token_seconds': 0.0}}
+        kept, versions = {}, {}
+
+        def put(name, body):
+            kept[name] = {'name': name, 'priority': body.get('priority') or 0,
+                          **{part: {**default, **{k: v for k, v in (body.get(part) or {}).items() if v is not None}}
+                             for part, default in empty.items()},
+                          'artifact': kept.get(name, {}).get('artifact'), 'generation': 1}
+            versions[name] = versions.get(name, 0) + 1
+
+        def answer(name):
+            return 200, kept[name], {'ETag': f'"{versions[name]}"'}
+
+        def conflict():
+            return 412, {'title': 'precondition failed', 'status': 412, 'code': 'conflict',
+                         'detail': 'it is not what it was when you looked'}
+
+        def on_get(handler):
+            name = handler.path.rsplit('/', 1)[1]
+            if name not in kept:
+                return 404, {'title': 'not found', 'status': 404, 'code': 'not_found', 'detail': f"there is no class '{name}'"}
+            return answer(name)
+
+        def on_put(handler):
+            name = handler.path.rsplit('/', 1)[1]
+            match, none = handler.headers['If-Match'], handler.headers['If-None-Match']
+            if (match and (name not in kept or match != f'"{versions[name]}"')) or (none == '*' and name in kept):
+                return conflict()
+            put(name, json.loads(handler.body))
+            return answer(name)
+
+        def on_assign(handler):
+            name = handler.path.split('/')[3]
+            if handler.headers['If-Match'] and handler.headers['If-Match'] != f'"{versions[name]}"':
+                return conflict()
+            kept[name]['artifact'] = json.loads(handler.body)['artifact']
+            versions[name] += 1
+            return answer(name)
+
+        for name, body in there.items():
+            put(name, body)
+        answers = {}
+        for name in (*there, 'new'):
+            path = f'/v1/classes/{name}'
+            answers.update({('GET', path): on_get, ('PUT', path): on_put, ('POST', path + '/assign'): on_assign})
+        return kept, answers
+
+    def apply(self, text, *options, status=0):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'fleet.yaml')
+            with open(path, 'w', encoding='utf-8') as file:
+                file.write(text)
+            return self.retort('apply', '-f', path, *options, status=status)
+
+    def test_apply_compares_labels_both_ways(self):
+        kept, answers = self.classes(cam={'rules': {'labels': {'site': 'hall', 'floor': '1'}, 'min_cpu': 2.0}})
+        self.serve(answers)
+
+        def document(rules):
+            return f'kind: Class\nname: cam\nrules: {rules}\n'
+
+        def takes_away(rules, lines, labels):
+            told = '  ' + '\n  '.join(lines) + '\n'
+            self.assertEqual(self.apply(document(rules), '--dry-run'), 'class cam: would change\n' + told)
+            self.assertEqual(self.apply(document(rules)), 'class cam: applied\n' + told)
+            self.assertEqual(kept['cam']['rules']['labels'], labels)
+            self.assertEqual(self.apply(document(rules)), 'class cam: unchanged\n')
+
+        takes_away('{labels: {site: hall}}', ['- rules.labels.floor: "1"'], {'site': 'hall'})
+        takes_away('{labels: {}}', ['- rules.labels.site: "hall"'], {})
+        takes_away('{labels: {a: "1"}}', ['+ rules.labels.a: "1"'], {'a': '1'})
+        takes_away('{labels: {}, min_cpu: 0.5}',
+                   ['- rules.labels.a: "1"', '- rules.min_cpu: 2', '+ rules.min_cpu: 0.5'], {})
+        takes_away('{labels: {a: "1"}, min_cpu: 3}',
+                   ['+ rules.labels.a: "1"', '- rules.min_cpu: 0.5', '+ rules.min_cpu: 3'], {'a': '1'})
+        takes_away('{labels: null, min_cpu: null}', ['- rules.labels.a: "1"', '- rules.min_cpu: 3'], {})
+
+    def test_apply_makes_a_class_that_asks_for_nothing(self):
+        kept, answers = self.classes()
+        self.serve(answers)
+        self.assertIn('+ name: "new"', self.apply('kind: Class\nname: new\n'))
+        self.assertIn('new', kept)
+        self.assertEqual(self.apply('kind: Class\nname: new\n'), 'class new: unchanged\n')
+
+    def test_changes_say_which_version_they_are_of(self):
+        kept, answers = self.classes(cam={'rules': {'labels': {'site': 'hall'}}})
+        looked, theirs = answers[('GET', '/v1/classes/cam')], {'priority': 7}
+
+        def look(handler):
+            seen = json.loads(json.dumps(looked(handler)))
+            answers[('PUT', '/v1/classes/cam')](type('Other', (), {'path': handler.path, 'headers': {'If-Match': None, 'If-None-Match': None},
+                                                                  'body': json.dumps(theirs)}))
+            return seen
+
+        self.serve({**answers, ('GET', '/v1/classes/cam'): look})
+        self.assertIn('not what it was', self.apply('kind: Class\nname: cam\nrules: {min_cpu: 1}\n', status=3))
+        self.assertIn('not what it was', self.retort('class', 'set', 'cam', '--min-cpu', '1', status=3))
+        self.assertEqual(kept['cam']['priority'], 7)
+        self.assertEqual(kept['cam']['rules']['min_cpu'], 0)
+
+    def test_apply_assigns_the_version_that_it_put(self):
+        kept, answers = self.classes(cam={})
+        self.serve({**answers, ('GET', '/v1/artifacts/abcdef123456'): (200, {'sha256': 'abcdef123456'})})
+        self.apply('kind: Class\nname: cam\npriority: 2\nartifact: abcdef123456\n')
+        self.assertEqual(kept['cam']['artifact'], 'abcdef123456')
+        self.assertTrue(self.server.requests[-1][3]['If-Match'])
+
+    def test_class_set_adds_and_drops_labels(self):
+        kept, answers = self.classes(cam={'rules': {'labels': {'site': 'hall', 'floor': '1'}}})
+        self.serve(answers)
+        self.retort('class', 'set', 'cam', '--label', 'site=', '--label', 'room=9')
+        self.assertEqual(kept['cam']['rules']['labels'], {'floor': '1', 'room': '9'})
+        self.retort('class', 'set', 'cam', '--label', 'site', status=3)
+        self.assertIn('KEY= drops', self.retort('class', 'set', '--help'))
+
+    def test_apply_says_where_it_went_wrong(self):
+        kept, answers = self.classes(cam={})
+        self.serve({**answers, ('GET', '/v1/rollouts'): (200, {'items': [], 'next': None}),
+                    ('GET', '/v1/artifacts/abcdef123456'): (200, {'sha256': 'abcdef123456'})})
+        made = 'kind: Class\nname: new\n---\n'
+        rollout = 'kind: Rollout\nname: november\nclasses: {%s: %s}\n'
+        for text, message in (
+                (made + rollout % ('missing', 'abcdef123456'), "document 2 (Rollout november): there is no /v1/classes/missing"),
+                (made + rollout % ('new', '4f2a91c07be3'), "document 2 (Rollout november): there is no /v1/artifacts/4f2a91c07be3"),
+                (made + 'kind: Site\n', "document 2 (Site): 'name' is missing"),
+                (made + 'kind: Class\nname: cam\nrules: {max_memory_bytes: lots}\n', 'document 2 (Class cam): '),
+                (made + 'kind: Pod\n', "document 2: 'Pod' is not a kind"),
+                ('kind: Class\nname: cam\nartifact: 4f2a91c07be3\n', 'document 1 (Class cam): there is no'),
+                (rollout % ('new', 'abcdef123456') + '---\n' + made, "document 1 (Rollout november): there is no class 'new'")):
+            self.assertIn('fleet.yaml, ' + message, self.apply(text, '--dry-run', status=3))
+        self.assertEqual(list(kept), ['cam'])
+        self.assertIn('would change', self.apply(made + rollout % ('new', 'abcdef123456'), '--dry-run'))
+        self.assertIn('fleet.yaml, document 1 (Rollout november): ', self.apply(rollout % ('cam', 'x'), status=3))
+
     def test_artifact_get_checks_the_bytes(self):
         data = os.urandom(5_000_000)
         sha256 = hashlib.sha256(data).hexdigest()
