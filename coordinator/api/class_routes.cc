@@ -143,6 +143,21 @@ void add_class_routes(Api& api, const ApiParts& parts) {
             DeviceClass value = RETORT_TRY(class_of(call.parameter("name"), call.body));
             return json::value(class_json(RETORT_TRY(p.fleet.set_class(std::move(value)))));
           });
+  api.add({.method = "DELETE",
+           .path = "/v1/classes/{name}",
+           .id = "removeClass",
+           .noun = "classes",
+           .scope = Scope::kOperator,
+           .summary = "Removes a class that no rollout and no job is for; its devices move at once",
+           .response = schema::object({{"name", schema::text()}, {"removed", schema::boolean()}})},
+          [&p](const Call& call) -> Result<json::value> {
+            const std::string& name = call.parameter("name");
+            for (const auto& [id, job] : p.jobs.all())
+              if (job.device_class == name && (job.state == "running" || job.state == "queued"))
+                return fail(ErrorCode::kConflict, "", "job {} is for this class; cancel it first", id);
+            RETORT_TRY(p.rollouts.remove_class(name));
+            return json::object{{"name", name}, {"removed", true}};
+          });
   api.add({.method = "POST",
            .path = "/v1/classes/{name}/assign",
            .id = "assignClass",

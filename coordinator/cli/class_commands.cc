@@ -85,6 +85,8 @@ void add_class_commands(Program& program) {
         if (has("--p95-token-seconds")) budgets["p95_token_seconds"] = given->p95;
         return program.show(RETORT_TRY(rest.put(path, body, seen)).value);
       });
+  program.add_remove(app, "rm", "remove one that no rollout and no job is for; its devices move at once",
+                     "/v1/classes", "CLASS", "removed");
   const CLI::Validator size(check_bytes, "SIZE");
   set->add_option("CLASS", given->id)->required();
   set->add_option("--priority", given->priority, "of the classes that match a device, the highest wins");

@@ -26,6 +26,8 @@ class DeviceFleet {
   /// called when it is, before devices are told.
   virtual Result<DeviceClass> assign(const std::string& name, const std::string& artifact, StoreBatch batch,
                                      const std::function<void()>& written) = 0;
+  /// Its devices fall into other classes, in the same write as `batch`; kNotFound.
+  virtual Result<void> remove_class(const std::string& name, StoreBatch batch) = 0;
   /// False when the device has no session.
   virtual bool ask_canary(const std::string& device_id, const wire::Canary& canary) = 0;
 };

@@ -566,21 +566,20 @@ void Fleet::reconsider(DeviceRecord& device) {
 
 // One write for all, and then they are told a few at a turn of the reactor, so that others are heard
 // meanwhile.
-void Fleet::reconsider_all() {
+Result<void> Fleet::reconsider_all(StoreBatch batch) {
   const std::vector<DeviceClass> classes = class_list();
   std::map<std::string, DesiredState> changes;
   for (const auto& [id, device] : devices_)
     if (auto desired = changed_state(device, classes)) changes.emplace(id, std::move(*desired));
-  if (changes.empty()) return;
-  StoreBatch batch;
+  const bool durable = !batch.changes().empty();
+  if (changes.empty() && !durable) return {};
   for (const auto& [id, desired] : changes) {
     DeviceRecord next = devices_.at(id);
     next.desired = desired;
     device_table_.put(batch, id, next);
   }
-  Result<void> done = flush();
-  if (done) done = store_.write(batch, false);
-  if (!done) return log_error("fleet: {}", done.error().describe());
+  RETORT_TRY(flush());
+  RETORT_TRY(store_.write(batch, durable));
   std::vector<std::string> ids;
   for (auto& [id, desired] : changes) {
     DeviceRecord& device = devices_.at(id);
@@ -590,6 +589,7 @@ void Fleet::reconsider_all() {
   }
   tell(std::move(ids));
   if (rollouts_.changed) rollouts_.changed();
+  return {};
 }
 
 void Fleet::tell(std::vector<std::string> ids) {
@@ -645,7 +645,7 @@ Result<DeviceClass> Fleet::set_class(DeviceClass value) {
   }
   RETORT_TRY(class_table_.put(value.name, value));
   classes_[value.name] = value;
-  reconsider_all();
+  if (const Result<void> done = reconsider_all(); !done) log_error("fleet: {}", done.error().describe());
   return value;
 }
 
@@ -663,8 +663,19 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
   RETORT_TRY(store_.write(batch));
   found->second = value;
   if (written) written();
-  reconsider_all();
+  if (const Result<void> done = reconsider_all(); !done) log_error("fleet: {}", done.error().describe());
   return value;
+}
+
+Result<void> Fleet::remove_class(const std::string& name, StoreBatch batch) {
+  const auto found = classes_.find(name);
+  if (found == classes_.end()) return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
+  class_table_.erase(batch, name);
+  const DeviceClass removed = std::move(found->second);
+  classes_.erase(found);
+  const Result<void> done = reconsider_all(std::move(batch));
+  if (!done) classes_.emplace(name, removed);
+  return done;
 }
 
 Result<Site> Fleet::set_site(Site value) {

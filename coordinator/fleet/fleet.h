@@ -94,6 +94,7 @@ class Fleet final : public DeviceFleet {
   Result<DeviceClass> set_class(DeviceClass value);
   Result<DeviceClass> assign(const std::string& name, const std::string& artifact, StoreBatch batch = {},
                              const std::function<void()>& written = {}) override;
+  Result<void> remove_class(const std::string& name, StoreBatch batch = {}) override;
   const std::map<std::string, Site>& sites() const { return sites_; }
   /// Makes a site or changes it; its devices are told at once.
   Result<Site> set_site(Site value);
@@ -151,7 +152,8 @@ class Fleet final : public DeviceFleet {
                                             const std::vector<DeviceClass>& classes) const;
   /// Works out class and desired state; saves and tells the device when they changed.
   void reconsider(DeviceRecord& device);
-  void reconsider_all();
+  /// `batch` is written with it, and is then on disk.
+  Result<void> reconsider_all(StoreBatch batch = {});
   void desire(DeviceRecord& device, DesiredState desired);
   void tell(std::vector<std::string> device_ids);  ///< their desired states, once those are on disk
   void tell_site(const std::string& name);

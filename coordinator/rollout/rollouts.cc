@@ -169,15 +169,18 @@ Result<RolloutSpec> Rollouts::check(const json::object& body) const {
   for (auto& [name, artifact] : spec.classes) {
     if (fleet_.classes().count(name) == 0)
       return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
-    if (spec.supersede) continue;
-    for (const auto& [id, record] : rollouts_)
-      for (const RolloutTrack& track : record.tracks)
-        if (track.device_class == name && !is_final(state_of(track)))
-          return fail(ErrorCode::kConflict, "",
-                      "rollout {} is {} in class '{}': end it first, or say \"supersede\": true", id,
-                      track.state, name);
+    if (!spec.supersede) RETORT_TRY(check_free(name, "end it first, or say \"supersede\": true"));
   }
   return spec;
+}
+
+Result<void> Rollouts::check_free(const std::string& device_class, std::string_view what_to_do) const {
+  for (const auto& [id, record] : rollouts_)
+    for (const RolloutTrack& track : record.tracks)
+      if (track.device_class == device_class && !is_final(state_of(track)))
+        return fail(ErrorCode::kConflict, "", "rollout {} is {} in class '{}': {}", id, track.state,
+                    device_class, what_to_do);
+  return {};
 }
 
 Result<RolloutRecord> Rollouts::create(const json::object& body) {
@@ -363,24 +366,39 @@ Result<RolloutRecord> Rollouts::order(const std::string& id, Order order, const 
   return rollouts_.at(record.id);
 }
 
-Result<DeviceClass> Rollouts::assign(const std::string& name, const std::string& artifact) {
-  StoreBatch batch;
+std::vector<Rollouts::Change> Rollouts::end_all(const std::string& device_class, const std::string& reason,
+                                                StoreBatch& batch) {
   std::vector<Change> ended;
   for (const auto& [id, record] : rollouts_) {
     Change change = begin(record);
     bool any = false;
     for (std::size_t i = 0; i < change.record.tracks.size(); ++i) {
       RolloutTrack& track = change.record.tracks[i];
-      if (track.device_class != name) continue;
+      if (track.device_class != device_class) continue;
       any |= track.in_force;
       track.in_force = false;
-      any |= apply(change, i, TrackEvent::kSupersede,
-                   fmt::format("the class was assigned {}", short_hash(artifact)));
+      any |= apply(change, i, TrackEvent::kSupersede, reason);
     }
     if (!any) continue;
     put(batch, change);
     ended.push_back(std::move(change));
   }
+  return ended;
+}
+
+Result<void> Rollouts::remove_class(const std::string& name) {
+  RETORT_TRY(check_free(name, "end it first"));
+  StoreBatch batch;
+  std::vector<Change> ended = end_all(name, "the class was removed", batch);
+  RETORT_TRY(fleet_.remove_class(name, std::move(batch)));
+  for (Change& change : ended) accept(std::move(change));
+  return {};
+}
+
+Result<DeviceClass> Rollouts::assign(const std::string& name, const std::string& artifact) {
+  StoreBatch batch;
+  std::vector<Change> ended =
+      end_all(name, fmt::format("the class was assigned {}", short_hash(artifact)), batch);
   return fleet_.assign(name, artifact, std::move(batch), [&] {
     for (Change& change : ended) accept(std::move(change));
   });

@@ -58,6 +58,8 @@ class Rollouts {
   Result<RolloutRecord> order(const std::string& id, Order order, const std::string& device_class);
   /// At once, for all devices of a class: supersedes what is under way there.
   Result<DeviceClass> assign(const std::string& name, const std::string& artifact);
+  /// kConflict: one is under way there.
+  Result<void> remove_class(const std::string& name);
 
   const std::map<std::string, RolloutRecord>& all() const { return rollouts_; }
   const RolloutSpec& spec(const std::string& id) const { return specs_.at(id); }
@@ -88,6 +90,10 @@ class Rollouts {
   void put(StoreBatch& batch, const Change& change) const;
   void accept(Change change);
   bool commit(Change change);
+  /// Ends what is under way or in force in a class; each change is in `batch` too.
+  std::vector<Change> end_all(const std::string& device_class, const std::string& reason, StoreBatch& batch);
+  /// kConflict: one is under way in the class.
+  Result<void> check_free(const std::string& device_class, std::string_view what_to_do) const;
 
   void step_track(const std::string& id, std::size_t index);
   void observe(Change& change, const RolloutTrack& track);

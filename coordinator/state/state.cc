@@ -209,7 +209,8 @@ Result<StateReport> check_state(const std::filesystem::path& data) {
   }
   for (const DeviceRecord& d : records_of<DeviceRecord>(*store, "devices", report)) {
     names_artifact("device " + d.id, d.desired.artifact);
-    if (!d.desired.device_class.empty() && classes.count(d.desired.device_class) == 0)
+    // A revoked one is told nothing any more, not even that its class is gone.
+    if (!d.revoked && !d.desired.device_class.empty() && classes.count(d.desired.device_class) == 0)
       report.findings.push_back(fmt::format("device {}: there is no class {}", d.id, d.desired.device_class));
     if (d.status.generation > d.desired.generation)
       report.findings.push_back(fmt::format("device {}: it reports generation {}, but was told {} at most",

@@ -82,6 +82,12 @@ struct FakeFleet final : DeviceFleet {
       if (device.desired.device_class == name) reconsider(id);
     return class_list.at(name);
   }
+  Result<void> remove_class(const std::string& name, StoreBatch batch) override {
+    batch.erase("classes", name);
+    RETORT_TRY(store.write(batch));
+    class_list.erase(name);
+    return {};
+  }
   bool ask_canary(const std::string& id, const wire::Canary& canary) override {
     asked.push_back({id, canary});
     return true;
