@@ -110,7 +110,8 @@ void add_device_routes(Api& api, const ApiParts& parts) {
                                      {"artifact", schema::text("SHA-256 of what it serves")},
                                      {"name", schema::text()},
                                      {"online", schema::boolean()},
-                                     {"revoked", schema::boolean()}}),
+                                     {"revoked", schema::boolean("revoked, or rejected")},
+                                     {"pending", schema::boolean("those that wait for an accept")}}),
            .response = schema::page(device_schema())},
           [&p](const Call& call) -> Result<json::value> {
             return page_of(
@@ -119,8 +120,8 @@ void add_device_routes(Api& api, const ApiParts& parts) {
                   const DeviceRecord& d = entry.second;
                   return fits(call, "class", d.desired.device_class) && fits(call, "state", d.status.state) &&
                          fits(call, "artifact", d.status.artifact) && fits(call, "name", d.name) &&
-                         fits(call, "revoked", d.revoked) && fits(call, "online", p.fleet.online(d.id)) &&
-                         fits_labels(call, d.profile.labels);
+                         fits(call, "revoked", d.revoked) && fits(call, "pending", d.pending) &&
+                         fits(call, "online", p.fleet.online(d.id)) && fits_labels(call, d.profile.labels);
                 },
                 [&p](const auto& entry) { return device_json(entry.second, p.fleet.online(entry.first)); });
           });

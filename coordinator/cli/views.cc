@@ -99,6 +99,13 @@ std::string rules_text(const json::value& item) {
   return out.empty() ? "any device" : out;
 }
 
+/// Of a device that is not let in, that; else what its agent says.
+std::string device_state(const json::value& item) {
+  for (const char* out : {"revoked", "pending"})
+    if (const json::value* is = find(item, out); is != nullptr && is->is_bool() && is->get_bool()) return out;
+  return text(item, "actual.state");
+}
+
 bool ends_with_any(std::string_view text, std::initializer_list<std::string_view> ends) {
   for (const std::string_view end : ends)
     if (text.ends_with(end)) return true;
@@ -206,7 +213,7 @@ std::string devices_table(const json::array& items, UnixMillis now) {
   for (const json::value& item : items)
     table.row(
         {text(item, "id"), text(item, "name") != "-" ? text(item, "name") : text(item, "profile.hostname"),
-         text(item, "class"), text(item, "online"), text(item, "actual.state"),
+         text(item, "class"), text(item, "online"), device_state(item),
          bytes(item, "profile.memory_budget_bytes"), fixed(item, "profile.cpu_allowance", 1),
          short_hash(item, "actual.artifact"), short_hash(item, "desired.artifact"),
          when(item, "last_seen", now), text(item, "actual.error") == "-" ? "" : text(item, "actual.error")});
