@@ -20,6 +20,14 @@ void add_backup_routes(Api& api, const ApiParts& parts) {
         if (!to.is_absolute())
           return fail(ErrorCode::kInvalid, kRequestBody,
                       "'path' must be absolute: it is on the coordinator's host");
+        std::error_code error;
+        const auto inside = std::filesystem::weakly_canonical(to, error).lexically_relative(
+            std::filesystem::weakly_canonical(p.data, error));
+        if (!inside.empty() && *inside.begin() != "..")
+          return fail(ErrorCode::kInvalid, kRequestBody,
+                      "'path' is inside of the coordinator's own folder {}: what is lost with that needs a "
+                      "backup elsewhere",
+                      p.data.string());
         RETORT_TRY(back_up(p.data, p.store, to, p.clock, p.version));
         return json::value(json::object{{"path", to.string()}});
       });

@@ -1,6 +1,14 @@
+#include <algorithm>
+#include <array>
+
 #include "coordinator/api/routes.h"
 
 namespace retort {
+namespace {
+
+constexpr std::array<std::string_view, 3> kKinds = {"device", "job", "rollout"};
+
+}  // namespace
 
 void add_event_routes(Api& api, const ApiParts& parts) {
   const ApiParts& p = parts;
@@ -20,7 +28,13 @@ void add_event_routes(Api& api, const ApiParts& parts) {
         const std::string given = call.query("kinds");
         for (std::string_view rest = given; !rest.empty();) {
           const std::size_t end = std::min(rest.find(','), rest.size());
-          if (end > 0) kinds.emplace(rest.substr(0, end));
+          const std::string kind(rest.substr(0, end));
+          if (!kind.empty() && std::find(kKinds.begin(), kKinds.end(), kind) == kKinds.end())
+            return api.problem(*responder,
+                               {ErrorCode::kInvalid,
+                                fmt::format("'{}' is no kind of event; device, job and rollout are", kind),
+                                "query, 'kinds'"});
+          if (!kind.empty()) kinds.insert(kind);
           rest.remove_prefix(std::min(end + 1, rest.size()));
         }
         p.events.watch(responder, std::move(kinds), call.request.header("last-event-id"));

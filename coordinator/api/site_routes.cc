@@ -37,6 +37,18 @@ json::object site_schema() {
        {"transfers", transfers_schema()}});
 }
 
+/// "http://HOST:PORT/PATH" or https, where :PORT and /PATH may be missing.
+bool is_mirror_address(std::string_view url) {
+  const std::size_t scheme = url.starts_with("http://") ? 7 : url.starts_with("https://") ? 8 : 0;
+  if (scheme == 0 || url.find_first_of(" \t\r\n?#@") != std::string_view::npos) return false;
+  const std::string_view server = url.substr(scheme, url.find('/', scheme) - scheme);
+  const std::size_t bracket = server.find(']');  // of an IPv6 address
+  const std::size_t colon = server.find(':', bracket == std::string_view::npos ? 0 : bracket);
+  const std::string_view host = server.substr(0, colon);
+  const std::string_view port = colon == std::string_view::npos ? "80" : server.substr(colon + 1);
+  return !host.empty() && !port.empty() && port.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
 Result<Site> site_of_request(const std::string& name, const json::object& body) {
   Site site;
   site.name = name;
@@ -45,8 +57,7 @@ Result<Site> site_of_request(const std::string& name, const json::object& body) 
     for (const json::value& mirror : *RETORT_TRY(json_array(body, "mirrors", kRequestBody))) {
       std::string url(mirror.get_string());
       while (url.ends_with('/')) url.pop_back();
-      const bool address = url.starts_with("http://") || url.starts_with("https://");
-      if (!address || url.find_first_of(" \t\r\n?#@") != std::string::npos)
+      if (!is_mirror_address(url))
         return fail(ErrorCode::kInvalid, kRequestBody,
                     "'{}' is not a mirror's address: http://HOST:PORT/PATH or https://…, without user, query "
                     "and fragment",

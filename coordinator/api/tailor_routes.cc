@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cctype>
+#include <set>
 
 #include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
@@ -62,8 +63,11 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
   std::vector<Planned> planned;
   const json::array& classes = *RETORT_TRY(json_array(body, "classes", where));
   if (classes.empty()) return fail(ErrorCode::kInvalid, where, "'classes' names no class");
+  std::set<std::string> names;
   for (const json::value& entry : classes) {
     const std::string name(entry.as_string());
+    if (!names.insert(name).second)
+      return fail(ErrorCode::kInvalid, where, "'classes' names '{}' twice", name);
     const auto found = p.fleet.classes().find(name);
     if (found == p.fleet.classes().end())
       return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);

@@ -1,5 +1,8 @@
+#include <cstdio>
+
 #include "common/core/file.h"
 #include "coordinator/cli/commands.h"
+#include "coordinator/cli/table.h"
 #include "coordinator/cli/views.h"
 #include "coordinator/cli/watch.h"
 
@@ -48,6 +51,16 @@ void add_tailor_commands(Program& program) {
         const json::value answer = RETORT_TRY(rest.post("/v1/tailor", body));
         const json::object* object = RETORT_TRY(as_object(answer, "answer"));
         const json::array* jobs = RETORT_TRY(json_array(*object, "jobs", "answer"));
+        for (const std::string& name : given->classes) {
+          const Result<json::value> found =
+              rest.get("/v1/devices" + query_of({{"class", name}, {"limit", "1"}}));
+          const json::value* items =
+              found && found->is_object() ? found->get_object().if_contains("items") : nullptr;
+          if (items != nullptr && items->is_array() && items->get_array().empty())
+            std::fprintf(stderr,
+                         "retort: no device is in class '%s': its student is fitted to the budgets alone\n",
+                         harmless(name).c_str());
+        }
         if (!program.as_table() && !given->watch) return program.show(answer);
         if (given->dry_run) {
           for (const json::value& job : *jobs)

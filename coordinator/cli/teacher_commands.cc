@@ -27,7 +27,7 @@ void add_teacher_commands(Program& program) {
         json::value teacher = RETORT_TRY(rest.post("/v1/teachers", body));
         if (given->serve) {
           const std::string id = RETORT_TRY(id_of(teacher));
-          RETORT_TRY(rest.post("/v1/teachers/" + id + "/serve", json::object()));
+          teacher = RETORT_TRY(rest.post("/v1/teachers/" + id + "/serve", json::object()));
         }
         return program.show(teacher);
       });

@@ -76,6 +76,29 @@ class Cli(unittest.TestCase):
         self.assertEqual([d['id'] for d in json.loads(self.retort('device', 'ls', '-o', 'json'))], ['dev-1', 'dev-2'])
         self.assertTrue(all(r[3]['Authorization'] == 'Bearer secret' for r in self.server.requests))
 
+    def test_devices_that_are_not_let_in_say_so(self):
+        state = {'actual': {'state': 'serving'}, 'online': False}
+        items = [{'id': 'dev-1', **state, 'pending': True}, {'id': 'dev-2', **state, 'revoked': True}, {'id': 'dev-3', **state}]
+        self.serve({('GET', '/v1/devices?limit=1000'): (200, {'items': items, 'next': None}),
+                    ('GET', '/v1/devices?pending=true&limit=1000'): (200, {'items': items[:1], 'next': None}),
+                    ('GET', '/v1/devices?revoked=true&limit=1000'): (200, {'items': items[1:2], 'next': None})})
+        rows = [line.split() for line in self.retort('device', 'ls').splitlines()]
+        column = rows[0].index('STATE')
+        self.assertEqual([row[column] for row in rows[1:]], ['pending', 'revoked', 'serving'])
+        self.assertEqual(len(self.retort('device', 'ls', '--pending').splitlines()), 2)
+        self.assertIn('dev-2', self.retort('device', 'ls', '--revoked'))
+
+    def test_small_words_are_right(self):
+        self.serve({('POST', '/v1/teachers'): (201, {'id': 't1', 'served': False}),
+                    ('POST', '/v1/teachers/t1/serve'): (200, {'id': 't1', 'served': True}),
+                    ('GET', '/v1/devices?class=small&limit=1'): (200, {'items': [], 'next': None}),
+                    ('POST', '/v1/tailor'): (201, {'jobs': [], 'dry_run': False})})
+        self.assertEqual(json.loads(self.retort('teacher', 'import', '/x', '--serve', '-o', 'json'))['served'], True)
+        run = subprocess.run([RETORT, '--server', self.server.url, 'tailor', '--teacher', 't', '--class', 'small', '--train', 'a',
+                              '--held-out', 'b'], capture_output=True, text=True, timeout=30)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertIn("no device is in class 'small'", run.stderr)
+
     def test_errors_and_exit_statuses(self):
         def problem(status, code):
             return status, {'title': 'T', 'status': status, 'code': code, 'detail': f'detail of {code}'}
