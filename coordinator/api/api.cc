@@ -358,7 +358,7 @@ void Api::serve(const std::shared_ptr<const ApiOperation>& operation, const Hand
   call.request = std::move(request);
   if (!operation->request.empty() && !call.request.header("content-type").starts_with("application/jsonl")) {
     const std::string& text = call.request.body;
-    Result<json::value> body = parse_json(text.empty() ? "{}" : text, kRequestBody);
+    Result<json::value> body = parse_json_once(text.empty() ? "{}" : text, kRequestBody);
     if (!body) return problem(*responder, body.error());
     if (const auto ok = schema::check(*body, operation->request, kRequestBody); !ok)
       return problem(*responder, ok.error());

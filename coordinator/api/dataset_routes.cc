@@ -33,17 +33,20 @@ void add_dataset_routes(Api& api, const ApiParts& parts) {
        .scope = Scope::kOperator,
        .summary = "Imports JSONL with a \"text\" in each line: a file on the coordinator's host, or the body "
                   "itself when that is application/jsonl",
-       .query = {{"name", schema::text("to call it by, where the body is application/jsonl")}},
+       .query = {{"name", name_schema("to call it by, where the body is application/jsonl")}},
        .request = schema::object({{"path", schema::text("of a .jsonl or .txt file")},
-                                  {"name", schema::text("to call it by"), Presence::kOptional}}),
+                                  {"name", name_schema("to call it by"), Presence::kOptional}}),
        .response = dataset_schema(),
        .status = 201},
       [&p](const Call& call) -> Result<json::value> {
-        if (call.request.header("content-type").starts_with("application/jsonl"))
+        if (call.request.header("content-type").starts_with("application/jsonl")) {
+          const std::string name = call.query("name");
+          RETORT_TRY(check_text("name", name, "query"));
           return json::value(
-              dataset_json(RETORT_TRY(p.catalog.import_dataset_text(call.request.body, call.query("name")))));
+              dataset_json(RETORT_TRY(p.catalog.import_dataset_text(call.request.body, name))));
+        }
         const std::string path = RETORT_TRY(json_string(call.body, "path", kRequestBody));
-        const std::string name = RETORT_TRY(optional_text(call.body, "name"));
+        const std::string name = RETORT_TRY(optional_name(call.body));
         return json::value(dataset_json(RETORT_TRY(p.catalog.import_dataset(path, name))));
       });
   api.add({.method = "GET",

@@ -45,7 +45,7 @@ Result<json::value> submit_job(const ApiParts& p, const json::object& body) {
   std::string recipe = RETORT_TRY(json_string(body, "recipe", kRequestBody));
   if (recipe.size() > 1 << 20) return fail(ErrorCode::kInvalid, "recipe", "larger than 1 MiB");
   JobRecord job;
-  job.name = RETORT_TRY(optional_text(body, "name"));
+  job.name = RETORT_TRY(optional_name(body));
   job.device_class = RETORT_TRY(optional_text(body, "class"));
   job.assign = json_has(body, "assign") && RETORT_TRY(json_bool(body, "assign", kRequestBody));
   if (!job.device_class.empty() && p.fleet.classes().count(job.device_class) == 0)
@@ -136,7 +136,7 @@ void add_job_routes(Api& api, const ApiParts& parts) {
                                         "coordinator keeps",
                                         1 << 20)},
                 {"class", schema::text("that it is for"), Presence::kOptional},
-                {"name", schema::text(), Presence::kOptional},
+                {"name", name_schema(), Presence::kOptional},
                 {"assign", schema::boolean("roll the student out to the class"), Presence::kOptional}}),
            .response = job_schema(false),
            .status = 201},

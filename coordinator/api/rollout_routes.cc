@@ -84,7 +84,7 @@ json::object rollout_schema() {
 
 json::object rollout_request_schema(bool with_classes) {
   std::vector<schema::Member> members{
-      {"name", schema::text("", 256), Presence::kOptional},
+      {"name", name_schema(), Presence::kOptional},
       {"stages", schema::list(schema::any_object("one of count, percent, labels; soak_seconds")),
        Presence::kOptional},
       {"holdout", schema::any_object("count or percent of each class's devices that stay"),

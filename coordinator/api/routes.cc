@@ -38,10 +38,15 @@ Result<std::string> optional_text(const json::object& object, std::string_view k
   return json_string(object, key, kRequestBody);
 }
 
+Result<std::string> optional_name(const json::object& object) {
+  std::string name = RETORT_TRY(optional_text(object, "name"));
+  RETORT_TRY(check_text("name", name, kRequestBody));
+  return name;
+}
+json::object name_schema(std::string_view description) { return schema::text(description, 256); }
+
 std::vector<QueryParameter> page_parameters(std::vector<QueryParameter> filters, std::size_t most) {
-  json::object limit = schema::count("items of a page; 100 unless said", most);
-  limit["minimum"] = 1;
-  filters.push_back({"limit", std::move(limit)});
+  filters.push_back({"limit", schema::count("items of a page; 100 unless said", most, 1)});
   filters.push_back({"cursor", schema::text("\"next\" of the page before", 1024)});
   return filters;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "common/core/request.h"
 #include "coordinator/api/api.h"
 #include "coordinator/api/schema.h"
 
@@ -34,6 +35,9 @@ json::array to_json(const std::vector<std::string>& texts);
 Result<void> check_name(std::string_view name, std::string_view what);
 /// A text of a request that may be missing.
 Result<std::string> optional_text(const json::object& object, std::string_view key);
+/// "name" of a request that may be missing, for people: what is fit to be shown.
+Result<std::string> optional_name(const json::object& object);
+json::object name_schema(std::string_view description = "");
 /// Parameters of a list: `filters` of its own, and those that every list has.
 std::vector<QueryParameter> page_parameters(std::vector<QueryParameter> filters = {},
                                             std::size_t most = 1000);

@@ -38,9 +38,9 @@ json::object text(std::string_view description, std::size_t max_length) {
   return out;
 }
 json::object integer(std::string_view description) { return typed("integer", description); }
-json::object count(std::string_view description, std::uint64_t maximum) {
+json::object count(std::string_view description, std::uint64_t maximum, std::uint64_t minimum) {
   json::object out = typed("integer", description);
-  out["minimum"] = 0;
+  out["minimum"] = minimum;
   if (maximum != INT64_MAX) out["maximum"] = maximum;
   return out;
 }
@@ -51,8 +51,9 @@ json::object choice(std::initializer_list<std::string_view> values, std::string_
   out["enum"] = json::array(values.begin(), values.end());
   return out;
 }
-json::object list(json::object items, std::string_view description) {
+json::object list(json::object items, std::string_view description, std::size_t most) {
   json::object out = typed("array", description);
+  if (most != 0) out["maxItems"] = most;
   out["items"] = std::move(items);
   return out;
 }
@@ -110,6 +111,10 @@ Result<void> check(const json::value& value, const json::object& schema, const s
     if (const json::value* most = schema.if_contains("maxLength");
         most && value.get_string().size() > most->to_number<std::uint64_t>())
       return fail(ErrorCode::kInvalid, where, "is longer than {} bytes", json::serialize(*most));
+  if (value.is_array())
+    if (const json::value* most = schema.if_contains("maxItems");
+        most && value.get_array().size() > most->to_number<std::uint64_t>())
+      return fail(ErrorCode::kInvalid, where, "has more than {} items", json::serialize(*most));
   if (value.is_array())
     if (const json::value* items = schema.if_contains("items"))
       for (std::size_t i = 0; i < value.get_array().size(); ++i)

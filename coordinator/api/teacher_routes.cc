@@ -36,12 +36,12 @@ void add_teacher_routes(Api& api, const ApiParts& parts) {
                 .scope = Scope::kOperator,
                 .summary = "Checks, copies and converts a Hugging Face folder on the coordinator's host",
                 .request = schema::object({{"path", schema::text("of the folder")},
-                                           {"name", schema::text("to call it by"), Presence::kOptional}}),
+                                           {"name", name_schema("to call it by"), Presence::kOptional}}),
                 .response = teacher_schema(),
                 .status = 201},
                [&p](const Call& call) -> Result<json::value> {
                  const std::string path = RETORT_TRY(json_string(call.body, "path", kRequestBody));
-                 const std::string name = RETORT_TRY(optional_text(call.body, "name"));
+                 const std::string name = RETORT_TRY(optional_name(call.body));
                  return json::value(teacher_json(RETORT_TRY(p.catalog.import_teacher(path, name)), ""));
                });
   api.add({.method = "GET",

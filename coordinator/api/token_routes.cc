@@ -1,3 +1,5 @@
+#include <set>
+
 #include "coordinator/api/routes.h"
 
 namespace retort {
@@ -46,13 +48,13 @@ void add_token_routes(Api& api, const ApiParts& parts) {
        .request = schema::object(
            {{"kind", schema::choice({"viewer", "operator", "admin", "device-enroller", "enrolment"},
                                     "what it is for; enrolment: lets devices in")},
-            {"name", schema::text("for people"), Presence::kOptional},
-            {"uses", schema::count("devices that may enrol with it; 1 unless said", 1u << 30),
+            {"name", name_schema("for people"), Presence::kOptional},
+            {"uses", schema::count("devices that may enrol with it; 1 unless said", 1u << 30, 1),
              Presence::kOptional},
-            {"expires_seconds", schema::count("from now", 1ull << 32), Presence::kOptional},
+            {"expires_seconds", schema::count("from now", 1ull << 32, 1), Presence::kOptional},
             {"devices",
              schema::list(schema::text("public key or hardware id", 128),
-                          "the devices that it is for; any unless said"),
+                          "the devices that it is for, each once; any unless said", 10'000),
              Presence::kOptional},
             {"manual", schema::boolean("devices that come with it wait for an accept"),
              Presence::kOptional}}),
@@ -66,9 +68,16 @@ void add_token_routes(Api& api, const ApiParts& parts) {
                       call.caller.kind);
         std::int64_t uses = kind == "enrolment" ? 1 : -1;
         EnrolmentTerms terms;
+        std::set<std::string_view> named;
         if (json_has(call.body, "devices"))
-          for (const json::value& device : *RETORT_TRY(json_array(call.body, "devices", kRequestBody)))
-            terms.allowed.emplace_back(device.get_string());
+          for (const json::value& device : *RETORT_TRY(json_array(call.body, "devices", kRequestBody))) {
+            const std::string_view id = device.get_string();
+            RETORT_TRY(check_text("devices", id, kRequestBody));
+            if (id.empty() || !named.insert(id).second)
+              return fail(ErrorCode::kInvalid, kRequestBody, "'devices' names '{}'{}", id,
+                          id.empty() ? "" : " twice");
+            terms.allowed.emplace_back(id);
+          }
         if (!terms.allowed.empty()) uses = static_cast<std::int64_t>(terms.allowed.size());
         terms.manual =
             json_has(call.body, "manual") && RETORT_TRY(json_bool(call.body, "manual", kRequestBody));
@@ -79,7 +88,7 @@ void add_token_routes(Api& api, const ApiParts& parts) {
         if (json_has(call.body, "expires_seconds"))
           expires =
               p.clock.unix_millis() + RETORT_TRY(json_int(call.body, "expires_seconds", kRequestBody)) * 1000;
-        const std::string name = RETORT_TRY(optional_text(call.body, "name"));
+        const std::string name = RETORT_TRY(optional_name(call.body));
         const Tokens::Made made = RETORT_TRY(p.tokens.create(kind, name, uses, expires, std::move(terms)));
         json::object out = token_json(made.record, 0);
         out["token"] = kind == "enrolment" ? "retort-enrol:" + p.server_key + ":" + made.secret : made.secret;

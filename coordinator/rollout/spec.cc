@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "common/core/request.h"
+
 namespace retort {
 namespace {
 
@@ -214,7 +216,7 @@ Result<RolloutSpec> parse_rollout_spec(const json::object& body, std::string_vie
       where));
   RolloutSpec spec;
   if (json_has(body, "name")) spec.name = RETORT_TRY(json_string(body, "name", where));
-  if (spec.name.size() > 256) return fail(ErrorCode::kInvalid, where, "'name' is longer than 256 bytes");
+  RETORT_TRY(check_text("name", spec.name, where));
   spec.classes = RETORT_TRY(texts_of(body, "classes", where));
   if (spec.classes.empty())
     return fail(ErrorCode::kInvalid, where,

@@ -139,15 +139,27 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   EXPECT_EQ(text_at(c.call("GET", "/v1/sites/hall"), "transfers"), "4");
   EXPECT_EQ(c.call("PUT", "/v1/sites/hall", "{\"bytes_per_second\": 10}").status, 400);
   EXPECT_EQ(c.call("PUT", "/v1/sites/hall", "{\"transfers\": -1}").status, 400);
-  for (const char* bad : {"10.0.0.2", "ftp://a", "http://user@a", "http://a/?q", "http://a b"})
+  for (const char* bad : {"10.0.0.2", "ftp://a", "http://user@a", "http://a/?q", "http://a b",
+                          "http://a:", "http://a:/x", "http://:80", "http://", "http://a:b", "http://[::1]:"})
     EXPECT_EQ(c.call("PUT", "/v1/sites/hall", std::string("{\"mirrors\": [\"") + bad + "\"]}").status, 400)
         << bad;
+  for (const char* good : {"http://a:80", "https://[::1]:8080/x", "https://a"})
+    EXPECT_EQ(c.call("PUT", "/v1/sites/hall", std::string("{\"mirrors\": [\"") + good + "\"]}").status, 200)
+        << good;
   EXPECT_EQ(c.call("PUT", "/v1/sites/a%20b", "{}").status, 400);
   run("DELETE", "/v1/sites/{name}", "/v1/sites/hall");
+  EXPECT_EQ(c.call("PUT", "/v1/classes/other", "{}").status, 200);
+  run("DELETE", "/v1/classes/{name}", "/v1/classes/other");
+  EXPECT_EQ(c.call("DELETE", "/v1/classes/other").status, 404);
   EXPECT_EQ(c.call("GET", "/v1/sites/hall").status, 404);
   run("POST", "/v1/tailor", "/v1/tailor",
       "{\"teacher\": \"tiny\", \"classes\": [\"small\"], \"train\": \"a\", \"held_out\": \"b\", \"dry_run\": "
       "true}");
+  EXPECT_EQ(c.call("POST", "/v1/tailor",
+                   "{\"teacher\": \"tiny\", \"classes\": [\"small\", \"small\"], \"train\": \"a\", "
+                   "\"held_out\": \"b\", \"dry_run\": true}")
+                .status,
+            400);
   const std::string job = text_at(
       run("POST", "/v1/jobs", "/v1/jobs", "{\"recipe\": \"teacher: {id: tiny}\", \"class\": \"small\"}"),
       "id");
@@ -166,6 +178,7 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   const std::string wanted = "{\"classes\": {\"small\": \"" + artifact->sha256.substr(0, 12) + "\"}}";
   const std::string rollout = text_at(run("POST", "/v1/rollouts", "/v1/rollouts", wanted), "id");
   EXPECT_EQ(c.call("POST", "/v1/rollouts", wanted).status, 409) << "one is under way in this class";
+  EXPECT_EQ(c.call("DELETE", "/v1/classes/small").status, 409) << "a rollout is for it";
   run("GET", "/v1/rollouts", "/v1/rollouts");
   run("POST", "/v1/rollouts/{id}/pause", "/v1/rollouts/" + rollout + "/pause", "{\"class\": \"small\"}");
   run("POST", "/v1/rollouts/{id}/resume", "/v1/rollouts/" + rollout + "/resume", "{\"force\": true}");
@@ -199,8 +212,13 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   run("GET", "/v1/audit", "/v1/audit");
   run("GET", "/v1/audit/head", "/v1/audit/head");
   EXPECT_TRUE(run("GET", "/v1/events", "/v1/events").streamed);
+  EXPECT_TRUE(c.call("GET", "/v1/events?kinds=device,rollout").streamed);
+  EXPECT_NE(text_at(c.call("GET", "/v1/events?kinds=device,bogus"), "detail").find("'bogus'"),
+            std::string::npos);
   EXPECT_EQ(c.call("POST", "/v1/backups", "{\"path\": \"/x\"}").status, 422);  // a store in memory
   called.insert("createBackup");
+  EXPECT_EQ(c.call("POST", "/v1/backups", "{\"path\": " + quoted(c.folder / "x" / ".." / "y") + "}").status,
+            400);
   run("GET", "/v1/trust", "/v1/trust");
   run("GET", "/v1/trust/metadata/{name}", "/v1/trust/metadata/root.json");
   run("POST", "/v1/trust/roles/{role}/rotate", "/v1/trust/roles/timestamp/rotate");
@@ -384,7 +402,7 @@ TEST(Api, IdempotencyKeysAnswerAgainWithoutDoingItAgain) {
 }
 
 TEST(Api, ListsHavePagesAndFilters) {
-  CoordinatorFixture c({}, 250);
+  CoordinatorFixture c({}, 250, true);
   std::set<std::string> seen;
   std::string cursor;
   int pages = 0;
@@ -403,12 +421,18 @@ TEST(Api, ListsHavePagesAndFilters) {
   const auto count = [&](const std::string& query) {
     return c.call("GET", "/v1/devices?limit=1000&" + query).parsed().at("items").as_array().size();
   };
-  EXPECT_EQ(count("state=failed"), 50u);
+  EXPECT_EQ(count("state=failed&pending=false"), 50u);
   EXPECT_EQ(count("state=failed&labels=site=yard"), 25u);
   EXPECT_EQ(count("labels=site,number=7"), 1u);
   EXPECT_EQ(count("labels=nothing"), 0u);
-  EXPECT_EQ(count("online=false"), 250u);
+  EXPECT_EQ(count("online=false"), 252u);
   EXPECT_EQ(count("online=true"), 0u);
+  EXPECT_EQ(count("pending=true"), 2u);
+  EXPECT_EQ(count("pending=false&revoked=true"), 0u);
+  ASSERT_EQ(c.call("DELETE", "/v1/devices/dev-0000000000000001").status, 200);
+  ASSERT_EQ(c.call("POST", "/v1/devices/waits-0/reject").status, 200);
+  EXPECT_EQ(count("pending=true"), 1u);
+  EXPECT_EQ(count("revoked=true"), 2u);
   EXPECT_EQ(c.call("GET", "/v1/devices?limit=0").status, 400);
   EXPECT_EQ(c.call("GET", "/v1/devices?limit=1001").status, 400);
   EXPECT_EQ(c.call("GET", "/v1/devices?cursor=zz").status, 400);
@@ -428,6 +452,107 @@ TEST(Api, RequestsAreCheckedAgainstTheirSchema) {
             std::string::npos);
   EXPECT_EQ(c.call("POST", "/v1/teachers", "{}").status, 400);
   EXPECT_EQ(c.call("PATCH", "/v1/devices").status, 405);
+}
+
+TEST(Api, NamesAreShortAndHarmless) {
+  CoordinatorFixture c;
+  ASSERT_OK(testing::write_tiny_model(c.folder / "model", ModelFamily::kLlama, 1));
+  ASSERT_OK(write_file_atomic(c.folder / "a.jsonl", "{\"text\": \"one\"}\n"));
+  ASSERT_EQ(c.call("PUT", "/v1/classes/small", "{}").status, 200);
+  const std::string path = "\"path\": \"" + c.folder.path().string();
+  const std::vector<std::pair<std::string, std::string>> makers{
+      {"/v1/tokens", "\"kind\": \"viewer\""},
+      {"/v1/teachers", path + "/model\""},
+      {"/v1/datasets", path + "/a.jsonl\""},
+      {"/v1/jobs", "\"recipe\": \"x: 1\""},
+      {"/v1/rollouts", "\"classes\": {\"small\": \"0123456789\"}"}};
+  for (const auto& [target, members] : makers)
+    for (const std::string& name : {std::string(257, 'x'), std::string("\\u001b[2J"), std::string("a\\nb"),
+                                    std::string("\\u007f"), std::string("\\u009b2J"), std::string("\xff")}) {
+      const Answer refused = c.call("POST", target, "{" + members + ", \"name\": \"" + name + "\"}");
+      EXPECT_EQ(refused.status, 400) << target << " " << name;
+      if (name != "\xff") {
+        EXPECT_NE(text_at(refused, "detail").find("'name'"), std::string::npos) << refused.body;
+      }
+    }
+  for (const std::string& name :
+       {std::string("%1b"), std::string("a\x1b"), std::string("a\xff"), std::string(257, 'x')})
+    EXPECT_EQ(c.call("POST", "/v1/datasets?name=" + name, "{\"text\": \"one\"}\n",
+                     {{"content-type", "application/jsonl"}})
+                  .status,
+              name == "%1b" ? 201 : 400);  // no server has decoded it
+  for (const std::string& name : {std::string(256, 'x'), std::string("Übersicht der Geräte")})
+    EXPECT_EQ(c.call("POST", "/v1/tokens", "{\"kind\": \"viewer\", \"name\": \"" + name + "\"}").status, 201);
+}
+
+TEST(Api, TokensThatWouldLetNobodyInAreRefused) {
+  CoordinatorFixture c;
+  const auto status = [&](const std::string& members) {
+    return c.call("POST", "/v1/tokens", "{\"kind\": \"enrolment\", " + members + "}").status;
+  };
+  EXPECT_EQ(status("\"uses\": 0"), 400);
+  EXPECT_EQ(status("\"expires_seconds\": 0"), 400);
+  EXPECT_EQ(status("\"uses\": 1, \"expires_seconds\": 1"), 201);
+  const auto devices = [](std::size_t count) {
+    json::array out;
+    for (std::size_t i = 0; i < count; ++i) out.emplace_back(std::to_string(i));
+    return "\"devices\": " + json::serialize(out);
+  };
+  EXPECT_EQ(status(devices(10'000)), 201);
+  EXPECT_EQ(status(devices(10'001)), 400);
+  EXPECT_EQ(status("\"devices\": [\"a\", \"b\", \"a\"]"), 400);
+  EXPECT_EQ(status("\"devices\": [\"\\u001b\"]"), 400);
+  EXPECT_EQ(status("\"devices\": [\"\"]"), 400);
+}
+
+TEST(Api, AMemberTwiceIsRefused) {
+  CoordinatorFixture c;
+  const Answer refused = c.call("POST", "/v1/tokens", "{\"kind\": \"viewer\", \"kind\": \"admin\"}");
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_NE(text_at(refused, "detail").find("'kind' is there twice"), std::string::npos) << refused.body;
+  EXPECT_EQ(c.call("PUT", "/v1/classes/a", "{\"rules\": {\"min_cpu\": 1, \"min_\\u0063pu\": 2}}").status,
+            400);
+  EXPECT_EQ(c.call("PUT", "/v1/classes/a", "{\"rules\": {\"min_cpu\": 1}, \"priority\": 1}").status, 200);
+}
+
+TEST(Api, AClassGoesAndItsDevicesFallIntoTheNext) {
+  CoordinatorFixture c({}, 4);
+  ASSERT_OK(testing::write_tiny_model(c.folder / "model", ModelFamily::kLlama, 1));
+  const std::string teacher =
+      text_at(c.call("POST", "/v1/teachers", "{\"path\": \"" + (c.folder / "model").string() + "\"}"), "id");
+  const auto artifact = c.artifacts->import(c.catalog.teacher_gguf(teacher), {});
+  ASSERT_OK(artifact);
+  ASSERT_EQ(c.call("PUT", "/v1/classes/any", "{}").status, 200);
+  ASSERT_EQ(
+      c.call("PUT", "/v1/classes/hall", "{\"priority\": 1, \"rules\": {\"labels\": {\"site\": \"hall\"}}}")
+          .status,
+      200);
+  ASSERT_EQ(c.call("POST", "/v1/classes/any/assign", "{\"artifact\": \"" + artifact->sha256 + "\"}").status,
+            200);
+  const std::string device = "dev-0000000000000000";
+  EXPECT_EQ(c.fleet->devices().at(device).desired.device_class, "hall");
+  const std::uint64_t generation = c.fleet->devices().at(device).desired.generation;
+  // A class that a rollout or a job is for stays.
+  const std::string rollout = text_at(
+      c.call("POST", "/v1/rollouts", "{\"classes\": {\"hall\": \"" + artifact->sha256 + "\"}}"), "id");
+  EXPECT_EQ(c.call("DELETE", "/v1/classes/hall").status, 409);
+  ASSERT_EQ(c.call("POST", "/v1/rollouts/" + rollout + "/abort", "{}").status, 200);
+  EXPECT_EQ(c.call("DELETE", "/v1/classes/hall", "", {{"if-match", "\"another\""}}).status, 412);
+  ASSERT_EQ(c.call("DELETE", "/v1/classes/hall").status, 200);
+  EXPECT_EQ(c.call("GET", "/v1/classes/hall").status, 404);
+  const auto stored = RecordTable<DeviceRecord>(*c.store, "devices").get(device);
+  ASSERT_OK(stored);
+  for (const DeviceRecord& now : {c.fleet->devices().at(device), **stored}) {
+    EXPECT_EQ(now.desired.device_class, "any");
+    EXPECT_EQ(now.desired.artifact, artifact->sha256);
+    EXPECT_EQ(now.desired.generation, generation + 1);
+  }
+  EXPECT_FALSE(*RecordTable<DeviceClass>(*c.store, "classes").get("hall"));
+  const auto entries = c.audit.page(0, 100);
+  ASSERT_OK(entries);
+  EXPECT_EQ(entries->back().action, "removeClass");
+  EXPECT_EQ(entries->back().result, "ok");
+  EXPECT_EQ(c.rollouts->all().at(rollout).tracks.at(0).in_force, false);
 }
 
 TEST(Api, EveryChangeIsInTheAuditLog) {
