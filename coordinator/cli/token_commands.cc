@@ -63,7 +63,8 @@ void add_token_commands(Program& program) {
       ->capture_default_str()
       ->check(CLI::IsMember({"viewer", "operator", "admin", "device-enroller", "enrolment"}));
   create->add_option("--name", given->name);
-  create->add_option("--uses", given->number, "how many devices may enrol with it");
+  create->add_option("--uses", given->number, "how many devices may enrol with it")
+      ->check(CLI::PositiveNumber);
   create->add_option(
       "--device", given->devices,
       "public key or hardware id of a device that it is for (retort-agent identity); repeatable");

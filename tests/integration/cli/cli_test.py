@@ -115,6 +115,7 @@ class Cli(unittest.TestCase):
         self.retort('job', 'show', status=2)
         self.retort('job', 'shwo', 'x', status=2)
         self.retort('class', 'set', 'x', '--file', 'lots', status=2)
+        self.retort('token', 'create', '--uses', '0', status=2)
 
     def test_class_set_keeps_what_is_not_given(self):
         before = {'name': 'small', 'priority': 3, 'rules': {'min_cpu': 1.0}, 'budgets': {'artifact_bytes': 5}, 'generation': 2}
