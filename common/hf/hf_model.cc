@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <set>
 
@@ -598,7 +599,14 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
   writer.set("general.quantization_version", std::uint64_t{2});
   // llama_ftype: the type of most values.
   std::map<TensorType, std::uint64_t> values_of;
-  for (const auto& [name, matrix] : encoded_weights) values_of[matrix.type] += matrix.rows * matrix.columns;
+  for (const Mapping& m : mappings(c)) {
+    const std::vector<std::uint64_t> shape = gguf_shape(m);
+    if (shape.size() == 1 || m.gguf_name == "position_embd.weight" || m.gguf_name == "token_types.weight")
+      continue;
+    const auto encoded = encoded_weights.find(m.hf_name);
+    values_of[encoded != encoded_weights.end() ? encoded->second.type : stored_type(matrix_type, shape[0])] +=
+        count_of(shape);
+  }
   const auto most = std::max_element(values_of.begin(), values_of.end(),
                                      [](const auto& a, const auto& b) { return a.second < b.second; });
   const auto file_type = [&]() -> std::uint64_t {
@@ -713,9 +721,20 @@ Result<void> write_gguf_model(const std::filesystem::path& path, const ModelConf
                         });
       continue;
     }
-    const auto read_values = [m, source = &*source]() -> Result<std::vector<float>> {
+    // F16, and the scales of blocks, hold 65504 at most (a block's values are at least four times its scale).
+    const float largest = type == TensorType::kF32 || type == TensorType::kBF16
+                              ? std::numeric_limits<float>::max()
+                              : 65504.0f * (type == TensorType::kF16 ? 1 : 4);
+    const auto read_values = [m, source = &*source, largest, type,
+                              where = path.string()]() -> Result<std::vector<float>> {
       std::vector<float> values(count_of(m.hf_shape));
       RETORT_TRY(source->read(values));
+      for (const float value : values)
+        if (!(std::abs(value) <= largest))
+          return fail(ErrorCode::kCorrupt, where, "tensor '{}' holds {}{}", m.hf_name, value,
+                      std::isfinite(value)
+                          ? fmt::format(", which {} cannot: F32 or BF16 can", info(type).name)
+                          : ": its file is broken, or was written by a training that had failed");
       if (m.rearrange == Rearrange::kPermute)
         permute(std::span(values), m.hf_shape.size() == 1 ? 1 : m.hf_shape.back(), m.heads);
       if (m.rearrange == Rearrange::kTranspose) transpose(values, m.hf_shape[0], m.hf_shape[1]);

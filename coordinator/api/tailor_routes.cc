@@ -100,6 +100,9 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
                                       ? "its retort-serve's measurements"
                                   : speed.bandwidth > 0 ? "the file's size over its memory's bandwidth"
                                                         : "nothing: no device is measured";
+    if (found->second.p95_token_seconds > 0 && plan.token_seconds == 0)
+      shown["warning"] =
+          "the class has a latency budget, and none of its devices has been measured: it was not looked at";
     one.job.plan_json = json::serialize(shown);
     one.recipe = write_recipe(shape, plan, inputs);
     shown["class"] = name;

@@ -63,8 +63,13 @@ void add_tailor_commands(Program& program) {
         }
         if (!program.as_table() && !given->watch) return program.show(answer);
         if (given->dry_run) {
-          for (const json::value& job : *jobs)
-            print((job.is_object() ? object_view(job.get_object(), now()) : json::serialize(job)) + "\n");
+          for (const json::value& job : *jobs) {
+            json::object plan = *RETORT_TRY(as_object(job, "answer"));
+            const std::string recipe = RETORT_TRY(json_string(plan, "recipe", "answer"));
+            plan.erase("recipe");
+            print(object_view(plan, now()) + "\nrecipe:\n" + recipe +
+                  "\n");  // as it may be given to a worker
+          }
           return 0;
         }
         if (!given->watch) {

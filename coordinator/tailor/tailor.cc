@@ -248,11 +248,12 @@ std::string write_recipe(const TeacherShape& teacher, const StudentPlan& plan, c
 }
 
 json::object to_json(const StudentPlan& plan) {
-  json::object out{{"format", info(plan.format).name},
-                   {"parameters", plan.parameters},
-                   {"file_bytes", plan.file_bytes},
-                   {"serving_memory_bytes", plan.serving_memory_bytes},
-                   {"token_seconds", plan.token_seconds}};
+  json::object out{
+      {"format", info(plan.format).name},
+      {"parameters", plan.parameters},
+      {"file_bytes", plan.file_bytes},
+      {"serving_memory_bytes", plan.serving_memory_bytes},
+      {"token_seconds", plan.token_seconds > 0 ? json::value(plan.token_seconds) : json::value()}};
   if (plan.classifier) {
     json::array channels;
     for (const Convolution& conv : plan.classifier->convolutions) channels.push_back(conv.out_channels);

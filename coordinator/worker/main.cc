@@ -52,6 +52,13 @@ int main(int argc, char** argv) {
   retort::RunOptions options;
   int threads = 0;
   std::string memory, cache_limit;
+  auto* plan = app.add_subcommand("dry-run", "print the plan of a recipe, do nothing: run --dry-run");
+  plan->footer(kExamples);
+  plan->add_option("RECIPE", options.recipe, "the recipe, YAML")->required();
+  plan->add_option("--threads", threads, "CPU threads (default: the cores we may use)")
+      ->check(CLI::Range(1, 1024));
+  plan->add_option("--memory-limit", memory, "refuse what needs more (default: what is free)");
+  plan->add_flag("--json", options.json, "the plan as JSON");
   auto* run = app.add_subcommand("run", "run a recipe, or go on with it");
   run->footer(kExamples);
   run->add_option("RECIPE", options.recipe, "the recipe, YAML")->required();
@@ -124,7 +131,8 @@ int main(int argc, char** argv) {
   sigaction(SIGINT, &action, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
 
-  if (run->parsed()) return retort::run_recipe(options);
+  options.dry_run |= plan->parsed();
+  if (run->parsed() || plan->parsed()) return retort::run_recipe(options);
   const retort::Result<void> done =
       inspect->parsed() ? retort::inspect_model(folder) : retort::check_blas(threads);
   if (done) return 0;

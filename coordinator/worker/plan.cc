@@ -190,7 +190,69 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass
   return bytes;
 }
 
+WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
+  std::map<TensorType, std::uint64_t> values, asked, fell;
+  std::uint64_t matrices = 0, fallen = 0, all = 0, fallen_values = 0;
+  double asked_bits = 0, got_bits = 0;
+  for (const WeightShape& weight : hf_weights(config)) {
+    const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
+    if (!stored.matrix) continue;
+    const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back(),
+                        count = weight.shape.front() * weight.shape.back();
+    const TensorType wanted = format_of(formats, weight.name), type = stored_type(wanted, columns);
+    ++matrices, all += count;
+    values[type] += count, asked[wanted] += count;
+    if (type == wanted) continue;
+    ++fallen, fallen_values += count, fell[type] += count;
+    const TensorTypeInfo &from = info(wanted), &to = info(type);
+    asked_bits += 8.0 * from.block_bytes / from.block_values * static_cast<double>(count);
+    got_bits += 8.0 * to.block_bytes / to.block_values * static_cast<double>(count);
+  }
+  const auto largest = [](const std::map<TensorType, std::uint64_t>& of) {
+    return std::string(info(std::max_element(of.begin(), of.end(),
+                                             [](const auto& a, const auto& b) { return a.second < b.second; })
+                                ->first)
+                           .name);
+  };
+  if (formats.bits) return {"mixed", ""};
+  WrittenAs out{asked.size() > 1 ? "mixed" : largest(values), ""};
+  if (fallen > 0)
+    out.fallback = fmt::format(
+        "the rows of {} of {} matrices ({:.0f} % of the weights) are not whole blocks of {}: they are stored "
+        "as {}, "
+        "{:.2f} bits a weight instead of {:.2f}",
+        fallen, matrices, 100.0 * static_cast<double>(fallen_values) / static_cast<double>(all),
+        largest(asked), largest(fell), got_bits / static_cast<double>(fallen_values),
+        asked_bits / static_cast<double>(fallen_values));
+  return out;
+}
+
 namespace {
+
+/// The least that a budget's candidates take, known before anything is trained.
+Result<void> check_bits(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
+  if (!pass.bits) return {};
+  double least = 0, values = 0;
+  for (const WeightShape& weight : hf_weights(config)) {
+    const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
+    if (!stored.matrix) continue;
+    const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back(),
+                        rows = weight.shape.front() * weight.shape.back() / columns;
+    const auto fixed = fixed_format(pass, weight.name);
+    std::uint64_t smallest = UINT64_MAX;
+    for (const TensorType candidate : fixed ? std::vector{*fixed} : pass.candidates)
+      smallest = std::min(smallest, most_matrix_bytes(stored_type(candidate, columns), rows, columns));
+    least += 8.0 * static_cast<double>(smallest);
+    values += static_cast<double>(rows * columns);
+  }
+  if (least <= *pass.bits * values) return {};
+  return fail(
+      ErrorCode::kOutOfBudget, where,
+      "quantize.weights: even the smallest candidates take {:.3f} bits a weight here, and the budget is "
+      "{}; rows that are not whole blocks of 256 hold no format of the _K kind: give candidates with "
+      "blocks of 32 (Q4_0, IQ4_NL), or widths that are multiples of 256",
+      least / values, *pass.bits);
+}
 
 /// What a mixture's parts ask of the two shapes.
 Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, const ModelConfig& teacher,
@@ -323,6 +385,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
                config.n_layer() * (64ull << 10);  // four histograms each
     } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
       RETORT_TRY(check_rules(*rounding, matrix_names(config), recipe.where));
+      RETORT_TRY(check_bits(*rounding, config, recipe.where));
       quantized = *rounding;
       extra += quantize_bytes(*rounding, config);
       const double forward = forward_flops(config, config.n_ctx);
@@ -349,7 +412,9 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
           formats = *quantized;
         else
           planned.rewritten = formats.format;
-        planned.format = formats.bits || !formats.formats.empty() ? "mixed" : info(formats.format).name;
+        const WrittenAs written = written_as(config, formats);
+        planned.format = written.format;
+        if (!written.fallback.empty()) plan.warnings.push_back(out->file + ": " + written.fallback);
         planned.file_bytes = predicted_file_bytes(config, formats, vocabulary_bytes);
       }
       planned.name += " " + out->file;
@@ -394,6 +459,7 @@ json::object to_json(const Plan& plan, double flops_per_second) {
     passes.push_back(std::move(out));
   }
   return {{"passes", std::move(passes)},
+          {"warnings", json::value_from(plan.warnings)},
           {"peak_memory_bytes", plan.peak_bytes},
           {"estimated_seconds", plan.seconds(flops_per_second)}};
 }
@@ -406,6 +472,7 @@ std::string to_table(const Plan& plan, double flops_per_second) {
                        format_count(pass.parameters), pass.tokens ? format_count(pass.tokens) : "",
                        pass.file_bytes ? format_bytes(pass.file_bytes) : "", format_bytes(pass.peak_bytes),
                        pass.flops > 0 ? format_seconds(pass.flops / flops_per_second) : "");
+  for (const std::string& warning : plan.warnings) out += "warning: " + warning + "\n";
   out += fmt::format(
       "peak memory about {}, time about {} (from floating-point operations at the {:.0f} GFLOP/s of\n"
       "matrix products that training reaches here, half of what a 512×512 product measured)\n",

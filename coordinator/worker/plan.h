@@ -27,6 +27,7 @@ struct PlannedPass {
 
 struct Plan {
   std::vector<PlannedPass> passes;
+  std::vector<std::string> warnings;  ///< what is not as a recipe's words let one think
   std::uint64_t peak_bytes = 0;
   double flops = 0;
 
@@ -77,6 +78,13 @@ std::uint64_t statistics_bytes(std::uint64_t columns);
 /// Memory of a quantize.weights beside the network: encoded matrices, the statistics of one layer at a time
 /// and the text's hidden states (quantize.h).
 std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config);
+
+/// How a file's matrices come to be stored when these formats are asked for.
+struct WrittenAs {
+  std::string format;    ///< the one that most values are in; "mixed" where several were asked for
+  std::string fallback;  ///< what is told of matrices whose rows no whole blocks fill; empty: there are none
+};
+WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats);
 
 /// Bytes of a GGUF of this shape, to within a few per cent.
 std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass& formats,

@@ -3,6 +3,8 @@
 #include <fnmatch.h>
 #include <yaml-cpp/yaml.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 
@@ -145,6 +147,11 @@ class Fields {
   YAML::Node node_;
   std::optional<Error> error_;
 };
+
+/// What a run's output folder holds beside its exports.
+constexpr std::array<std::string_view, 13> kOwnFiles{
+    "teacher.gguf", "result.json", "state.json", "progress.jsonl", "worker.lock",      "cancel",     "finish",
+    "eval.json",    "tokenizer",   "tokens.bin", "report.html",    "best.safetensors", "report.json"};
 
 struct Reader {
   std::filesystem::path folder;
@@ -665,12 +672,21 @@ struct Reader {
     if (!out.huggingface && !out.file.ends_with(".gguf"))
       return fail(ErrorCode::kInvalid, fields.at("file"), "'{}' must end in .gguf (or say kind: huggingface)",
                   out.file);
-    for (const char* reserved :
-         {"teacher.gguf", "result.json", "state.json", "progress.jsonl", "worker.lock", "cancel", "finish",
-          "eval.json", "tokenizer", "tokens.bin", "best.safetensors"})
-      if (out.file == reserved)
+    const bool control = std::any_of(out.file.begin(), out.file.end(), [](char c) {
+      return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+    });
+    if (control || out.file.size() > 200)
+      return fail(ErrorCode::kInvalid, fields.at("file"),
+                  "'file' must have at most 200 bytes and no control characters");
+    std::vector<std::string> names{out.file};
+    if (out.also_huggingface) names.push_back(std::filesystem::path(out.file).stem().string());
+    for (const std::string& name : names) {
+      const bool ours =
+          std::any_of(kOwnFiles.begin(), kOwnFiles.end(), [&](std::string_view own) { return name == own; });
+      if (ours || name.starts_with("checkpoint-"))
         return fail(ErrorCode::kInvalid, fields.at("file"), "'{}' is a name that the worker itself uses",
-                    out.file);
+                    name);
+    }
     if (out.huggingface ? fields.has("format") : fields.has("dtype"))
       return fail(ErrorCode::kInvalid, at_line(where, node),
                   "'format' belongs to gguf, 'dtype' to huggingface");
@@ -805,8 +821,11 @@ struct Reader {
       if (quantize != nullptr) quantized = true;
       if (const auto* out = std::get_if<ExportPass>(&pass)) {
         exported = true;
-        if (!files.insert(out->file).second)
-          return fail(ErrorCode::kInvalid, place, "two exports write '{}'", out->file);
+        const std::string stem = std::filesystem::path(out->file).stem().string();
+        for (const std::string& name :
+             out->also_huggingface ? std::vector{out->file, stem} : std::vector{out->file})
+          if (!files.insert(name).second)
+            return fail(ErrorCode::kInvalid, place, "two exports write '{}'", name);
       }
     }
     if (!exported)

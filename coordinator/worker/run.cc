@@ -115,6 +115,7 @@ int run_recipe(const RunOptions& options) {
     const Plan plan = RETORT_TRY(run->prepare());
     RETORT_TRY(check_memory(plan, options, where));
     progress.emit("plan", to_json(plan, rate * kTrainingShare));
+    for (const std::string& warning : plan.warnings) progress.warning(warning);
     return run->execute();
   };
   Result<json::array> artifacts = [&]() -> Result<json::array> {
@@ -157,7 +158,7 @@ int run_recipe(const RunOptions& options) {
 Result<void> on_disk(Result<void> written) {
   if (written || written.error().code != ErrorCode::kOutOfBudget) return written;
   return fail(ErrorCode::kUnavailable, written.error().where,
-              "{}; the last checkpoint is whole: make room and run again", written.error().message);
+              "{}; what was written before is whole: make room and run again", written.error().message);
 }
 
 Result<std::string> weights_sha256(const fs::path& folder) {

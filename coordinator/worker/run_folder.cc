@@ -1,5 +1,6 @@
 #include "coordinator/worker/run_folder.h"
 
+#include "common/core/sha256.h"
 #include "common/gguf/gguf.h"
 #include "coordinator/worker/run.h"
 
@@ -55,6 +56,8 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
     state.step = RETORT_TRY(json_uint(object, "step", path.string()));
     state.steps = RETORT_TRY(json_uint(object, "steps", path.string()));
     state.checkpoint = RETORT_TRY(json_string(object, "checkpoint", path.string()));
+    if (json_has(object, "checkpoint_sha256"))  // older versions did not look
+      state.checkpoint_sha256 = RETORT_TRY(json_string(object, "checkpoint_sha256", path.string()));
     state.data_sha256 = RETORT_TRY(json_string(object, "data_sha256", path.string()));
     state.artifacts = *RETORT_TRY(json_array(object, "artifacts", path.string()));
     if (json_has(object, "best_step")) {  // older versions did not look
@@ -95,6 +98,7 @@ Result<void> RunFolder::save_state() {
                             {"step", state.step},
                             {"steps", state.steps},
                             {"checkpoint", state.checkpoint},
+                            {"checkpoint_sha256", state.checkpoint_sha256},
                             {"best_loss", state.best_loss},
                             {"best_step", state.best_step},
                             {"waited", state.waited},
@@ -123,9 +127,11 @@ Result<void> RunFolder::save(const Network& network, const Moments& moments) {
     RETORT_TRY(on_disk(writer.write(encoded_file(name))));
   }
   RETORT_TRY(on_disk(write_safetensors(folder_ / name, all, SafeTensor::DType::kF32)));
+  std::string sum = RETORT_TRY(checksum(name));
   const std::string old = std::exchange(state.checkpoint, name);
+  std::swap(state.checkpoint_sha256, sum);
   if (auto saved = save_state(); !saved) {
-    state.checkpoint = old;
+    state.checkpoint = old, state.checkpoint_sha256 = sum;
     return saved;
   }
   std::error_code ignored;
@@ -136,7 +142,19 @@ Result<void> RunFolder::save(const Network& network, const Moments& moments) {
   return {};
 }
 
+Result<std::string> RunFolder::checksum(const std::string& checkpoint) const {
+  std::string all = RETORT_TRY(sha256_file_hex(folder_ / checkpoint));
+  std::error_code ignored;
+  if (fs::exists(encoded_file(checkpoint), ignored))
+    all = sha256_hex(all + RETORT_TRY(sha256_file_hex(encoded_file(checkpoint))));
+  return all;
+}
+
 Result<void> RunFolder::restore(Network& network, Moments& moments) const {
+  if (!state.checkpoint_sha256.empty() && RETORT_TRY(checksum(state.checkpoint)) != state.checkpoint_sha256)
+    return fail(
+        ErrorCode::kCorrupt, (folder_ / state.checkpoint).string(),
+        "this checkpoint is not what was written: its hash is another; empty the folder and begin anew");
   const Safetensors file = RETORT_TRY(Safetensors::open(folder_ / state.checkpoint));
   RETORT_TRY(load_weights(network, file, "w."));
   moments = {};

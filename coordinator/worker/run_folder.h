@@ -15,6 +15,7 @@ struct RunState {
   std::uint64_t step = 0;
   std::uint64_t steps = 0;  ///< of the pass in hand, when DIR/finish made it shorter; 0: as planned
   std::string checkpoint;   ///< file name; empty: the starting weights
+  std::string checkpoint_sha256;
   std::string data_sha256;
   json::array artifacts;
   double best_loss = 0;  ///< on held-out data, of the weights in best.safetensors; where best_step is not 0
@@ -61,6 +62,7 @@ class RunFolder {
 
  private:
   std::filesystem::path encoded_file(const std::string& checkpoint) const;
+  Result<std::string> checksum(const std::string& checkpoint) const;  ///< of it and its encoded_file
 
   std::filesystem::path folder_;
   Progress& progress_;

@@ -57,11 +57,12 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
     const StepReport report = training.step(state.step, steps);
     runaway.add(std::isfinite(report.loss) ? report.loss : 0);
     if (!std::isfinite(report.loss) || runaway.gone())
-      return fail(ErrorCode::kInvalid, training.where, "{}: at step {} the {}; lower learning_rate{}",
-                  pass.name, state.step,
+      return fail(ErrorCode::kInvalid, training.where, "{}: at step {} the {}; {}{}", pass.name, state.step,
                   std::isfinite(report.loss) ? fmt::format("loss has run away, to {:.2f} from {:.2f}",
                                                            runaway.mean(), runaway.least())
                                              : "loss or its gradient is not a number any more",
+                  state.step == 0 ? "no step was taken yet: look at the model's weights and the data"
+                                  : "lower learning_rate",
                   state.checkpoint.empty() ? std::string()
                                            : ". " + state.checkpoint + " holds the last good weights");
     ++state.step;

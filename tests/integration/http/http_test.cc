@@ -102,12 +102,16 @@ class Http : public ::testing::Test {
 
 TEST_F(Http, TheHeadDecidesHowMuchOfABodyIsTaken) {
   const auto post = [&](const std::string& name, const std::string& headers, const std::string& body) {
-    return raw("POST /echo/" + name + " HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + headers + "\r\n" + body);
+    return raw("POST /echo/" + name + " HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + headers + "\r\n" +
+               body);
   };
-  EXPECT_NE(post("short", "Content-Length: 10\r\n", "0123456789").find("short||0123456789"), std::string::npos);
-  EXPECT_NE(post("short", "Content-Length: 11\r\n", "0123456789a").find("larger than 10 bytes"), std::string::npos);
-  EXPECT_NE(post("short", "Transfer-Encoding: chunked\r\n", "b\r\n0123456789a\r\n0\r\n\r\n").find("HTTP/1.1 413"),
+  EXPECT_NE(post("short", "Content-Length: 10\r\n", "0123456789").find("short||0123456789"),
             std::string::npos);
+  EXPECT_NE(post("short", "Content-Length: 11\r\n", "0123456789a").find("larger than 10 bytes"),
+            std::string::npos);
+  EXPECT_NE(
+      post("short", "Transfer-Encoding: chunked\r\n", "b\r\n0123456789a\r\n0\r\n\r\n").find("HTTP/1.1 413"),
+      std::string::npos);
   EXPECT_NE(post("long", "Content-Length: 1001\r\n", std::string(1001, 'x')).find("larger than 1000 bytes"),
             std::string::npos);
   // Nothing is waited for from who may send nothing: the answer comes before the body.

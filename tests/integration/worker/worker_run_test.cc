@@ -654,6 +654,69 @@ TEST_F(WorkerRun, CnnsAreRoundedByWhatTheirLayersSee) {
   EXPECT_NE(unmatched.err.find("conv.0.weight, dense.0.weight"), std::string::npos) << unmatched.err;
 }
 
+TEST_F(WorkerRun, ATeacherWhoseWeightsAreNoNumbersIsRefused) {
+  const auto spoil = [&](float value) {
+    const auto file = Safetensors::open(folder_ / "teacher" / "model.safetensors");
+    ASSERT_OK(file);
+    std::vector<TensorSource> all;
+    for (const auto& [name, tensor] : file->tensors()) {
+      std::vector<float> values(tensor.count());
+      tensor.read_f32(0, values);
+      if (name == "model.layers.1.mlp.up_proj.weight") values[77] = value;
+      all.push_back({name, tensor.shape, [values](std::span<float> out) -> Result<void> {
+                       std::copy(values.begin(), values.end(), out.begin());
+                       return {};
+                     }});
+    }
+    ASSERT_OK(write_safetensors(folder_ / "teacher" / "model.safetensors", all, SafeTensor::DType::kF32));
+  };
+  spoil(std::numeric_limits<float>::quiet_NaN());
+  for (const char* passes :
+       {"passes:\n  - export: {file: s.gguf, format: Q8_0}\n",
+        "passes:\n  - quantize.weights: {format: Q4_0, method: gptq, calibration_tokens: 512}\n"
+        "  - export: {file: s.gguf}\n"}) {
+    recipe(passes);
+    fs::remove_all(folder_ / "nan");
+    const Ended ended = run("nan");
+    EXPECT_EQ(ended.status, 3) << ended.err;
+    EXPECT_NE(ended.err.find("model.layers.1.mlp.up_proj.weight"), std::string::npos) << ended.err;
+    EXPECT_FALSE(fs::exists(folder_ / "nan" / "s.gguf"));
+  }
+  spoil(3e38f);
+  recipe("passes:\n  - export: {file: s.gguf, format: Q8_0}\n");
+  const Ended huge = run("huge");
+  EXPECT_EQ(huge.status, 3) << huge.err;
+  EXPECT_NE(huge.err.find("F32 or BF16 can"), std::string::npos) << huge.err;
+  recipe("passes:\n  - export: {file: s.gguf, format: F32}\n");
+  EXPECT_EQ(run("whole").status, 0);
+}
+
+TEST_F(WorkerRun, ACheckpointThatChangedIsNotTakenForWhatWasWritten) {
+  recipe(
+      "passes:\n  - train: {tokens: 20000, batch_tokens: 512}\n  - distil.soft: {tokens: 200000, "
+      "batch_tokens: 512, "
+      "learning_rate: 1e-3}\n  - export: {file: s.gguf}\n");
+  const pid_t child = start("out");
+  const auto checkpoint = [&] {
+    for (const auto& entry : fs::directory_iterator(folder_ / "out"))
+      if (entry.path().filename().string().starts_with("checkpoint-1-") &&
+          entry.path().extension() == ".safetensors")
+        return entry.path();
+    return fs::path();
+  };
+  for (int i = 0; i < 6000 && (!fs::exists(folder_ / "out") || checkpoint().empty()); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  ASSERT_TRUE(reached("out", 41, child));  // in the second pass, whose first checkpoint is on disk
+  ::kill(child, SIGKILL);
+  finish(child);
+  std::string bytes = *read_file(checkpoint());
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  ASSERT_OK(write_file_atomic(checkpoint(), bytes));
+  const Ended ended = run("out");
+  EXPECT_EQ(ended.status, 3) << ended.err;
+  EXPECT_NE(ended.err.find("its hash is another"), std::string::npos) << ended.err;
+}
+
 TEST_F(WorkerRun, OneWorkerAFolder) {
   recipe("passes:\n  - distil.soft: {tokens: 50000000, batch_tokens: 256}\n  - export: {file: s.gguf}\n");
   const pid_t first = start("o");

@@ -147,7 +147,7 @@ TEST(Utf8, BecomesValidAndIsCutBetweenCharacters) {
   EXPECT_EQ(valid_utf8("plain \xc3\xa9 \xf0\x9f\x98\x80"), "plain \xc3\xa9 \xf0\x9f\x98\x80");
   const std::string mark = "\xef\xbf\xbd";
   EXPECT_EQ(valid_utf8("a\xff\x62"), "a" + mark + "b");
-  EXPECT_EQ(valid_utf8("\xc0\x80"), mark + mark);              // overlong
+  EXPECT_EQ(valid_utf8("\xc0\x80"), mark + mark);             // overlong
   EXPECT_EQ(valid_utf8("\xed\xa0\x80"), mark + mark + mark);  // a surrogate
   EXPECT_EQ(valid_utf8("\xf0\x9f\x98"), mark + mark + mark);  // cut off
   EXPECT_EQ(valid_utf8("ab\xc3\xa9", 3), "ab");

@@ -274,6 +274,62 @@ TEST(Data, AStreamOfAFileIsThatOfItsDocuments) {
   EXPECT_FALSE(std::filesystem::exists(folder / "tokens"));
 }
 
+TEST_F(RecipeTest, ExportsKeepOffTheRunsOwnFiles) {
+  for (const char* file : {R"("worker.lock\0.gguf")", R"("a\nb.gguf")", "checkpoint-0-1.safetensors.gguf"})
+    EXPECT_FALSE(parse(fmt::format("  - export: {{file: {}}}\n", file))) << file;
+  EXPECT_FALSE(parse("  - export: {file: " + std::string(250, 'x') + ".gguf}\n"));
+  for (const char* stem : {"cancel", "tokenizer", "state.json", "progress.jsonl", "worker.lock"}) {
+    EXPECT_TRUE(refused(parse(fmt::format("  - export: {{file: {}.gguf, hf: true}}\n", stem)), 5,
+                        {"the worker itself uses", stem}));
+    EXPECT_OK(parse(fmt::format("  - export: {{file: {}.gguf}}\n", stem)));
+  }
+  const auto twice =
+      parse("  - export: {file: s.gguf, hf: true}\n  - export: {file: s, kind: huggingface}\n");
+  ASSERT_FALSE(twice);
+  EXPECT_NE(twice.error().message.find("two exports write 's'"), std::string::npos);
+}
+
+ModelConfig narrow_model() {
+  ModelConfig c;
+  c.n_vocab = 512, c.n_ctx = 64, c.n_embd = 128, c.head_dim = 16;
+  c.layers.assign(2, {8, 8, 352});
+  return c;
+}
+
+TEST(Plan, WhatAFileIsWrittenAsIsTold) {
+  const ModelConfig narrow = narrow_model();
+  const WrittenAs q3 = written_as(narrow, {.format = TensorType::kQ3K});
+  EXPECT_EQ(q3.format, "Q8_0");
+  EXPECT_NE(q3.fallback.find("15 of 15 matrices"), std::string::npos) << q3.fallback;
+  EXPECT_NE(q3.fallback.find("8.50 bits a weight instead of 3.44"), std::string::npos) << q3.fallback;
+  const WrittenAs q4 = written_as(narrow, {.format = TensorType::kQ4_0});
+  EXPECT_EQ(q4.format, "Q4_0");
+  EXPECT_EQ(q4.fallback, "");
+  ModelConfig wide = narrow;
+  wide.n_embd = 256, wide.head_dim = 32;  // its FFN's 352 columns hold no whole block
+  const WrittenAs most = written_as(wide, {.format = TensorType::kQ4K});
+  EXPECT_EQ(most.format, "Q4_K");
+  EXPECT_NE(most.fallback.find("2 of 15 matrices"), std::string::npos) << most.fallback;
+  QuantizePass several;
+  several.formats = {{"*embed*", TensorType::kF16}};
+  EXPECT_EQ(written_as(narrow, several).format, "mixed");
+}
+
+TEST(Plan, ABudgetThatNoCandidateMeetsIsRefusedBeforeAnythingIsTrained) {
+  Recipe recipe;
+  recipe.where = "r.yaml";
+  QuantizePass pass;
+  pass.bits = 5.5;
+  pass.candidates = {TensorType::kQ3K, TensorType::kQ4K, TensorType::kQ8_0};
+  recipe.passes = {pass, ExportPass{.file = "s.gguf"}};
+  const auto plan = make_plan(recipe, narrow_model(), nullptr, 1000, 1000);
+  ASSERT_FALSE(plan);
+  EXPECT_EQ(plan.error().code, ErrorCode::kOutOfBudget);
+  EXPECT_NE(plan.error().message.find("Q4_0"), std::string::npos) << plan.error().message;
+  std::get<QuantizePass>(recipe.passes[0]).candidates.push_back(TensorType::kQ4_0);
+  EXPECT_OK(make_plan(recipe, narrow_model(), nullptr, 1000, 1000));
+}
+
 TEST(Plan, ShapesOfCuts) {
   ModelConfig c;
   c.n_vocab = 100, c.n_ctx = 32, c.n_embd = 64, c.head_dim = 8;
