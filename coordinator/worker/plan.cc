@@ -387,10 +387,13 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
       RETORT_TRY(check_rules(*rounding, matrix_names(config), recipe.where));
       RETORT_TRY(check_bits(*rounding, config, recipe.where));
       quantized = *rounding;
-      extra += quantize_bytes(*rounding, config);
+      QuantizePass read = *rounding;  // no text has more tokens than bytes
+      read.calibration_tokens =
+          std::min<std::uint64_t>(read.calibration_tokens, std::max<std::uint64_t>(data_bytes, 1));
+      extra += quantize_bytes(read, config);
       const double forward = forward_flops(config, config.n_ctx);
       if (rounding->needs_statistics()) {
-        planned.tokens = rounding->calibration_tokens;
+        planned.tokens = read.calibration_tokens;
         const bool again = rounding->method == QuantizePass::Method::kGptq;
         planned.flops += (again ? 5 : 2) * forward * static_cast<double>(planned.tokens);
       }

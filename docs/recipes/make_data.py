@@ -118,10 +118,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=['fashion', 'ai4i', 'hwu64'])
     parser.add_argument('out')
-    parser.add_argument('--from', dest='source', default='/usr/share/datasets/fashion-mnist')
+    parser.add_argument('--from', dest='source')
     arguments = parser.parse_args()
+    if arguments.source is None and arguments.what != 'fashion':
+        parser.error(f'{arguments.what} needs --from: where its data are')
     os.makedirs(arguments.out, exist_ok=True)
-    {'fashion': fashion, 'ai4i': ai4i, 'hwu64': hwu64}[arguments.what](arguments.out, arguments.source)
+    try:
+        {'fashion': fashion, 'ai4i': ai4i, 'hwu64': hwu64}[arguments.what](
+            arguments.out, arguments.source or '/usr/share/datasets/fashion-mnist')
+    except OSError as error:
+        hint = "; Debian's package dataset-fashion-mnist has it" if arguments.what == 'fashion' else ''
+        parser.exit(1, f'make_data.py: {error.filename}: {error.strerror}{hint}\n')
 
 
 if __name__ == '__main__':
