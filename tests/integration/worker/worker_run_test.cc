@@ -750,7 +750,7 @@ TEST_F(WorkerRun, AFileThatCannotBeWrittenLeavesTheOldCheckpoint) {
   child = start("o", {}, 40000);
   const Ended ended = finish(child);
   EXPECT_EQ(ended.status, exit_code(ErrorCode::kUnavailable)) << ended.err;
-  EXPECT_NE(ended.err.find("last checkpoint is whole"), std::string::npos) << ended.err;
+  EXPECT_NE(ended.err.find("what was written before is whole"), std::string::npos) << ended.err;
   EXPECT_EQ(checkpoint(), before);
   EXPECT_TRUE(fs::exists(folder_ / "o" / before.c_str()));
   EXPECT_FALSE(fs::exists(folder_ / "o" / "result.json")) << "a full disk is not a result";
