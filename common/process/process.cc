@@ -176,6 +176,12 @@ void keep_freed_memory(std::size_t largest, std::size_t kept) {
   ::mallopt(M_TRIM_THRESHOLD, static_cast<int>(kept));
 }
 
+void release_freed_memory() {
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
+}
+
 void notify_service_manager(std::string_view state) {
   const char* path = std::getenv("NOTIFY_SOCKET");
   if (path == nullptr || path[0] == '\0') return;

@@ -72,6 +72,8 @@ std::uint64_t memory_allowance_bytes();
 /// the kernel takes and clears their pages anew each time, which costs more than a chunk's encryption.
 /// Thread: the main one, at its start.
 void keep_freed_memory(std::size_t largest, std::size_t kept);
+/// Gives what is kept back to the kernel, before work that needs more memory than speed. Thread: any.
+void release_freed_memory();
 
 /// Tells systemd (NOTIFY_SOCKET) "READY=1", "STOPPING=1"; does nothing where there is none.
 void notify_service_manager(std::string_view state);

@@ -183,10 +183,8 @@ EncodedMatrix gptq(const Tensor& weight, const InputStatistics& input, TensorTyp
   return out;
 }
 
-double output_error(const Tensor& weight, const Tensor& rounded, const InputStatistics& input) {
-  const auto power = [&](const Tensor& w) { return (w.mm(input.second_moment) * w).sum().item<double>(); };
-  const double whole = power(weight);
-  return whole > 0 ? std::max(0.0, power(rounded - weight)) / whole : 0;
+double output_power_of(const Tensor& weight, const InputStatistics& input) {
+  return (weight.mm(input.second_moment) * weight).sum().item<double>();
 }
 
 AwqScale awq_scale(const std::vector<std::pair<Tensor, TensorType>>& matrices, const InputStatistics& input,

@@ -34,8 +34,8 @@ struct GptqOptions {
 EncodedMatrix gptq(const at::Tensor& weight, const InputStatistics& input, TensorType type,
                    const GptqOptions& options = {});
 
-/// ‖ΔX‖² / ‖WX‖²: what rounding `weight` to `rounded` changes of the product, over the calibration text.
-double output_error(const at::Tensor& weight, const at::Tensor& rounded, const InputStatistics& input);
+/// ‖WX‖² over the calibration text, of some rows of a matrix or of what rounding changed of them.
+double output_power_of(const at::Tensor& weight, const InputStatistics& input);
 
 /// AWQ (Lin et al., 2306.00978, equations 4 and 5): the s = mean|x|^α, α of 0, 0.1, … 1, for which the sum of
 /// ‖(Q(W diag s) diag(s)⁻¹ − W) X‖² over matrices with one input is least; s scaled so that √(max·min) is

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "common/hf/hf_model.h"
+#include "common/process/process.h"
 #include "coordinator/worker/input_groups.h"
 #include "coordinator/worker/plan.h"
 
@@ -55,6 +56,7 @@ class Quantizer {
 
   Result<std::vector<QuantizedMatrix>> run() {
     network_.encoded.clear();
+    release_freed_memory();
     if (pass_.bits) RETORT_TRY(allocate());
     if (pass_.needs_statistics()) {
       CalibrationText text(network_, ids_);
@@ -84,6 +86,7 @@ class Quantizer {
       Trace trace;
       trace.inputs = [&](const std::string& name, const Tensor& input) { last[name].add(input); };
       text.look_at_head(trace);
+      release_freed_memory();  // the embedding is the largest matrix by far
       for (const auto& [name, input] : last) round(name, &input);
     }
     for (const auto& [name, type] : matrices_.types()) {
@@ -237,9 +240,21 @@ RoundedMatrix round_matrix(const std::string& name, const Tensor& weight, Tensor
   out.values = decode_matrix(out.encoded);
   if (order.defined()) out.values = at::empty_like(out.values).index_copy_(0, order, out.values);
   out.line = {name, type, static_cast<std::uint64_t>(weight.numel()), out.encoded.bytes.size()};
-  const double power = weight.square().sum().item<double>();
-  out.line.weight_error = power > 0 ? (out.values - weight).square().sum().item<double>() / power : 0;
-  if (input != nullptr) out.line.output_error = output_error(weight, out.values, *input);
+  // Some rows at a time: whole, the differences of an embedding take several times what it does.
+  constexpr std::int64_t kRows = 2048;
+  double power = 0, lost = 0, output_power = 0, output_lost = 0;
+  for (std::int64_t row = 0; row < weight.size(0); row += kRows) {
+    const Tensor some = weight.slice(0, row, row + kRows),
+                 gone = out.values.slice(0, row, row + kRows) - some;
+    power += some.square().sum().item<double>();
+    lost += gone.square().sum().item<double>();
+    if (input == nullptr) continue;
+    output_power += output_power_of(some, *input);
+    output_lost += output_power_of(gone, *input);
+  }
+  out.line.weight_error = power > 0 ? lost / power : 0;
+  if (input != nullptr)
+    out.line.output_error = output_power > 0 ? std::max(0.0, output_lost) / output_power : 0;
   return out;
 }
 

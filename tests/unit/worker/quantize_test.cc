@@ -34,6 +34,11 @@ struct Problem {
   }
 };
 
+/// ‖ΔX‖² / ‖WX‖².
+double output_error(const Tensor& weight, const Tensor& rounded, const InputStatistics& input) {
+  return output_power_of(rounded - weight, input) / output_power_of(weight, input);
+}
+
 TEST(InputStatistics, AreTheSumsOverAllTokens) {
   const Problem p;
   EXPECT_EQ(p.statistics.tokens, 1000);
