@@ -196,14 +196,14 @@ Result<std::vector<DecodeSample>> ask_serve(const ProfileOptions& options, const
   int status = 0;
   while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
-  const Result<std::string> text = read_file(out, 1 << 20);
+  Result<std::string> text = read_file(out, 1 << 20);
   std::error_code ignored;
   std::filesystem::remove(out, ignored);
   if (status != 0)
     return fail(ErrorCode::kUnavailable, where, "it ended with {}",
                 WIFEXITED(status) ? fmt::format("status {}", WEXITSTATUS(status))
                                   : fmt::format("signal {}", WTERMSIG(status)));
-  const json::value answer = RETORT_TRY(parse_json(RETORT_TRY(Result(text)), where));
+  const json::value answer = RETORT_TRY(parse_json(RETORT_TRY(std::move(text)), where));
   const json::object& o = *RETORT_TRY(as_object(answer, where));
   const json::value* decode = o.if_contains("decode");
   if (decode == nullptr) return fail(ErrorCode::kInvalid, where, "'decode' is missing");

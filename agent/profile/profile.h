@@ -35,8 +35,8 @@ struct ProfileOptions {
 };
 
 /// Looks at this machine and measures it; takes about three times `time_per_measure` on one core, and what
-/// `serve_binary` takes. Never
-/// fails: what cannot be had is 0 or empty and noted. Thread: any, but alone, or the figures are too low.
+/// `serve_binary` takes. Never fails: what cannot be had is 0 or empty and noted. Thread: any, but alone, or
+/// the figures are too low.
 DeviceProfile measure_profile(const ProfileOptions& options);
 
 /// Local time is UTC and so many minutes, now.

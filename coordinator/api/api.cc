@@ -72,6 +72,12 @@ std::string target_of(const HttpRequest& request) {
   return out.substr(0, 1024);
 }
 
+std::string_view bearer(const HttpRequest& request) {
+  constexpr std::string_view kBearer = "Bearer ";
+  const std::string_view header = request.header("authorization");
+  return header.starts_with(kBearer) ? header.substr(kBearer.size()) : std::string_view();
+}
+
 std::string seconds_of(std::chrono::milliseconds wait) { return std::to_string((wait.count() + 999) / 1000); }
 
 }  // namespace
@@ -194,16 +200,6 @@ void Api::handle(HttpRequest request, Reply responder) {
                 {{"Allow", allow}}, "method_not_allowed");
       });
 }
-
-namespace {
-
-std::string_view bearer(const HttpRequest& request) {
-  constexpr std::string_view kBearer = "Bearer ";
-  const std::string_view header = request.header("authorization");
-  return header.starts_with(kBearer) ? header.substr(kBearer.size()) : std::string_view();
-}
-
-}  // namespace
 
 std::size_t Api::body_limit(const HttpRequest& head) {
   const Result<TokenRecord> token = p_.tokens.identify(std::string(bearer(head)));

@@ -96,8 +96,7 @@ Result<json::value> tailor(const ApiParts& p, const json::object& body) {
     one.job.rollout_json = rollout;
     json::object shown = retort::to_json(plan);
     shown[amount] = tokens;
-    shown["token_seconds_from"] = speed.decode && !shape.classifies() && !shape.config.is_encoder()
-                                      ? "its retort-serve's measurements"
+    shown["token_seconds_from"] = speed.measured(shape) ? "its retort-serve's measurements"
                                   : speed.bandwidth > 0 ? "the file's size over its memory's bandwidth"
                                                         : "nothing: no device is measured";
     if (found->second.p95_token_seconds > 0 && plan.token_seconds == 0)

@@ -103,7 +103,6 @@ std::vector<StudentPlan> shapes_of(const TeacherShape& teacher) {
 }  // namespace
 
 ClassSpeed slowest(std::span<const DeviceProfile* const> devices) {
-  // By the shapes that the most devices measured: a small device leaves the large ones out.
   ClassSpeed out;
   const DeviceProfile* last = nullptr;
   double most = 0;
@@ -153,7 +152,7 @@ Result<StudentPlan> plan_student(const TeacherShape& teacher, std::uint64_t head
         plan.file_bytes = predicted_file_bytes(plan.config, format, header_bytes + kLineageBytes);
         plan.serving_memory_bytes = predicted_serving_bytes(plan.config, plan.file_bytes);
       }
-      if (speed.decode && !plan.classifier && !plan.config.is_encoder())
+      if (speed.measured(teacher))
         plan.token_seconds = speed.decode->token_seconds(plan.config, format, plan.config.n_ctx / 2);
       else if (speed.bandwidth > 0)
         plan.token_seconds = static_cast<double>(plan.file_bytes) / speed.bandwidth;

@@ -14,6 +14,17 @@
 
 namespace retort {
 
+/// What a teacher is: a language model or a classifier of texts (`config`), or a classifier of tensors.
+struct TeacherShape {
+  ModelConfig config;
+  std::optional<ClassifierConfig> classifier;
+
+  bool classifies() const { return classifier || !config.encoder.labels.empty(); }
+  std::uint64_t parameters() const {
+    return classifier ? parameter_count(*classifier) : parameter_count(config);
+  }
+};
+
 /// A student's shape and format, and what it is predicted to cost.
 struct StudentPlan {
   ModelConfig config;
@@ -29,20 +40,15 @@ struct ClassSpeed {
   std::optional<DecodePredictor> decode;
   /// Bytes/s, one thread: with no more than this a token takes as long as the file is read. 0: not measured.
   double bandwidth = 0;
-};
-/// The slowest by what all of them measured alike; devices that measured less count only where none did more.
-ClassSpeed slowest(std::span<const DeviceProfile* const> devices);
 
-/// What a teacher is: a language model or a classifier of texts (`config`), or a classifier of tensors.
-struct TeacherShape {
-  ModelConfig config;
-  std::optional<ClassifierConfig> classifier;
-
-  bool classifies() const { return classifier || !config.encoder.labels.empty(); }
-  std::uint64_t parameters() const {
-    return classifier ? parameter_count(*classifier) : parameter_count(config);
+  /// Whether tokens of such a teacher's students are predicted by `decode`.
+  bool measured(const TeacherShape& teacher) const {
+    return decode && !teacher.classifier && !teacher.config.is_encoder();
   }
 };
+/// `decode` of the device whose geometric mean over the small shapes in Q8_0, which even small devices
+/// measure, is the longest; `bandwidth` of the lowest.
+ClassSpeed slowest(std::span<const DeviceProfile* const> devices);
 
 /// What a file of this shape takes. `header_bytes`: metadata and tokenizer, as the teacher's own file has
 /// them.

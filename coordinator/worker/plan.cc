@@ -168,6 +168,27 @@ StoredAs stored_as(ModelFamily family, const std::string& name, std::size_t dime
   return {true, family == ModelFamily::kGpt2 && !name.ends_with("wte.weight") && name != "lm_head.weight"};
 }
 
+namespace {
+
+/// A matrix as a file has it, a row after another.
+struct Matrix {
+  std::string name;
+  std::uint64_t rows, columns;
+};
+std::vector<Matrix> matrices_of(const ModelConfig& config) {
+  std::vector<Matrix> out;
+  for (WeightShape& weight : hf_weights(config)) {
+    const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
+    if (!stored.matrix) continue;
+    std::uint64_t rows = weight.shape.front(), columns = weight.shape.back();
+    if (stored.transposed) std::swap(rows, columns);
+    out.push_back({std::move(weight.name), rows, columns});
+  }
+  return out;
+}
+
+}  // namespace
+
 std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass& formats,
                                    std::uint64_t vocabulary_bytes) {
   std::uint64_t bytes = vocabulary_bytes * 4 / 5 + 2048;
@@ -191,16 +212,15 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass
 }
 
 WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
+  if (formats.bits) return {"mixed", ""};
   std::map<TensorType, std::uint64_t> values, asked, fell;
-  std::uint64_t matrices = 0, fallen = 0, all = 0, fallen_values = 0;
+  std::uint64_t fallen = 0, all = 0, fallen_values = 0;
   double asked_bits = 0, got_bits = 0;
-  for (const WeightShape& weight : hf_weights(config)) {
-    const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
-    if (!stored.matrix) continue;
-    const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back(),
-                        count = weight.shape.front() * weight.shape.back();
-    const TensorType wanted = format_of(formats, weight.name), type = stored_type(wanted, columns);
-    ++matrices, all += count;
+  const std::vector<Matrix> matrices = matrices_of(config);
+  for (const Matrix& matrix : matrices) {
+    const std::uint64_t count = matrix.rows * matrix.columns;
+    const TensorType wanted = format_of(formats, matrix.name), type = stored_type(wanted, matrix.columns);
+    all += count;
     values[type] += count, asked[wanted] += count;
     if (type == wanted) continue;
     ++fallen, fallen_values += count, fell[type] += count;
@@ -214,14 +234,12 @@ WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
                                 ->first)
                            .name);
   };
-  if (formats.bits) return {"mixed", ""};
   WrittenAs out{asked.size() > 1 ? "mixed" : largest(values), ""};
   if (fallen > 0)
     out.fallback = fmt::format(
         "the rows of {} of {} matrices ({:.0f} % of the weights) are not whole blocks of {}: they are stored "
-        "as {}, "
-        "{:.2f} bits a weight instead of {:.2f}",
-        fallen, matrices, 100.0 * static_cast<double>(fallen_values) / static_cast<double>(all),
+        "as {}, {:.2f} bits a weight instead of {:.2f}",
+        fallen, matrices.size(), 100.0 * static_cast<double>(fallen_values) / static_cast<double>(all),
         largest(asked), largest(fell), got_bits / static_cast<double>(fallen_values),
         asked_bits / static_cast<double>(fallen_values));
   return out;
@@ -233,12 +251,8 @@ namespace {
 Result<void> check_bits(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
   if (!pass.bits) return {};
   double least = 0, values = 0;
-  for (const WeightShape& weight : hf_weights(config)) {
-    const StoredAs stored = stored_as(config.family, weight.name, weight.shape.size());
-    if (!stored.matrix) continue;
-    const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back(),
-                        rows = weight.shape.front() * weight.shape.back() / columns;
-    const auto fixed = fixed_format(pass, weight.name);
+  for (const auto& [name, rows, columns] : matrices_of(config)) {
+    const auto fixed = fixed_format(pass, name);
     std::uint64_t smallest = UINT64_MAX;
     for (const TensorType candidate : fixed ? std::vector{*fixed} : pass.candidates)
       smallest = std::min(smallest, most_matrix_bytes(stored_type(candidate, columns), rows, columns));
@@ -282,8 +296,7 @@ Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, c
 
 std::vector<std::string> matrix_names(const ModelConfig& config) {
   std::vector<std::string> out;
-  for (const WeightShape& weight : hf_weights(config))
-    if (stored_as(config.family, weight.name, weight.shape.size()).matrix) out.push_back(weight.name);
+  for (Matrix& matrix : matrices_of(config)) out.push_back(std::move(matrix.name));
   return out;
 }
 

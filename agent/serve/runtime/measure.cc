@@ -90,24 +90,17 @@ std::vector<DecodeSample> decode_shapes() {
     const std::uint32_t heads = hidden / 32;
     return DecodeSample{format, layers, hidden, heads, heads, 32, ffn, vocabulary, position, 0};
   };
-  std::vector<DecodeSample> out;
-  const char* const eight = "Q8_0";
-  out.push_back(shape(eight, 64, 192, 2, 512));
-  out.push_back(shape(eight, 64, 192, 8, 512));
-  out.push_back(shape(eight, 64, 192, 8, 512, 192));
-  out.push_back(shape(eight, 128, 384, 2, 512));
-  out.push_back(shape(eight, 128, 384, 6, 512));
-  out.push_back(shape(eight, 128, 384, 4, 4096));
-  out.push_back(shape(eight, 256, 768, 2, 1024));
-  out.push_back(shape(eight, 256, 768, 4, 4096));
-  out.push_back(shape(eight, 256, 768, 6, 4096, 192));
-  out.push_back(shape(eight, 256, 1024, 10, 2048));
-  out.push_back(shape(eight, 512, 1536, 2, 4096));
-  out.push_back(shape(eight, 512, 1536, 4, 8192));
-  out.push_back(shape(eight, 512, 1536, 8, 16384));
-  out.push_back(shape(eight, 64, 192, 4, 2048, 200));
-  out.push_back(shape(eight, 256, 512, 8, 1024, 240));
-  out.push_back(shape(eight, 384, 1024, 6, 2048, 100));
+  constexpr const char* kEight = "Q8_0";
+  std::vector<DecodeSample> out{
+      shape(kEight, 64, 192, 2, 512),        shape(kEight, 64, 192, 8, 512),
+      shape(kEight, 64, 192, 8, 512, 192),   shape(kEight, 128, 384, 2, 512),
+      shape(kEight, 128, 384, 6, 512),       shape(kEight, 128, 384, 4, 4096),
+      shape(kEight, 256, 768, 2, 1024),      shape(kEight, 256, 768, 4, 4096),
+      shape(kEight, 256, 768, 6, 4096, 192), shape(kEight, 256, 1024, 10, 2048),
+      shape(kEight, 512, 1536, 2, 4096),     shape(kEight, 512, 1536, 4, 8192),
+      shape(kEight, 512, 1536, 8, 16384),    shape(kEight, 64, 192, 4, 2048, 200),
+      shape(kEight, 256, 512, 8, 1024, 240), shape(kEight, 384, 1024, 6, 2048, 100),
+  };
   for (DecodeSample& s : std::span(out).last(3))
     s.head_dim = 64, s.heads /= 2, s.kv_heads = s.heads == 6 ? 2 : 1;
   for (const char* format : {"F16", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q3_K"}) {

@@ -17,7 +17,7 @@ namespace retort {
 std::vector<DecodeSample> decode_shapes();
 
 /// Makes a model of random weights of each shape, generates with it (`time` each, KV cache in F16) and puts
-/// the median time of a token in. A shape that needs more than `memory_limit` bytes (0: no limit) is left
+/// the shortest time of a token in. A shape that needs more than `memory_limit` bytes (0: no limit) is left
 /// out. Files are made below `folder` and removed. kInvalid: a shape that is no model, or an unknown format.
 /// Thread: one; the machine should do nothing else meanwhile.
 Result<std::vector<DecodeSample>> measure_decode(std::span<const DecodeSample> shapes, ThreadTeam& team,

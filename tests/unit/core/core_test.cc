@@ -154,6 +154,9 @@ TEST(Utf8, BecomesValidAndIsCutBetweenCharacters) {
   EXPECT_EQ(valid_utf8("ab\xc3\xa9", 4), "ab\xc3\xa9");
   EXPECT_EQ(valid_utf8("\x80\x80\x80\x80\x80", 4), mark);  // no beginning to cut before
   EXPECT_EQ(valid_utf8("abc", 0), "");
+  EXPECT_TRUE(is_utf8("plain \xc3\xa9 \xf0\x9f\x98\x80"));
+  for (const char* bad : {"a\xff", "\xc0\x80", "\xed\xa0\x80", "\xf0\x9f\x98"})
+    EXPECT_FALSE(is_utf8(bad)) << bad;
 }
 
 TEST(File, APipeIsNoFileAndHoldsNobodyUp) {
