@@ -44,25 +44,11 @@ Cost cost_of(const Network& shape) {
   return cost;
 }
 
-std::uint64_t parameters_of(const Network& shape) {
-  return shape.classifier ? parameter_count(*shape.classifier) : parameter_count(shape.config);
-}
-
 std::vector<std::string> matrices_of(const Network& shape) {
   if (!shape.classifier) return matrix_names(shape.config);
   std::vector<std::string> out;
   for (const ClassifierMatrix& m : classifier_matrices(*shape.classifier)) out.push_back(m.name);
   return out;
-}
-
-std::string describe(const Network& shape) {
-  if (!shape.classifier) return describe(shape.config);
-  const ClassifierConfig& c = *shape.classifier;
-  std::string out = fmt::format("{}", c.input.values());
-  for (const Convolution& conv : c.convolutions)
-    out += fmt::format("→{}×{}²", conv.out_channels, conv.kernel);
-  for (const std::uint32_t width : c.hidden) out += fmt::format("→{}", width);
-  return out + fmt::format("→{}", c.labels.size());
 }
 
 Result<Network> pruned_shape(const Network& shape, const PrunePass& pass, const std::string& where) {
@@ -109,7 +95,7 @@ Result<Network> pruned_shape(const Network& shape, const PrunePass& pass, const 
 class ClassifierRun final : public RecipeRun {
  public:
   ClassifierRun(const RunOptions& options, Recipe recipe, Progress& progress)
-      : options_(options), recipe_(std::move(recipe)), progress_(progress), out_(options.out, progress) {}
+      : RecipeRun(options, std::move(recipe), progress) {}
 
   Result<Plan> prepare() override {
     if (!recipe_.teacher.empty()) RETORT_TRY(open_teacher());
@@ -123,7 +109,8 @@ class ClassifierRun final : public RecipeRun {
     return plan_;
   }
 
-  Result<json::array> execute() override {
+ private:
+  Result<void> begin() override {
     RETORT_TRY(out_.load({recipe_.sha256, sources_.teacher_sha256, recipe_.passes.size(), options_.threads}));
     if (recipe_.held_out) {
       serve_ = RETORT_TRY(find_serve(options_.serve_binary));
@@ -143,22 +130,13 @@ class ClassifierRun final : public RecipeRun {
       for (Network& shape : shapes_)
         shape.classifier->mean = start_.classifier->mean, shape.classifier->std = start_.classifier->std;
     }
-    RETORT_TRY(load_weights());
-    while (out_.state.pass < recipe_.passes.size()) {
-      const std::size_t index = out_.state.pass;
-      progress_.emit("pass_start", {{"pass", pass_name(recipe_.passes[index])},
-                                    {"pass_index", index},
-                                    {"pass_count", recipe_.passes.size()},
-                                    {"model", describe(network_)},
-                                    {"parameters", parameters_of(network_)},
-                                    {"resumed_at_step", out_.state.step}});
-      RETORT_TRY(out_.check_stop());
-      RETORT_TRY(std::visit([&](const auto& pass) { return run(index, pass); }, recipe_.passes[index]));
-    }
-    return out_.state.artifacts;
+    return load_weights();
   }
 
- private:
+  Result<void> run_pass(std::size_t index) override {
+    return std::visit([&](const auto& pass) { return run(index, pass); }, recipe_.passes[index]);
+  }
+
   Result<void> open_teacher() {
     const std::string type = RETORT_TRY(model_type_of(recipe_.teacher));
     Network teacher;
@@ -380,25 +358,10 @@ class ClassifierRun final : public RecipeRun {
     return {};
   }
 
-  Result<void> pass_done(bool weights_changed) {
-    out_.next_pass();
-    moments_ = {};
-    RETORT_TRY(weights_changed ? out_.save(network_, moments_) : out_.save_state());
-    out_.forget_best();
-    return {};
-  }
-
   Result<void> run(std::size_t index, const OptimisePass& pass) {
     const std::uint64_t batch = std::min<std::uint64_t>(pass.batch_tokens, train_->size());
     const std::uint64_t seed = recipe_.seed * 1000003 + index;
-    Training training{pass,
-                      index,
-                      recipe_.passes.size(),
-                      std::max<std::uint64_t>(1, pass.tokens / batch),
-                      batch,
-                      recipe_.where,
-                      {},
-                      {}};
+    Training training = training_of(pass, index, batch);
     training.step = [&](std::uint64_t step, std::uint64_t steps) {
       begin_step(network_);
       const ExampleBatch examples = train_->draw(seed, step * batch, batch);
@@ -587,32 +550,21 @@ class ClassifierRun final : public RecipeRun {
   }
 
   Result<json::object> judge(const fs::path& file) {
-    std::vector<std::string> arguments{"--data", recipe_.held_out->file.string(), "--threads",
-                                       std::to_string(options_.threads)};
-    if (!recipe_.held_out->labels.empty())
-      arguments.insert(arguments.end(), {"--labels", recipe_.held_out->labels.string()});
+    fs::path reference;
     if (teacher_ && teacher_->classifier) {  // encoders are judged by labels alone
-      const fs::path reference = out_ / "teacher.gguf";
+      reference = out_ / "teacher.gguf";
       if (!fs::exists(reference)) RETORT_TRY(write(reference, *teacher_, TensorType::kF32, true));
-      arguments.insert(arguments.end(), {"--teacher", reference.string()});
     }
-    return serve_eval(serve_, file, arguments, out_.path(), [&] { return out_.check_stop(); });
+    std::vector<std::string> more;
+    if (!recipe_.held_out->labels.empty()) more = {"--labels", recipe_.held_out->labels.string()};
+    return judged(file, reference, more);
   }
 
-  const RunOptions& options_;
-  Recipe recipe_;
-  Progress& progress_;
-  RunFolder out_;
-  fs::path serve_, tokenizer_folder_;
-  std::optional<Tokenizer> tokenizer_;
   Sources sources_;
-  std::optional<Network> teacher_, body_;  ///< body_: of a student with a trained one, until it is loaded
-  Plan plan_;
+  std::optional<Network> body_;  ///< of a student with a trained one, until it is loaded
   Network start_;                ///< its shape; no weights
   std::vector<Network> shapes_;  ///< after each pass; no weights
   std::optional<Examples> train_, held_out_;
-  Network network_;
-  Moments moments_;
 };
 
 }  // namespace

@@ -43,7 +43,7 @@ std::string printable(const std::string& bytes) {
 class LanguageRun final : public RecipeRun {
  public:
   LanguageRun(const RunOptions& options, Recipe recipe, Progress& progress)
-      : options_(options), recipe_(std::move(recipe)), progress_(progress), out_(options.out, progress) {}
+      : RecipeRun(options, std::move(recipe), progress) {}
 
   Result<Plan> prepare() override {
     if (!recipe_.teacher.empty()) {
@@ -84,7 +84,8 @@ class LanguageRun final : public RecipeRun {
     return plan_;
   }
 
-  Result<json::array> execute() override {
+ private:
+  Result<void> begin() override {
     RETORT_TRY(out_.load({recipe_.sha256, teacher_sha256_, recipe_.passes.size(), options_.threads}));
     if (recipe_.held_out) {
       bool judges = false;
@@ -100,22 +101,13 @@ class LanguageRun final : public RecipeRun {
                                       : "";
     RETORT_TRY(out_.learn_from(data_sha256_));
     if (vocabulary_) RETORT_TRY(take_vocabulary());
-    RETORT_TRY(load_weights());
-    for (; out_.state.pass < recipe_.passes.size();) {
-      const std::size_t index = out_.state.pass;
-      progress_.emit("pass_start", {{"pass", pass_name(recipe_.passes[index])},
-                                    {"pass_index", index},
-                                    {"pass_count", recipe_.passes.size()},
-                                    {"model", describe(network_.config)},
-                                    {"parameters", parameter_count(network_.config)},
-                                    {"resumed_at_step", out_.state.step}});
-      RETORT_TRY(out_.check_stop());
-      RETORT_TRY(std::visit([&](const auto& pass) { return run(index, pass); }, recipe_.passes[index]));
-    }
-    return out_.state.artifacts;
+    return load_weights();
   }
 
- private:
+  Result<void> run_pass(std::size_t index) override {
+    return std::visit([&](const auto& pass) { return run(index, pass); }, recipe_.passes[index]);
+  }
+
   /// What a masked language model cannot do.
   Result<void> check_masked() const {
     if (tokenizer_->mask() < 0 || tokenizer_->bos() < 0 || tokenizer_->eos() < 0)
@@ -212,14 +204,6 @@ class LanguageRun final : public RecipeRun {
     return {};
   }
 
-  Result<void> pass_done(bool weights_changed) {
-    out_.next_pass();
-    moments_ = {};
-    RETORT_TRY(weights_changed ? out_.save(network_, moments_) : out_.save_state());
-    out_.forget_best();
-    return {};
-  }
-
   Result<void> need_stream() {
     if (stream_) return {};
     Result<TokenStream> made = TokenStream::make(recipe_.train->file, recipe_.train->limit_documents,
@@ -295,14 +279,7 @@ class LanguageRun final : public RecipeRun {
       }
       if (pass.distil->hidden > 0) add_projections(network_, teacher_->config, seed);
     }
-    Training training{pass,
-                      index,
-                      recipe_.passes.size(),
-                      std::max<std::uint64_t>(1, pass.tokens / per_step),
-                      per_step,
-                      recipe_.where,
-                      {},
-                      {}};
+    Training training = training_of(pass, index, per_step);
     training.step = [&](std::uint64_t step, std::uint64_t all) {
       return optimise_step(network_, moments_, teacher ? &*teacher : nullptr, *stream_, pass, seed, step, all,
                            window, windows, &*tokenizer_);
@@ -499,37 +476,26 @@ class LanguageRun final : public RecipeRun {
 
   /// retort-serve's own figures for a file, against the teacher's GGUF (written once, in F32).
   Result<json::object> judge(const fs::path& file) {
-    std::vector<std::string> arguments{"--data", recipe_.held_out->file.string(), "--threads",
-                                       std::to_string(options_.threads)};
-    if (recipe_.held_out->max_tokens != 0)
-      arguments.insert(arguments.end(), {"--max-tokens", std::to_string(recipe_.held_out->max_tokens)});
+    fs::path reference;
     if (teacher_ && !teacher_config_.is_encoder()) {  // encoders are judged by the text alone
-      const fs::path reference = out_ / "teacher.gguf";
+      reference = out_ / "teacher.gguf";
       if (!fs::exists(reference))
         RETORT_TRY(
             on_disk(write_gguf_model(reference, teacher_->config, *tokenizer_, weight_sources(*teacher_),
                                      TensorType::kF32, {{"general.name", std::string("teacher")}})));
-      arguments.insert(arguments.end(), {"--teacher", reference.string()});
     }
-    return serve_eval(serve_, file, arguments, out_.path(), [&] { return out_.check_stop(); });
+    std::vector<std::string> more;
+    if (recipe_.held_out->max_tokens != 0)
+      more = {"--max-tokens", std::to_string(recipe_.held_out->max_tokens)};
+    return judged(file, reference, more);
   }
 
-  const RunOptions& options_;
-  Recipe recipe_;
-  Progress& progress_;
-  RunFolder out_;
-  fs::path serve_, tokenizer_folder_;
   std::optional<HfModel> teacher_model_;
-  std::optional<Tokenizer> tokenizer_;
   std::string teacher_sha256_, data_sha256_;
   ModelConfig start_, teacher_config_;
   std::optional<VocabularyCut> vocabulary_;
-  Plan plan_;
   std::vector<std::string> held_out_;
   std::optional<TokenStream> stream_;
-  std::optional<Network> teacher_;
-  Network network_;
-  Moments moments_;
 };
 
 }  // namespace

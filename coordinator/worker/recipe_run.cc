@@ -1,8 +1,62 @@
 #include "coordinator/worker/recipe_run.h"
 
 #include "common/core/sha256.h"
+#include "coordinator/worker/judge.h"
 
 namespace retort {
+
+Result<json::array> RecipeRun::execute() {
+  RETORT_TRY(begin());
+  while (out_.state.pass < recipe_.passes.size()) {
+    const std::size_t index = out_.state.pass;
+    progress_.emit("pass_start", {{"pass", pass_name(recipe_.passes[index])},
+                                  {"pass_index", index},
+                                  {"pass_count", recipe_.passes.size()},
+                                  {"model", describe(network_)},
+                                  {"parameters", parameters_of(network_)},
+                                  {"resumed_at_step", out_.state.step}});
+    RETORT_TRY(out_.check_stop());
+    RETORT_TRY(run_pass(index));
+  }
+  return out_.state.artifacts;
+}
+
+Result<void> RecipeRun::pass_done(bool weights_changed) {
+  out_.next_pass();
+  moments_ = {};
+  RETORT_TRY(weights_changed ? out_.save(network_, moments_) : out_.save_state());
+  out_.forget_best();
+  return {};
+}
+
+Training RecipeRun::training_of(const OptimisePass& pass, std::size_t index, std::uint64_t per_step) const {
+  const std::uint64_t steps = std::max<std::uint64_t>(1, pass.tokens / per_step);
+  return {pass, index, recipe_.passes.size(), steps, per_step, recipe_.where, {}, {}};
+}
+
+Result<json::object> RecipeRun::judged(const std::filesystem::path& file,
+                                       const std::filesystem::path& teacher,
+                                       const std::vector<std::string>& more) const {
+  std::vector<std::string> arguments{"--data", recipe_.held_out->file.string(), "--threads",
+                                     std::to_string(options_.threads)};
+  if (!teacher.empty()) arguments.insert(arguments.end(), {"--teacher", teacher.string()});
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return serve_eval(serve_, file, arguments, out_.path(), [&] { return out_.check_stop(); });
+}
+
+std::uint64_t parameters_of(const Network& shape) {
+  return shape.classifier ? parameter_count(*shape.classifier) : parameter_count(shape.config);
+}
+
+std::string describe(const Network& shape) {
+  if (!shape.classifier) return describe(shape.config);
+  const ClassifierConfig& c = *shape.classifier;
+  std::string out = fmt::format("{}", c.input.values());
+  for (const Convolution& conv : c.convolutions)
+    out += fmt::format("→{}×{}²", conv.out_channels, conv.kernel);
+  for (const std::uint32_t width : c.hidden) out += fmt::format("→{}", width);
+  return out + fmt::format("→{}", c.labels.size());
+}
 
 GgufMetadata lineage(const Recipe& recipe, const std::filesystem::path& file, const Sources& sources) {
   GgufMetadata out{{"general.name", file.stem().string()},

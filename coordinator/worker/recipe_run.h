@@ -11,20 +11,50 @@
 #include "coordinator/worker/progress.h"
 #include "coordinator/worker/quantize.h"
 #include "coordinator/worker/run.h"
+#include "coordinator/worker/run_folder.h"
+#include "coordinator/worker/training.h"
 
 namespace retort {
 
-/// A recipe of one task at work. Thread: one.
+/// A recipe of one task at work: its passes, one after another, each noted in the run's folder when it is
+/// done, so that a run that is started again goes on behind the last. Thread: one.
 class RecipeRun {
  public:
   virtual ~RecipeRun() = default;
   /// Everything that can be refused before work begins.
   virtual Result<Plan> prepare() = 0;
   /// Does what is left of it; the artifacts.
-  virtual Result<json::array> execute() = 0;
+  Result<json::array> execute();
+
+ protected:
+  RecipeRun(const RunOptions& options, Recipe recipe, Progress& progress)
+      : options_(options), recipe_(std::move(recipe)), progress_(progress), out_(options.out, progress) {}
+  /// Opens what the passes need; network_ is then what the next of them begins with.
+  virtual Result<void> begin() = 0;
+  virtual Result<void> run_pass(std::size_t index) = 0;
+  Result<void> pass_done(bool weights_changed);
+  /// An optimisation that draws `per_step` tokens or examples a step.
+  Training training_of(const OptimisePass& pass, std::size_t index, std::uint64_t per_step) const;
+  /// retort-serve's figures for a file on the held-out data, against `teacher`'s GGUF ("": none); `more`
+  /// arguments.
+  Result<json::object> judged(const std::filesystem::path& file, const std::filesystem::path& teacher,
+                              const std::vector<std::string>& more) const;
+
+  const RunOptions& options_;
+  Recipe recipe_;
+  Progress& progress_;
+  RunFolder out_;
+  std::filesystem::path serve_, tokenizer_folder_;
+  std::optional<Tokenizer> tokenizer_;
+  std::optional<Network> teacher_;
+  Plan plan_;
+  Network network_;
+  Moments moments_;
 };
 
-// What runs of every task do alike.
+std::uint64_t parameters_of(const Network& shape);
+/// "4x256 …" of layers, "784→128→10" of a classifier of tensors.
+std::string describe(const Network& shape);
 
 /// What an exported GGUF comes from, beside its recipe. An empty hash: there is none.
 struct Sources {
