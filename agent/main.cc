@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Arguments {
-  fs::path state, keys, token_file, serve_binary, status_file;
+  fs::path state, run, keys, token_file, serve_binary, status_file;
   std::string coordinator, token, server_key, name, hardware_id, serve_host = "127.0.0.1", memory_budget,
                                                                  disk_budget, supervisor;
   std::vector<std::string> labels;
@@ -80,6 +80,34 @@ fs::path keys_folder(const Arguments& arguments) {
   return arguments.keys.empty() ? fs::absolute(arguments.state) / "keys" : fs::absolute(arguments.keys);
 }
 
+/// Where programs look for it, STATE/run leads to a folder that is elsewhere.
+fs::path run_folder(const Arguments& arguments) {
+  const fs::path usual = fs::absolute(arguments.state) / "run";
+  if (arguments.run.empty()) return usual;
+  fs::path run = fs::absolute(arguments.run).lexically_normal();
+  std::error_code ignored;
+  if (run == usual.lexically_normal() || fs::read_symlink(usual, ignored) == run) return run;
+  fs::remove_all(usual, ignored);  // of an agent that ran without --run: nothing that must be kept
+  fs::create_directory_symlink(run, usual, ignored);
+  return run;
+}
+
+/// A state that cannot be read is put aside: better to serve what is in the slots, and enrol anew, than to
+/// stand still.
+Result<Spool> open_state(const fs::path& file) {
+  Result<Spool> spool = Spool::open(file);
+  if (spool || spool.error().code != ErrorCode::kCorrupt) return spool;
+  const std::string aside = file.string() + ".damaged";
+  std::error_code error;
+  for (const char* part : {"-wal", ""}) {
+    fs::remove(aside + part, error);
+    if (fs::exists(file.string() + part, error)) fs::rename(file.string() + part, aside + part, error);
+    if (error) return spool;
+  }
+  log_error("{}; it is kept as {}, and this device has to enrol anew", spool.error().describe(), aside);
+  return Spool::open(file);
+}
+
 /// --serve-binary, or the one beside this program, or the one on PATH.
 fs::path serve_binary(const Arguments& arguments) {
   if (!arguments.serve_binary.empty()) return arguments.serve_binary;
@@ -116,8 +144,7 @@ Result<void> run(const Arguments& arguments) {
     return fail(ErrorCode::kInvalid, "--server-key", "a Z85 key has {} characters, this one {}", kKeyLength,
                 options.server_key.size());
 
-  for (const char* folder : {"slots/a", "slots/b", "run"})
-    RETORT_TRY(make_folders(options.state_folder / folder));
+  for (const char* folder : {"slots/a", "slots/b"}) RETORT_TRY(make_folders(options.state_folder / folder));
   options.keys_folder = keys_folder(arguments);
   RETORT_TRY(make_folders(options.keys_folder));
   const Result<FileLock> lock = FileLock::take(options.state_folder / "agent.lock");
@@ -125,7 +152,9 @@ Result<void> run(const Arguments& arguments) {
     return fail(lock.error().code, lock.error().where, "{}: another retort-agent runs on this state folder",
                 lock.error().message);
   if (!lock) return fail(lock.error());
-  Spool spool = RETORT_TRY(Spool::open(options.state_folder / "state.db"));
+  options.run_folder = run_folder(arguments);
+  RETORT_TRY(make_folders(options.run_folder));
+  Spool spool = RETORT_TRY(open_state(options.state_folder / "state.db"));
   const bool enrolled = !RETORT_TRY(spool.get("device_id")).value_or("").empty();
   std::string token = arguments.token;
   if (token.empty() && !arguments.token_file.empty()) {
@@ -133,20 +162,13 @@ Result<void> run(const Arguments& arguments) {
     if (text)
       token = *text;
     else if (!enrolled)  // afterwards the token is no longer needed
-      return fail(text.error());
+      log_warn("{}", text.error().describe());
   }
   if (!token.empty()) {
     Token parsed = RETORT_TRY(parse_token(token));
     options.token_secret = std::move(parsed.secret);
     if (options.server_key.empty()) options.server_key = std::move(parsed.server_key);
   }
-  if (!enrolled && options.token_secret.empty())
-    return fail(ErrorCode::kInvalid, options.state_folder.string(),
-                "this device is not enrolled: give --token or --token-file (the operator makes one with: "
-                "retort token "
-                "create --kind enrolment)");
-  if (!enrolled && options.coordinator.empty())
-    return fail(ErrorCode::kInvalid, "--coordinator", "needed to enrol, for example tcp://10.0.0.1:8441");
   CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(options.keys_folder / "curve"));
   options.sealing.seal = arguments.seal;
   options.sealing.key = RETORT_TRY(seal_key_at_start(options.keys_folder, keys, arguments.seal));
@@ -159,6 +181,7 @@ Result<void> run(const Arguments& arguments) {
     serve.seal_key = fmt::format("/proc/{}/fd/{}", ::getpid(), seal_key.fd());
   }
   serve.state_folder = options.state_folder;
+  serve.run_folder = options.run_folder;
   serve.binary = serve_binary(arguments);
   serve.agent_binary = options.own_binary;
   serve.host = options.serve_host;
@@ -232,7 +255,7 @@ Result<void> identity(const Arguments& arguments) {
 }
 
 Result<void> status(const Arguments& arguments) {
-  const fs::path file = arguments.state / "run" / "status.json";
+  const fs::path file = (arguments.run.empty() ? arguments.state / "run" : arguments.run) / "status.json";
   Result<std::string> text = read_file(file, 1 << 20);
   if (!text)
     return fail(ErrorCode::kNotFound, file.string(),
@@ -285,6 +308,13 @@ int main(int argc, char** argv) {
                         "folder of this device's keys, where it is not STATE/keys (another disk, say)");
   };
   keys(run);
+  const auto run_option = [&](CLI::App* command) {
+    command->add_option("--run", arguments.run,
+                        "folder of what need not outlive a restart of the machine (status, ports, students' "
+                        "output); default: STATE/run. In memory, students are served even when the disk is "
+                        "full or read-only");
+  };
+  run_option(run);
   run->add_flag(
       "--seal", arguments.seal,
       "students lie encrypted on this device's disk, and are opened in memory alone (docs/agent.md)");
@@ -336,6 +366,7 @@ int main(int argc, char** argv) {
   budgets(profile);
   CLI::App* status = app.add_subcommand("status", "Prints the status of the agent on a state folder");
   status->add_option("--state", arguments.state, "state folder")->required();
+  run_option(status);
   status->add_flag("--json", arguments.json, "with \"running\"");
   CLI::App* identity = app.add_subcommand(
       "identity", "Prints this device's public key and hardware id, for a token that names it");

@@ -114,7 +114,23 @@ Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, Age
         checked.find(slot, a.boot_id_.size()) != std::string::npos)
       a.checked_slots_.insert(slot);
   const std::string machine = RETORT_TRY(text("machine"));
-  if (!machine.empty()) a.record_ = RETORT_TRY(record_from_json(machine));
+  if (!machine.empty()) {
+    a.record_ = RETORT_TRY(record_from_json(machine));
+  } else if (const std::optional<std::string> slot = a.slots_.newest()) {
+    a.record_.active = {*slot, a.slots_.artifact_in(*slot)->manifest.sha256, 0};
+    a.record_.error_code = to_string(ErrorCode::kCorrupt);
+    a.record_.error = "what this device knew is lost: it serves the student in slot " + *slot +
+                      ", and must enrol anew (--token)";
+    log_error("{}", a.record_.error);
+  }
+  if (a.identity_.device_id.empty() && a.record_.active.slot.empty()) {
+    if (a.options_.token_secret.empty())
+      return fail(ErrorCode::kInvalid, a.options_.state_folder.string(),
+                  "this device is not enrolled: give --token or --token-file (the operator makes one with: "
+                  "retort token create --kind enrolment)");
+    if (a.options_.coordinator.empty())
+      return fail(ErrorCode::kInvalid, "--coordinator", "needed to enrol, for example tcp://10.0.0.1:8441");
+  }
 
   const std::string stored_key = RETORT_TRY(text("server_key"));
   // The token that a revoked device was enrolled with may have uses left; it must not undo the revocation.
@@ -448,7 +464,7 @@ void Agent::consider_desired() {
 void Agent::measure_profile(bool decode) {
   if (profile_child_ || stopping_) return;
   // A process of its own: it may use the CPU and memory that the agent must not, and runs under a sandbox.
-  const std::filesystem::path out = options_.state_folder / "run" / "profile.json";
+  const std::filesystem::path out = options_.run_folder / "profile.json";
   std::error_code ignored;
   std::filesystem::remove(out, ignored);
   std::vector<std::string> arguments{"--json", "--state", options_.state_folder.string()};
@@ -478,7 +494,7 @@ void Agent::measure_profile(bool decode) {
 void Agent::profile_exited(bool decode, int code) {
   profile_timer_.cancel();
   profile_child_.reset();
-  const std::string where = (options_.state_folder / "run" / "profile.json").string();
+  const std::string where = (options_.run_folder / "profile.json").string();
   const auto read = [&]() -> Result<DeviceProfile> {
     if (code != 0) return fail(ErrorCode::kUnavailable, where, "the profiling process ended with {}", code);
     return profile_from_json(RETORT_TRY(parse_json(RETORT_TRY(read_file(where, 1 << 20)), where)), where);
@@ -1070,7 +1086,9 @@ void Agent::check_slot(const SlotStudent& student, std::function<void(Result<voi
       disk_,
       [this, student, checked = checked_with(student.slot)]() -> Result<void> {
         RETORT_TRY(slots_.check(student.slot, student.artifact));
-        return spool_.put(checked);
+        if (const auto noted = spool_.put(checked); !noted)  // then it is hashed again, next time
+          log_warn("slot {}: {}", student.slot, noted.error().describe());
+        return {};
       },
       [this, student, then = std::move(then)](Result<void> good) {
         if (good) checked_slots_.insert(student.slot);
@@ -1146,6 +1164,11 @@ void Agent::serve_exited(const std::string& slot, int code) {
   if (stopping_) return;
   if (slot == record_.candidate.slot && record_.state == State::kProbation) {
     ++work_;
+    // With nothing to go back to it is tried again, as after a restart of the machine: so often at most.
+    if (record_.active.slot.empty() && record_.candidate_starts < kCandidateStarts)
+      return after(restart_timer_, seconds(1), [this, work = work_] {
+        if (work == work_) post_event(Event::kStart);
+      });
     failed_for_good({ErrorCode::kUnavailable, fmt::format("the new student died in probation ({})", code),
                      "slot " + slot});
     return;
@@ -1458,8 +1481,7 @@ void Agent::write_status() {
                       {"time", to_rfc3339(clock_.unix_millis())}};
   on_pool(
       disk_,
-      [object = std::move(object), model = slots_.model(slot),
-       own = options_.state_folder / "run" / "status.json",
+      [object = std::move(object), model = slots_.model(slot), own = options_.run_folder / "status.json",
        given = options_.status_file]() mutable -> Result<void> {
         object["sealed"] = SealedFile::is_sealed(model);
         const std::string text = pretty_json(object);

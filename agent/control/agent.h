@@ -31,7 +31,7 @@
 namespace retort {
 
 struct AgentOptions {
-  std::filesystem::path state_folder, status_file, own_binary;
+  std::filesystem::path state_folder, run_folder, status_file, own_binary;
   std::filesystem::path keys_folder;
   Sealing sealing;
   std::string coordinator;   ///< "tcp://host:port"

@@ -23,7 +23,7 @@ class ProcessSupervisor final : public ServeSupervisor {
       : reactor_(reactor), options_(std::move(options)) {}
 
   Result<void> adopt() {
-    RETORT_TRY(make_folders(options_.state_folder / "run"));
+    RETORT_TRY(make_folders(options_.run_folder));
     for (const char* slot : {"a", "b"}) {
       const Result<Known> known = read_known(slot);
       if (known && is_running(known->identity)) {
@@ -42,7 +42,7 @@ class ProcessSupervisor final : public ServeSupervisor {
       return fail(ErrorCode::kConflict, "slot " + slot, "its retort-serve runs already");
     std::error_code ignored;
     fs::remove(port_file(slot), ignored);
-    const fs::path log = options_.state_folder / "run" / ("serve-" + slot + ".log");
+    const fs::path log = options_.run_folder / ("serve-" + slot + ".log");
     // Appended to by serve; bounded here, at each start.
     if (const auto size = fs::file_size(log, ignored); !ignored && size > (1u << 20))
       fs::resize_file(log, 0, ignored);
@@ -105,7 +105,7 @@ class ProcessSupervisor final : public ServeSupervisor {
     spec.arguments = {options_.agent_binary.string(), "profile"};
     spec.arguments.insert(spec.arguments.end(), arguments.begin(), arguments.end());
     spec.arguments.insert(spec.arguments.end(), {"--serve-binary", options_.binary.string()});
-    spec.stdout_file = options_.state_folder / "run" / "profile.json";
+    spec.stdout_file = options_.run_folder / "profile.json";
     spec.die_with_parent = true;
     return start_process(spec);
   }
@@ -124,10 +124,10 @@ class ProcessSupervisor final : public ServeSupervisor {
   };
 
   fs::path port_file(const std::string& slot) const {
-    return options_.state_folder / "run" / ("serve-" + slot + ".port");
+    return options_.run_folder / ("serve-" + slot + ".port");
   }
   fs::path known_file(const std::string& slot) const {
-    return options_.state_folder / "run" / ("serve-" + slot + ".json");
+    return options_.run_folder / ("serve-" + slot + ".json");
   }
 
   Result<Known> read_known(const std::string& slot) const {

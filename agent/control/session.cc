@@ -8,6 +8,8 @@ namespace retort {
 
 using std::chrono::milliseconds;
 
+constexpr milliseconds kStoreAgain{10'000};
+
 LinkSession::LinkSession(boost::asio::io_context& reactor, RandomSource& random, std::uint64_t last_epoch,
                          Hooks hooks)
     : reactor_(reactor),
@@ -63,6 +65,7 @@ void LinkSession::open(milliseconds after) {
     if (error || alive.expired() || !linked_) return;
     if (!hooks_.first_message()) return;  // restart() comes when there is one
     const std::uint64_t epoch = epoch_ + 1;
+    open(kStoreAgain);  // unless it is stored by then
     hooks_.store_epoch(epoch, [this, alive, epoch] {
       if (alive.expired() || !linked_ || epoch <= epoch_) return;
       epoch_ = epoch;

@@ -50,7 +50,8 @@ class ServeSupervisor {
 };
 
 struct ServeOptions {
-  std::filesystem::path state_folder;  ///< slots/ and run/ are below it
+  std::filesystem::path state_folder;  ///< slots/ is below it
+  std::filesystem::path run_folder;    ///< what need not outlive a restart of the machine
   std::filesystem::path binary;
   std::filesystem::path agent_binary;  ///< of this process; it can profile the device too
   std::string host = "127.0.0.1";

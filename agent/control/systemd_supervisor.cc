@@ -29,7 +29,7 @@ class SystemdSupervisor final : public ServeSupervisor {
 
   Result<void> adopt() {
     public_port_ = activated_port();
-    RETORT_TRY(make_folders(options_.state_folder / "run"));
+    RETORT_TRY(make_folders(options_.run_folder));
     RETORT_TRY(make_folders(options_.state_folder / "packed"));  // its unit may write there, not make it
     for (const std::string slot : {"a", "b"}) {
       const pid_t pid = main_pid(slot);
@@ -89,11 +89,11 @@ class SystemdSupervisor final : public ServeSupervisor {
   }
 
   Result<pid_t> start_profile(const std::vector<std::string>& arguments) override {
-    RETORT_TRY(write_file_atomic(options_.state_folder / "run" / "profile.env",
+    RETORT_TRY(write_file_atomic(options_.run_folder / "profile.env",
                                  fmt::format("RETORT_PROFILE_OPTIONS={}\n", fmt::join(arguments, " "))));
     // The service manager opens the unit's output as root: a file that it made would not be the agent's to
     // read.
-    RETORT_TRY(write_file_atomic(options_.state_folder / "run" / "profile.json", ""));
+    RETORT_TRY(write_file_atomic(options_.run_folder / "profile.json", ""));
     ProcessSpec spec;  // without --no-block: it ends with the unit
     spec.arguments = {"systemctl", "start", "retort-agent-profile.service"};
     spec.die_with_parent = true;
@@ -125,7 +125,7 @@ class SystemdSupervisor final : public ServeSupervisor {
 
   static std::string unit(const std::string& slot) { return "retort-serve@" + slot + ".service"; }
   fs::path file(const std::string& slot, const char* suffix) const {
-    return options_.state_folder / "run" / ("serve-" + slot + suffix);
+    return options_.run_folder / ("serve-" + slot + suffix);
   }
 
   /// Short calls to the manager (--no-block): tens of milliseconds at most, and rare.
@@ -133,7 +133,7 @@ class SystemdSupervisor final : public ServeSupervisor {
     ProcessSpec spec;
     spec.arguments = {"systemctl"};
     spec.arguments.insert(spec.arguments.end(), arguments.begin(), arguments.end());
-    const fs::path out = options_.state_folder / "run" / "systemctl.out";
+    const fs::path out = options_.run_folder / "systemctl.out";
     std::error_code ignored;
     fs::remove(out, ignored);
     spec.stdout_file = spec.stderr_file = out;

@@ -51,8 +51,20 @@ struct Spool::Impl {
   sqlite3* db = nullptr;
   std::string file;
   Limits limits;
+  bool read_only = false;
 
   ~Impl() { sqlite3_close(db); }
+
+  Result<void> connect(bool writing);
+  /// To read and write, or to read where there is no other way.
+  Result<void> connect() {
+    read_only = false;
+    Result<void> done = connect(true);
+    if (done || (done.error().code != ErrorCode::kIo && done.error().code != ErrorCode::kOutOfBudget))
+      return done;
+    read_only = connect(false).has_value();
+    return read_only ? Result<void>() : done;
+  }
 
   tl::unexpected<Error> failed(std::string_view what) const {
     const int code = sqlite3_errcode(db);
@@ -61,11 +73,8 @@ struct Spool::Impl {
                              : code == SQLITE_BUSY || code == SQLITE_LOCKED    ? ErrorCode::kConflict
                                                                                : ErrorCode::kIo;
     std::string hint;
-    if (mapped == ErrorCode::kCorrupt)
-      hint =
-          ": the file is damaged; move it away and enrol this device anew with a token (the students stay)";
-    else if (mapped == ErrorCode::kIo &&
-             free_disk_bytes(std::filesystem::path(file).parent_path()).value_or(1 << 20) < (64 << 10))
+    if (mapped == ErrorCode::kIo &&
+        free_disk_bytes(std::filesystem::path(file).parent_path()).value_or(1 << 20) < (64 << 10))
       hint = ": no space left on the disk";
     return fail(mapped, file, "cannot {}: {}{}", what, sqlite3_errmsg(db), hint);
   }
@@ -76,6 +85,10 @@ struct Spool::Impl {
   /// All of `body` in one transaction, on disk when it returns.
   template <typename Body>
   Result<void> transaction(std::string_view what, Body body) {
+    if (read_only) RETORT_TRY(connect());
+    if (read_only)
+      return fail(ErrorCode::kIo, file, "cannot {}: the disk is read-only, or has no room even to begin",
+                  what);
     RETORT_TRY(run("BEGIN IMMEDIATE", what));
     Result<void> done = body();
     if (done) done = run("COMMIT", what);
@@ -135,33 +148,61 @@ Result<Spool> Spool::open(const std::filesystem::path& file, const Limits& limit
   auto impl = std::make_unique<Impl>();
   impl->file = file.string();
   impl->limits = limits;
-  if (sqlite3_open_v2(file.c_str(), &impl->db,
-                      SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr) != SQLITE_OK)
-    return impl->failed("open the agent's state");
-  sqlite3_busy_timeout(impl->db, 2000);
+  RETORT_TRY(impl->connect());
+  return Spool(std::move(impl));
+}
+
+Result<void> Spool::Impl::connect(bool writing) {
+  sqlite3_close(std::exchange(db, nullptr));
+  // The agent's lock keeps others out, so that SQLite needs neither locks nor a file to share with others.
+  std::error_code error;
+  const bool logged = std::filesystem::exists(file + "-wal", error);
+  int code = SQLITE_OK;
+  if (writing) {
+    code = sqlite3_open_v2(file.c_str(), &db,
+                           SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
+  } else {
+    std::string uri = "file:";
+    for (const char c : std::filesystem::absolute(file).string())
+      uri += c == '%' || c == '?' || c == '#' ? fmt::format("%{:02x}", static_cast<unsigned char>(c))
+                                              : std::string(1, c);
+    if (!logged) uri += "?immutable=1";  // or it would make a log
+    code = sqlite3_open_v2(uri.c_str(), &db, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI | SQLITE_OPEN_NOMUTEX,
+                           "unix-none");
+  }
+  if (code != SQLITE_OK) return failed("open the agent's state");
+  sqlite3_busy_timeout(db, 2000);
   // A small cache: the tables are tiny and the agent must fit beside a student.
-  RETORT_TRY(
-      impl->run("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-256;"
-                "PRAGMA journal_size_limit=1048576; PRAGMA wal_autocheckpoint=200;",
-                "open the agent's state"));
-  RETORT_TRY(impl->run(fmt::format("PRAGMA max_page_count={}", limits.file_bytes / 4096).c_str(),
-                       "bound the agent's state"));
+  RETORT_TRY(run("PRAGMA locking_mode=EXCLUSIVE; PRAGMA cache_size=-256", "open the agent's state"));
+  if (writing)
+    RETORT_TRY(
+        run("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA journal_size_limit=1048576;"
+            "PRAGMA wal_autocheckpoint=200;",
+            "open the agent's state"));
+  RETORT_TRY(run(fmt::format("PRAGMA max_page_count={}", limits.file_bytes / 4096).c_str(),
+                 "bound the agent's state"));
   std::uint64_t version = 0;
   {
-    Statement ask(impl->db, "PRAGMA user_version");
-    if (ask.step() != SQLITE_ROW) return impl->failed("read the schema version");
+    Statement ask(db, "PRAGMA user_version");
+    if (ask.step() != SQLITE_ROW) return failed("read the schema version");
     version = ask.number(0);
   }
   if (version > kSchemaVersion)
-    return fail(ErrorCode::kUnsupported, impl->file,
+    return fail(ErrorCode::kUnsupported, file,
                 "written by a newer retort-agent (schema {}, this one knows {}): update retort-agent",
                 version, kSchemaVersion);
+  {
+    Statement ask(db, "PRAGMA quick_check(1)");
+    if (ask.step() != SQLITE_ROW) return failed("read the agent's state");
+    if (const std::string said = ask.text(0); said != "ok")
+      return fail(ErrorCode::kCorrupt, file, "the file is damaged: {}", said);
+  }
   if (version == 0)
-    RETORT_TRY(impl->transaction("make the agent's state", [&]() -> Result<void> {
-      RETORT_TRY(impl->run(kSchema, "make the tables"));
-      return impl->run(fmt::format("PRAGMA user_version={}", kSchemaVersion).c_str(), "set the version");
+    RETORT_TRY(transaction("make the agent's state", [&]() -> Result<void> {
+      RETORT_TRY(run(kSchema, "make the tables"));
+      return run(fmt::format("PRAGMA user_version={}", kSchemaVersion).c_str(), "set the version");
     }));
-  return Spool(std::move(impl));
+  return {};
 }
 
 Result<std::optional<std::string>> Spool::get(std::string_view key) {

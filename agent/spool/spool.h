@@ -19,7 +19,8 @@ namespace retort {
 
 /// What the agent keeps on its disk: named values, the progress of a pull, and telemetry that waits for the
 /// coordinator. One SQLite file, WAL, synchronous=FULL: what a call has returned from survives kill -9 and
-/// power loss. A full disk is kOutOfBudget, a damaged file kCorrupt; neither damages what is there.
+/// power loss. A full disk is kOutOfBudget, a damaged file kCorrupt; neither damages what is there. Where the
+/// disk cannot be written when it is opened, it can be read, and each write tries whether that has changed.
 /// Thread: one at a time (the agent's disk pool).
 class Spool {
  public:
@@ -28,7 +29,7 @@ class Spool {
     std::chrono::hours telemetry_age{7 * 24};  ///< older ones go
     std::uint64_t file_bytes = 64u << 20;      ///< of the database, hard
   };
-  /// kUnsupported when a newer agent wrote the file.
+  /// kUnsupported when a newer agent wrote the file; kCorrupt when any page of it is damaged.
   static Result<Spool> open(const std::filesystem::path& file, const Limits& limits);
   static Result<Spool> open(const std::filesystem::path& file) { return open(file, Limits()); }
   ~Spool();

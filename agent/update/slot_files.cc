@@ -51,6 +51,18 @@ std::optional<LocalArtifact> SlotFiles::artifact_in(std::string_view slot) const
   return LocalArtifact{model(slot), std::move(*manifest)};
 }
 
+std::optional<std::string> SlotFiles::newest() const {
+  std::optional<std::string> found;
+  fs::file_time_type when;
+  for (const char* slot : {"a", "b"}) {
+    std::error_code error;
+    const auto came = fs::last_write_time(slots_ / slot / "manifest.json", error);
+    if (error || !artifact_in(slot) || (found && came <= when)) continue;
+    found = slot, when = came;
+  }
+  return found;
+}
+
 Result<void> SlotFiles::seal_what_is_not() const {
   if (!sealing_.seal) return {};
   for (const char* slot : {"a", "b"}) {

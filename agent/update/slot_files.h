@@ -31,6 +31,9 @@ class SlotFiles {
   /// rehashed.
   std::optional<LocalArtifact> artifact_in(std::string_view slot) const;
 
+  /// The slot whose artifact came last; nothing: neither holds one.
+  std::optional<std::string> newest() const;
+
   /// `manifest_text` was verified (TrustPull). Where the slot holds this very artifact, that is all. Else
   /// makes room (the slot's old model goes when there is no other way), reserves the file, copies the pieces
   /// that lie here already; notes all in `spool`, so that it can go on after a crash. Resumes where `spool`

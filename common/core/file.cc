@@ -179,16 +179,23 @@ Result<void> make_folders(const std::filesystem::path& folder) {
 
 Result<FileLock> FileLock::take(const std::filesystem::path& path) {
   FileLock lock;
-  lock.file_ = RETORT_TRY(File::open_write(path, false));
+  Result<File> file = File::open_write(path, false);
+  struct statvfs disk {};
+  const bool read_only = !file && ::statvfs(path.c_str(), &disk) == 0 && (disk.f_flag & ST_RDONLY) != 0;
+  if (read_only) file = File::open_read(path);
+  lock.file_ = RETORT_TRY(std::move(file));
   if (::flock(lock.file_.fd(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return fail_errno(path.string(), "cannot lock");
     const std::string holder = read_file(path, 64).value_or("");
     return fail(ErrorCode::kConflict, path.string(), "held by another process{}{}",
                 holder.empty() ? "" : ", id ", holder);
   }
+  if (read_only) return lock;
   const std::string pid = std::to_string(::getpid());
   if (::ftruncate(lock.file_.fd(), 0) != 0) return fail_errno(path.string(), "cannot truncate");
-  RETORT_TRY(lock.file_.write_all_at(0, pid));
+  if (const auto noted = lock.file_.write_all_at(0, pid);
+      !noted && noted.error().code != ErrorCode::kOutOfBudget)
+    return fail(noted.error());
   return lock;
 }
 

@@ -76,7 +76,8 @@ Result<void> sync_folder(const std::filesystem::path& folder);
 Result<void> make_folders(const std::filesystem::path& folder);
 
 /// An advisory lock (flock) held until the object goes or the process ends, however it ends. kConflict when
-/// another process holds it; the message names its process id where the file tells.
+/// another process holds it; the message names its process id where the file tells. A disk that is read-only
+/// or full is no hindrance where the file is there.
 class FileLock {
  public:
   FileLock() = default;

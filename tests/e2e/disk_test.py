@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import unittest
 
@@ -56,7 +57,7 @@ class Disk(unittest.TestCase):
         return filler
 
     def test_read_only(self):
-        """An agent that starts on a read-only disk says so and ends; the disk mended, it serves what it served."""
+        """An agent that starts on a read-only or full disk serves what it served; the disk mended, it goes on."""
         fleet = self.fleet
         fleet.start_coordinator('--job-threads', '2')
         fleet.retort('teacher', 'import', harness.make_teacher(fleet.path('teacher')), '--name', 'tiny')
@@ -66,18 +67,57 @@ class Disk(unittest.TestCase):
         job = fleet.job_done(fleet.retort('job', 'submit', fleet.path('recipe.yaml'), '--class', 'any')['id'])
         device = self.small_disk('agent-d', 64)
         fleet.retort('class', 'assign', 'any', job['artifacts'][0]['sha256'])
-        fleet.start_agent('d', '--probation-seconds', '0.3', '--stop-serve-on-exit')
-        fleet.serving('d', job['artifacts'][0]['sha256'])
-        fleet.agents['d'].terminate()
+        artifact = job['artifacts'][0]['sha256']
+
+        def start():
+            fleet.start_agent('d', '--probation-seconds', '0.3', '--stop-serve-on-exit', '--run', fleet.path('d-run'))
+
+        def stop():
+            fleet.agents['d'].terminate()
+            fleet.agents['d'].wait(timeout=30)
+            os.remove(fleet.path('d.json'))
+
+        def link():
+            return fleet.status('d').get('link') == 'up'
+
+        start()
+        fleet.serving('d', artifact)
+        fleet.wait('the end of its probation', lambda: fleet.status('d').get('state') == 'idle')
+        stop()
+        subprocess.run(['mount', '-o', 'remount,ro', device], check=True)
+        start()
+        fleet.serving('d', artifact)
+        self.assertFalse(link(), 'a session that cannot be noted')
+        self.assertRegex(fleet.logs(), r'(?i)read-?only')
+        subprocess.run(['mount', '-o', 'remount,rw', device], check=True)
+        fleet.wait('the link', link, fleet.agents['d'])
+        # As after a power cut: nothing was tidied up.
+        for pid in (fleet.agents['d'].pid, *fleet.pids('retort-serve')):
+            os.kill(pid, signal.SIGKILL)
         fleet.agents['d'].wait(timeout=30)
         os.remove(fleet.path('d.json'))
         subprocess.run(['mount', '-o', 'remount,ro', device], check=True)
-        fleet.start_agent('d')
-        self.assertEqual(fleet.agents['d'].wait(timeout=30), 1)
-        self.assertRegex(fleet.logs(), r'(?i)read-?only')
+        start()
+        fleet.serving('d', artifact)
+        stop()
         subprocess.run(['mount', '-o', 'remount,rw', device], check=True)
-        fleet.start_agent('d')
-        fleet.serving('d', job['artifacts'][0]['sha256'])
+        filler = self.fill(device)
+        start()
+        fleet.serving('d', artifact)
+        os.remove(filler)
+        fleet.wait('the link', link, fleet.agents['d'])
+        stop()
+
+        # What the device knew is garbage: it serves on, and enrols anew where it has a token.
+        state = fleet.path('agent-d', 'state.db')
+        with open(state, 'r+b') as file:
+            file.seek(4096)
+            file.write(b'garbage ' * 512)
+        start()
+        fleet.serving('d', artifact)
+        self.assertTrue(os.path.exists(state + '.damaged'))
+        fleet.wait('the link', link, fleet.agents['d'])
+        fleet.wait('the same student', lambda: fleet.status('d').get('state') == 'idle' and not fleet.status('d').get('last_error'))
 
     def test_import(self):
         fleet = self.fleet

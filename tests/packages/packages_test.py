@@ -130,8 +130,7 @@ class Machine:
             return False
 
     def status(self):
-        with open(self.root + STATE + '/run/status.json', encoding='utf-8') as file:
-            return json.load(file)
+        return json.loads(self.run('cat', STATE + '/run/status.json'))
 
     def reboot(self):
         """As `systemctl reboot` does it, down to process 1; where systemd-nspawn does not start the tree again by itself, a new one does."""

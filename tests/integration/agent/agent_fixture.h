@@ -251,7 +251,7 @@ class AgentTest : public ::testing::Test {
                       "--status-file",
                       folder_ / "status.json",
                       "--probation-seconds",
-                      "0.3",
+                      probation_,
                       "--cpu-threads",
                       "1"};
     spec.arguments.insert(spec.arguments.end(), more.begin(), more.end());
@@ -302,7 +302,7 @@ class AgentTest : public ::testing::Test {
   CurveKeys keys_ = make_curve_keys();
   std::unique_ptr<HfModel> hf_;
   std::unique_ptr<Coordinator> coordinator_;
-  std::string endpoint_, token_;
+  std::string endpoint_, token_, probation_ = "0.3";  // seconds
   pid_t agent_ = 0;
 };
 

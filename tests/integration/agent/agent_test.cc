@@ -447,6 +447,39 @@ TEST_F(AgentTest, AStudentThatCannotServeIsRolledBack) {
   ASSERT_TRUE(serving(second));
 }
 
+TEST_F(AgentTest, AFirstStudentThatIsKilledInProbationIsTriedAgain) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  probation_ = "2";
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("state") == "probation" && answers(); }));
+  const pid_t serve = serve_pid();
+  ::kill(serve, SIGKILL);
+  ASSERT_TRUE(serving(first));
+  EXPECT_NE(serve_pid(), serve);
+}
+
+TEST_F(AgentTest, ADeviceThatLostItsStateServesOnAndEnrolsAnew) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  start_agent({"--stop-serve-on-exit"});
+  ASSERT_TRUE(serving(first));
+  kill_agent(SIGTERM);
+  ASSERT_OK(write_file_atomic(folder_ / "device/state.db", std::string(16384, 'g')));
+  // Without a token: it serves what its slot has.
+  const std::string token = std::exchange(token_, "");
+  start_agent({"--stop-serve-on-exit"});
+  ASSERT_TRUE(eventually([&] { return text("artifact") == first && answers(); }));
+  EXPECT_EQ(text("link"), "off");
+  EXPECT_EQ(text("error_code"), "corrupt");
+  EXPECT_TRUE(fs::exists(folder_ / "device/state.db.damaged"));
+  kill_agent(SIGTERM);
+  token_ = token;
+  start_agent({"--stop-serve-on-exit"});
+  ASSERT_TRUE(serving(first));
+  EXPECT_TRUE(eventually([&] { return text("link") == "up" && text("last_error").empty(); }));
+}
+
 TEST_F(AgentTest, AnEncoderServesOnceItsVectorsAreNumbers) {
   ASSERT_OK(testing::write_tiny_model(folder_ / "bert", ModelFamily::kBert, 1));
   hf_ = std::make_unique<HfModel>(std::move(*open_hf_model(folder_ / "bert")));

@@ -102,6 +102,19 @@ TEST(Spool, NotADatabaseAndANewerOne) {
   EXPECT_FALSE(Spool::open(folder / "no/such/folder/state.db"));
 }
 
+TEST(Spool, ADamagedPageIsNoticedWhenItOpens) {
+  TemporaryFolder folder;
+  {
+    Spool spool = *Spool::open(folder / "state.db");
+    for (int i = 0; i < 50; ++i) ASSERT_OK(spool.put({{std::to_string(i), std::string(1000, 'v')}}));
+  }
+  {
+    const File file = *File::open_write(folder / "state.db", false);
+    ASSERT_OK(file.write_all_at(4 * 4096, std::string(4096, 'g')));
+  }
+  EXPECT_EQ(Spool::open(folder / "state.db").error().code, ErrorCode::kCorrupt);
+}
+
 // A child writes and tells after each write; killed at any moment, what it told of is there.
 TEST(Spool, WhatWasToldSurvivesKill) {
   TemporaryFolder folder;
