@@ -32,6 +32,26 @@ std::optional<std::pair<std::uint64_t, std::uint64_t>> range_of(const std::strin
   return std::pair(*first, std::min(last.value_or(size - 1), size - 1));
 }
 
+/// kConflict: something is to serve it, or to go back to it.
+Result<void> check_unused(const ApiParts& p, const std::string& sha256) {
+  const std::string what = "artifact " + sha256.substr(0, 12);
+  for (const auto& [name, value] : p.fleet.classes())
+    if (value.artifact == sha256)
+      return fail(ErrorCode::kConflict, "", "{} is what class '{}' serves; assign it another first", what,
+                  name);
+  for (const auto& [id, device] : p.fleet.devices())
+    if (device.desired.artifact == sha256 && !device.revoked)
+      return fail(ErrorCode::kConflict, "", "{} is what {} is to serve", what, id);
+  for (const auto& [id, rollout] : p.rollouts.all()) {
+    const std::string state = rollout_state(rollout);
+    for (const RolloutTrack& track : rollout.tracks)
+      if ((track.artifact == sha256 || track.before == sha256) &&
+          (track.in_force || state == "running" || state == "paused"))
+        return fail(ErrorCode::kConflict, "", "rollout {} needs {}; abort it or let it end first", id, what);
+  }
+  return {};
+}
+
 }  // namespace
 
 json::object artifact_json(const ArtifactRecord& a) {
@@ -98,6 +118,19 @@ void add_artifact_routes(Api& api, const ApiParts& parts) {
            .response = artifact_schema()},
           [&p](const Call& call) -> Result<json::value> {
             return json::value(artifact_json(RETORT_TRY(p.artifacts.find(call.parameter("sha256")))));
+          });
+  api.add({.method = "DELETE",
+           .path = "/v1/artifacts/{sha256}",
+           .id = "removeArtifact",
+           .noun = "artifacts",
+           .scope = Scope::kOperator,
+           .summary = "Removes a student that no class, device or rollout is to serve",
+           .response = schema::object({{"sha256", schema::text()}, {"removed", schema::boolean()}})},
+          [&p](const Call& call) -> Result<json::value> {
+            const std::string sha256 = RETORT_TRY(p.artifacts.find(call.parameter("sha256"))).sha256;
+            RETORT_TRY(check_unused(p, sha256));
+            RETORT_TRY(p.artifacts.remove(sha256));
+            return json::object{{"sha256", sha256}, {"removed", true}};
           });
   api.add_raw(
       {.method = "GET",

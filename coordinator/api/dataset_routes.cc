@@ -73,6 +73,20 @@ void add_dataset_routes(Api& api, const ApiParts& parts) {
           [&p](const Call& call) -> Result<json::value> {
             return json::value(dataset_json(RETORT_TRY(p.catalog.find_dataset(call.parameter("id")))));
           });
+  api.add({.method = "DELETE",
+           .path = "/v1/datasets/{id}",
+           .id = "removeDataset",
+           .noun = "datasets",
+           .scope = Scope::kOperator,
+           .summary = "Removes a dataset that no job needs",
+           .response = schema::object({{"id", schema::text()}, {"removed", schema::boolean()}})},
+          [&p](const Call& call) -> Result<json::value> {
+            const std::string id = RETORT_TRY(p.catalog.find_dataset(call.parameter("id"))).id;
+            if (const std::string job = p.jobs.user_of(p.catalog.dataset_file(id)); !job.empty())
+              return fail(ErrorCode::kConflict, "", "job {} needs this dataset; cancel it first", job);
+            RETORT_TRY(p.catalog.remove_dataset(id));
+            return json::object{{"id", id}, {"removed", true}};
+          });
 }
 
 }  // namespace retort

@@ -175,6 +175,18 @@ void add_device_routes(Api& api, const ApiParts& parts) {
             return json::object{{"id", device.id}, {"revoked", true}};
           });
   api.add({.method = "POST",
+           .path = "/v1/devices/{id}/forget",
+           .id = "forgetDevice",
+           .noun = "devices",
+           .scope = Scope::kOperator,
+           .summary = "Removes all that is kept of a revoked device; with a token it may enrol anew",
+           .response = schema::object({{"id", schema::text()}, {"forgotten", schema::boolean()}})},
+          [&p](const Call& call) -> Result<json::value> {
+            const DeviceRecord device = RETORT_TRY(p.fleet.find(call.parameter("id")));
+            RETORT_TRY(p.fleet.forget(device.id));
+            return json::object{{"id", device.id}, {"forgotten", true}};
+          });
+  api.add({.method = "POST",
            .path = "/v1/devices/{id}/rotate",
            .id = "rotateDeviceKey",
            .noun = "devices",

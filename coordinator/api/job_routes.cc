@@ -192,6 +192,18 @@ void add_job_routes(Api& api, const ApiParts& parts) {
         responder->send(200, "application/jsonl", std::move(log->text),
                         {{"Next-Offset", std::to_string(log->next_offset)}});
       });
+  api.add({.method = "DELETE",
+           .path = "/v1/jobs/{id}",
+           .id = "removeJob",
+           .noun = "jobs",
+           .scope = Scope::kOperator,
+           .summary = "Removes one that has ended, with its folder; its artifacts stay",
+           .response = schema::object({{"id", schema::text()}, {"removed", schema::boolean()}})},
+          [&p](const Call& call) -> Result<json::value> {
+            const std::string id = RETORT_TRY(p.jobs.find(call.parameter("id"))).id;
+            RETORT_TRY(p.jobs.remove(id));
+            return json::object{{"id", id}, {"removed", true}};
+          });
   api.add({.method = "POST",
            .path = "/v1/jobs/{id}/cancel",
            .id = "cancelJob",

@@ -55,6 +55,17 @@ Result<ArtifactRecord> ArtifactStore::import(const std::filesystem::path& gguf, 
   return facts;
 }
 
+Result<void> ArtifactStore::remove(const std::string& sha256) {
+  RETORT_TRY(trust_.remove(sha256));
+  StoreBatch batch;
+  records_.erase(batch, sha256);
+  RETORT_TRY(store_.write(batch));
+  std::error_code error;
+  std::filesystem::remove(path(sha256), error);
+  if (error) log_warn("{}: cannot remove: {}", path(sha256).string(), error.message());
+  return {};
+}
+
 Result<ArtifactRecord> ArtifactStore::find(std::string_view id) const {
   if (id.size() < 8)
     return fail(ErrorCode::kNotFound, "",

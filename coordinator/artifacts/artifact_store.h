@@ -29,6 +29,8 @@ class ArtifactStore {
   Result<ArtifactRecord> find(std::string_view id) const;
   /// find(), of one that the signed targets list, so that devices will take it; kConflict otherwise.
   Result<ArtifactRecord> find_listed(std::string_view id) const;
+  /// The file, its record and its place among the targets; that nobody is to serve it, the caller sees to.
+  Result<void> remove(const std::string& sha256);
   std::filesystem::path path(const std::string& sha256) const;
   TrustRepository& trust() const { return trust_; }
 

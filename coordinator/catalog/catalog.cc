@@ -190,6 +190,16 @@ Result<void> Catalog::remove_teacher(const std::string& id) {
   return {};
 }
 
+Result<void> Catalog::remove_dataset(const std::string& id) {
+  const DatasetRecord record = RETORT_TRY(find_dataset(id));
+  StoreBatch batch;
+  datasets_.erase(batch, record.id);
+  RETORT_TRY(store_.write(batch));
+  std::error_code ignored;
+  std::filesystem::remove(dataset_file(record.id), ignored);
+  return {};
+}
+
 Result<DatasetRecord> Catalog::import_dataset(const std::filesystem::path& file, const std::string& name) {
   // A device or a pipe would be read for ever, or never end.
   std::error_code error;

@@ -37,6 +37,7 @@ class Catalog {
   Result<DatasetRecord> import_dataset_text(std::string_view jsonl, const std::string& name);
   Result<std::vector<DatasetRecord>> datasets() const { return datasets_.all(); }
   Result<DatasetRecord> find_dataset(const std::string& id) const;
+  Result<void> remove_dataset(const std::string& id);
   std::filesystem::path dataset_file(const std::string& id) const {
     return data_ / "datasets" / (id + ".jsonl");
   }

@@ -251,7 +251,11 @@ Result<int> apply(Program& program, const ApplyArguments& given) {
   json::array told;
   for (Document& document : documents) {
     const Result<Outcome> applied = kAppliers.at(document.kind)(applying, std::move(document.members));
-    if (!applied) return fail(applied.error().code, document.where, "{}", applied.error().describe());
+    if (!applied) {
+      if (!program.as_table())
+        RETORT_TRY(program.show(json::value(told)));  // what was made before, tokens too
+      return fail(applied.error().code, document.where, "{}", applied.error().describe());
+    }
     const Outcome& outcome = *applied;
     if (program.as_table()) {
       const char* verdict = outcome.changes.empty() ? "unchanged"

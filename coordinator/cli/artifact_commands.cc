@@ -72,6 +72,8 @@ void add_artifact_commands(Program& program) {
   CLI::App* app = program.noun("artifact", "students, named by the SHA-256 of their file");
   program.add_ls(app, "/v1/artifacts", artifacts_table);
   program.add_show(app, "/v1/artifacts", "SHA256");
+  program.add_remove(app, "rm", "remove one that no class, device or rollout is to serve", "/v1/artifacts",
+                     "SHA256", "removed");
   CLI::App* get =
       program.verb(app, "get", "download one and check it against its name",
                    "  retort artifact get 3f2a9c01d5e7 student.gguf", [&program, given]() -> Result<int> {

@@ -33,6 +33,7 @@ void add_dataset_commands(Program& program) {
   import->add_flag("--upload", given->upload, "send the bytes even to a coordinator on this host");
   program.add_ls(app, "/v1/datasets", datasets_table);
   program.add_show(app, "/v1/datasets", "DATASET");
+  program.add_remove(app, "rm", "remove one that no job needs", "/v1/datasets", "DATASET", "removed");
 }
 
 }  // namespace retort::cli

@@ -64,6 +64,7 @@ void add_device_commands(Program& program) {
   };
   ask("accept", "let a device in that waits (token create --approve manual)", "accepted");
   ask("reject", "keep a device out that waits: its key is refused from now on", "rejected");
+  ask("forget", "remove all that is kept of a revoked device; with a token it may enrol anew", "forgotten");
   ask("rotate", "have a device make itself a new key, now or when it is there again", "is to make a new key");
 }
 

@@ -57,6 +57,8 @@ void add_job_commands(Program& program) {
         return program.show(rest.post("/v1/jobs/" + escape_url(given->id) + "/cancel", json::object()));
       });
   cancel->add_option("JOB", given->id)->required();
+  program.add_remove(app, "rm", "remove one that has ended, with its folder; its artifacts stay", "/v1/jobs",
+                     "JOB", "removed");
   CLI::App* watch = program.verb(app, "watch", "show progress to the end; exits 0 when all succeeded",
                                  "  retort job watch job-0123456789ab", [&program, given]() -> Result<int> {
                                    Rest rest = RETORT_TRY(program.connect());

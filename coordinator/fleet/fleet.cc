@@ -27,7 +27,9 @@ std::string device_id_of(std::string_view public_key) {
 }
 
 /// A device's texts end up in records, logs and answers: bounded here, once, and made text.
-void bound(std::string& text, std::size_t limit = kMaxTextBytes) { text = valid_utf8(text, limit); }
+void bound(std::string& text, std::size_t limit = kMaxTextBytes) {
+  if (text.size() > limit || !is_utf8(text)) text = valid_utf8(text, limit);
+}
 void bound(DeviceStatus& s) {
   for (std::string* text : {&s.state, &s.artifact, &s.serve_url, &s.error_code, &s.error}) bound(*text, 1024);
 }
@@ -604,8 +606,7 @@ void Fleet::tell_next() {
   for (std::size_t i = 0; i < kTellAtATime && !to_tell_.empty(); ++i) {
     const std::string id = std::move(to_tell_.front());
     to_tell_.pop_front();
-    const DeviceRecord& device = devices_.at(id);
-    if (Session* const session = session_of(device)) send_desired(*session, device);
+    if (Session* const session = session_of(id)) send_desired(*session, *session->device);
   }
   if (to_tell_.empty()) return;
   boost::asio::post(reactor_, [this, alive = std::weak_ptr<int>(alive_)] {
@@ -729,6 +730,21 @@ Result<void> Fleet::revoke(const std::string& id) {
   }
   // The key itself is refused at its next handshake (admit); its frames are answered "revoked" until then.
   log_info("fleet: {} revoked", exact);
+  return {};
+}
+
+Result<void> Fleet::forget(const std::string& id) {
+  const auto found = devices_.find(RETORT_TRY(find(id)).id);
+  const DeviceRecord& device = found->second;
+  if (!device.revoked) return fail(ErrorCode::kConflict, "", "{} is not revoked; revoke it first", device.id);
+  RETORT_TRY(flush());
+  StoreBatch batch;
+  device_table_.erase(batch, device.id);
+  batch.erase(kSeenTable, device.id);
+  RETORT_TRY(store_.write(batch));
+  std::erase_if(device_of_key_, [&](const auto& key) { return key.second == &device; });
+  log_info("fleet: {} forgotten", device.id);
+  forgotten_.push_back(devices_.extract(found));
   return {};
 }
 

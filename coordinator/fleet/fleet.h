@@ -83,6 +83,9 @@ class Fleet final : public DeviceFleet {
   Result<DeviceRecord> find(const std::string& id) const;
   /// Cuts it off, at once and for ever; also a device that waits: that is a rejection.
   Result<void> revoke(const std::string& id);
+  /// Nothing of a revoked device is kept any more; with a token it may enrol as a new one. kConflict: it is
+  /// not revoked.
+  Result<void> forget(const std::string& id);
   /// Lets a waiting device in; kConflict when it does not wait.
   Result<void> accept(const std::string& id);
   /// The device makes itself a new CURVE key as soon as it is there.
@@ -174,7 +177,8 @@ class Fleet final : public DeviceFleet {
   RecordTable<DeviceRecord> device_table_;
   RecordTable<DeviceClass> class_table_;
   RecordTable<Site> site_table_;
-  std::map<std::string, DeviceRecord> devices_;  // none is ever erased: pointers to them stay good
+  std::map<std::string, DeviceRecord> devices_;
+  std::vector<std::map<std::string, DeviceRecord>::node_type> forgotten_;  // so that pointers stay good
   std::unordered_map<std::string, DeviceRecord*> device_of_key_;
   struct Waiting {
     std::string routing_id;

@@ -76,6 +76,7 @@ Jobs::Jobs(boost::asio::io_context& reactor, boost::asio::thread_pool& pool, std
     : reactor_(reactor),
       pool_(pool),
       folder_(std::move(folder)),
+      store_(store),
       artifacts_(artifacts),
       clock_(clock),
       random_(random),
@@ -120,6 +121,30 @@ Result<JobRecord> Jobs::submit(JobRecord job, const std::string& recipe) {
   jobs_[job.id] = job;
   boost::asio::post(reactor_, [this] { pump(); });
   return job;
+}
+
+Result<void> Jobs::remove(const std::string& id) {
+  const std::string exact = RETORT_TRY(find(id)).id;
+  if (!ended(jobs_.at(exact)))
+    return fail(ErrorCode::kConflict, "", "job {} has not ended; cancel it first", exact);
+  StoreBatch batch;
+  table_.erase(batch, exact);
+  RETORT_TRY(store_.write(batch));
+  jobs_.erase(exact);
+  boost::asio::post(pool_, [folder = folder_of(exact)] {
+    std::error_code error;
+    std::filesystem::remove_all(folder, error);
+    if (error) log_warn("{}: cannot remove: {}", folder.string(), error.message());
+  });
+  return {};
+}
+
+std::string Jobs::user_of(const std::filesystem::path& file) const {
+  for (const auto& [id, job] : jobs_)
+    if (!ended(job) && read_file(folder_of(id) / "recipe.yaml", 2 << 20).value_or("").find(file.string()) !=
+                           std::string::npos)
+      return id;
+  return "";
 }
 
 Result<JobRecord> Jobs::find(const std::string& id) const {

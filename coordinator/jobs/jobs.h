@@ -57,7 +57,11 @@ class Jobs {
   /// Queues it; the recipe's paths must be absolute.
   Result<JobRecord> submit(JobRecord facts, const std::string& recipe);
   Result<JobRecord> cancel(const std::string& id);
+  /// One that has ended, with its folder; its artifacts stay. kConflict: it has not.
+  Result<void> remove(const std::string& id);
   Result<JobRecord> find(const std::string& id) const;
+  /// One that is queued or runs and whose recipe has `file`; "": none.
+  std::string user_of(const std::filesystem::path& file) const;
   const std::map<std::string, JobRecord>& all() const { return jobs_; }
   /// The worker's last "progress" line; an empty object when there is none yet.
   json::object progress(const std::string& id) const;
@@ -92,6 +96,7 @@ class Jobs {
   boost::asio::io_context& reactor_;
   boost::asio::thread_pool& pool_;
   std::filesystem::path folder_;
+  Store& store_;
   ArtifactStore& artifacts_;
   const Clock& clock_;
   RandomSource& random_;

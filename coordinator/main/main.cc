@@ -1,5 +1,6 @@
 // retort-coordinator: keeps the teacher, runs the jobs, and knows the fleet. This file only wires.
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -104,7 +105,17 @@ json::object rollout_of(const JobRecord& job, const std::string& artifact) {
   return body;
 }
 
+/// A device takes a descriptor, and a shell's usual limit is 1,024 of them.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  constexpr rlim_t kWanted = 1 << 20;
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= std::min(kWanted, limit.rlim_max)) return;
+  limit.rlim_cur = std::min(kWanted, limit.rlim_max);
+  if (::setrlimit(RLIMIT_NOFILE, &limit) == 0) log_info("descriptors: up to {}", limit.rlim_cur);
+}
+
 Result<void> serve(const Options& options) {
+  raise_descriptor_limit();
   const std::filesystem::path data = std::filesystem::absolute(options.data);
   RETORT_TRY(make_folders(data / "keys"));
   const FileLock lock = RETORT_TRY(FileLock::take(data / "lock"));

@@ -284,10 +284,26 @@ std::optional<SignedDocument> TrustRepository::stored_draft(const std::string& r
   return std::move(*document);
 }
 
+Result<TargetsMetadata> TrustRepository::next_targets() const {
+  if (const auto draft = stored_draft("targets")) return read_targets(draft->body);
+  return targets_;
+}
+
+Result<void> TrustRepository::remove(std::string_view sha256) {
+  const std::lock_guard lock(mutex_);
+  TargetsMetadata next = RETORT_TRY(next_targets());
+  if (next.targets.erase(artifact_target_name(sha256)) == 0) return {};
+  StoreBatch manifest;
+  manifest.erase(kTable, file_key(manifest_file_name(sha256)));
+  const Progress progress = RETORT_TRY(publish_targets(std::move(next), std::move(manifest)));
+  if (!progress.published)
+    log_warn("trust: targets version {} waits for {}", progress.version, progress.missing);
+  return {};
+}
+
 Result<void> TrustRepository::add(const std::vector<ArtifactManifest>& manifests) {
   const std::lock_guard lock(mutex_);
-  TargetsMetadata next = targets_;
-  if (const auto draft = stored_draft("targets")) next = RETORT_TRY(read_targets(draft->body));
+  TargetsMetadata next = RETORT_TRY(next_targets());
   bool news = false;
   StoreBatch texts;
   for (const ArtifactManifest& manifest : manifests) {

@@ -42,6 +42,9 @@ class TrustRepository {
   bool knows(std::string_view sha256) const;
   /// Lists artifacts. Where the targets' keys are elsewhere, they wait for import().
   Result<void> add(const std::vector<ArtifactManifest>& manifests);
+  /// Lists it no more, nor keeps its manifest. Where the targets' keys are elsewhere, that waits for
+  /// import().
+  Result<void> remove(std::string_view sha256);
   /// What a device should do, signed for a week.
   Result<std::string> sign_assignment(const std::string& device, const DesiredState& desired) const;
   /// Signs anew what has used up half of its time; root and targets when a month is left, where their keys
@@ -89,6 +92,8 @@ class TrustRepository {
   Result<RootMetadata> next_root() const;
   Result<Progress> change_root(RootMetadata next);
   Result<Progress> settle_root(SignedDocument document);
+  /// Of now, with what waits.
+  Result<TargetsMetadata> next_targets() const;
   Result<Progress> settle_targets(SignedDocument document, StoreBatch batch);
   Result<Progress> publish_targets(TargetsMetadata next, StoreBatch batch);
   Result<void> put_snapshot(StoreBatch& batch, const RootMetadata& root, const std::string& targets_text,

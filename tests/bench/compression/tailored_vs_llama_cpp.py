@@ -55,7 +55,7 @@ try:
         job = next(fleet.job(j['id']) for j in fleet.retort('job', 'ls') if j['class'] == kind.lower())
         ours = [a for a in job['artifacts'] if a['label'] == 'distilled'][-1]
         copy = os.path.join(bench.work, f'tailored-{kind}.gguf')
-        shutil.copyfile(fleet.path('data', 'artifacts', ours['sha256'][:2], ours['sha256']), copy)
+        shutil.copyfile(fleet.path('data', 'blobs', ours['sha256'][:2], ours['sha256']), copy)
         mine = bench.judge(copy, whole)
         rows.append((kind, f'{os.path.getsize(file):,}', f"{theirs['perplexity']:.2f}", f"{theirs['kl_divergence']:.4f}",
                      f'{speed(file):,.0f}', f"{ours['format']}, {ours['parameters']:,}", f"{ours['bytes']:,}",

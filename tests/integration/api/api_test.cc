@@ -193,7 +193,10 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
       "{\"artifact\": \"" + artifact->sha256 + "\"}");
   run("GET", "/v1/devices", "/v1/devices");
   run("GET", "/v1/devices/{id}", "/v1/devices/device-0");
+  EXPECT_EQ(c.call("POST", "/v1/devices/device-1/forget").status, 409) << "it is not revoked";
   run("DELETE", "/v1/devices/{id}", "/v1/devices/device-1");
+  run("POST", "/v1/devices/{id}/forget", "/v1/devices/device-1/forget");
+  EXPECT_EQ(c.call("GET", "/v1/devices/device-1").status, 404);
   EXPECT_EQ(c.call("POST", "/v1/devices/device-0/accept").status, 409) << "it does not wait";
   run("POST", "/v1/devices/{id}/accept", "/v1/devices/waits-0/accept");
   run("POST", "/v1/devices/{id}/reject", "/v1/devices/waits-1/reject");
@@ -243,6 +246,25 @@ TEST(Api, EveryOperationAnswersAsTheOpenapiDocumentSays) {
   EXPECT_EQ(
       text_at(run("POST", "/v1/trust/import", "/v1/trust/import", to_text(*document_of_root)), "published"),
       "true");
+  const std::string its_path = "/v1/artifacts/" + artifact->sha256;
+  EXPECT_EQ(c.call("DELETE", its_path).status, 409) << "a class serves it";
+  EXPECT_EQ(c.call("POST", "/v1/classes/small/assign", "{\"artifact\": null}").status, 200);
+  run("DELETE", "/v1/artifacts/{sha256}", its_path);
+  EXPECT_EQ(c.call("GET", its_path).status, 404);
+  EXPECT_FALSE(c.artifacts->trust().lists(artifact->sha256));
+  EXPECT_FALSE(std::filesystem::exists(c.artifacts->path(artifact->sha256)));
+  run("DELETE", "/v1/datasets/{id}", "/v1/datasets/a");
+  EXPECT_EQ(c.call("GET", "/v1/datasets/a").status, 404);
+  EXPECT_EQ(c.call("GET", "/v1/datasets/b").status, 200);
+  const auto ended = [&] {
+    const std::string state = text_at(c.call("GET", "/v1/jobs/" + job), "state");
+    return state == "failed" || state == "cancelled";
+  };
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!ended() && std::chrono::steady_clock::now() < end)
+    c.reactor.run_one_for(std::chrono::milliseconds(10));
+  run("DELETE", "/v1/jobs/{id}", "/v1/jobs/" + job);
+  EXPECT_EQ(c.call("GET", "/v1/jobs/" + job).status, 404);
   run("DELETE", "/v1/teachers/{id}", "/v1/teachers/tiny");
   for (const auto& operation : c.api->operations()) {
     EXPECT_EQ(called.count(operation->id), 1u) << operation->id << " is called by no line of this test";

@@ -361,6 +361,26 @@ TEST_F(FleetTest, RevocationCutsALiveSession) {
   EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
 }
 
+TEST_F(FleetTest, AForgottenDeviceMayEnrolAsANewOne) {
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  ASSERT_TRUE(d->next<wire::Welcome>());
+  EXPECT_EQ(fleet_.forget(d->id).error().code, ErrorCode::kConflict);
+  ASSERT_OK(fleet_.revoke(d->id));
+  EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
+  ASSERT_OK(fleet_.forget(d->id));
+  EXPECT_EQ(fleet_.find(d->id).error().code, ErrorCode::kNotFound);
+  EXPECT_FALSE(*store_->get("devices", d->id));
+  d->hello();
+  EXPECT_EQ(d->next<wire::Refused>()->code, "denied");
+  EXPECT_EQ(d->enrol("bad"), "");
+  EXPECT_NE(d->enrol("good"), "");
+  EXPECT_EQ(uses_, 2);
+  d->hello();
+  EXPECT_TRUE(d->next<wire::Welcome>());
+}
+
 TEST_F(FleetTest, RevocationInMidTransferTakesEffectWithinASecond) {
   const auto d = device();
   ASSERT_NE(d->enrol("good"), "");

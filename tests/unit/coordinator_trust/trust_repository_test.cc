@@ -90,6 +90,12 @@ TEST_F(TrustRepositoryTest, ListsArtifactsForDevices) {
   ASSERT_OK(assignment);
   EXPECT_EQ(verify_assignment(*assignment, root_, "dev-1", clock_.unix_millis())->head.version, 7u);
   EXPECT_EQ(trust_->file("../keys/x").error().code, ErrorCode::kNotFound);
+  ASSERT_OK(trust_->remove(std::string(64, 'a')));
+  ASSERT_OK(refresh());
+  EXPECT_FALSE(listed_);
+  EXPECT_EQ(trust_->file(manifest_file_name(std::string(64, 'a'))).error().code, ErrorCode::kNotFound);
+  EXPECT_TRUE(trust_->lists(std::string(64, 'b')));
+  ASSERT_OK(trust_->remove(std::string(64, 'a')));
 }
 
 TEST_F(TrustRepositoryTest, RenewsWhatIsHereAndLetsOldVersionsGo) {
