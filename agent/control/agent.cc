@@ -118,6 +118,8 @@ Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, Age
     a.record_ = RETORT_TRY(record_from_json(machine));
   } else if (const std::optional<std::string> slot = a.slots_.newest()) {
     a.record_.active = {*slot, a.slots_.artifact_in(*slot)->manifest.sha256, 0};
+    if (const auto other = a.slots_.artifact_in(other_slot(*slot)))
+      a.record_.previous = {other_slot(*slot), other->manifest.sha256, 0};
     a.record_.error_code = to_string(ErrorCode::kCorrupt);
     a.record_.error = "what this device knew is lost: it serves the student in slot " + *slot +
                       ", and must enrol anew (--token)";
@@ -335,6 +337,8 @@ void Agent::act(Action action) {
       session_->restart();
       break;
     case Action::kPull:
+      if (std::exchange(active_lost_, false))
+        keep_serving();  // which tells so again, as a pull may take long
       begin_pull();
       break;
     case Action::kHash: {
@@ -388,7 +392,7 @@ void Agent::act(Action action) {
       restore();
       break;
     case Action::kAccept:
-      checking_active_ = false;
+      active_lost_ = false;
       drop_pull();
       if (!serve_answers_) keep_serving();  // restarted in commit: nobody has looked after it yet
       log_info("generation {} reached: serving {}", record_.reached,
@@ -396,7 +400,7 @@ void Agent::act(Action action) {
       consider_desired();
       break;
     case Action::kStopServing:
-      checking_active_ = false;
+      active_lost_ = false;
       drop_pull();
       log_info("generation {}: nothing is to be served here", record_.reached);
       serve_answers_ = false;
@@ -408,14 +412,15 @@ void Agent::act(Action action) {
       log_error("generation {} given up: {}", record_.reached, record_.error);
       drop_pull();
       tidy_slots();
-      if (std::exchange(checking_active_, false)) keep_serving();  // its file was lost meanwhile
+      if (std::exchange(active_lost_, false)) keep_serving();
       consider_desired();
       break;
     case Action::kTellProfile:
       tell_profile();
       break;
     case Action::kRecover:
-      checking_active_ = false;
+      active_lost_ = false;
+      drop_pull();
       keep_serving();
       consider_desired();
       break;
@@ -1109,7 +1114,7 @@ void Agent::check_candidate(std::function<void()> good) {
 
 void Agent::keep_serving() {
   const SlotStudent active = record_.active;
-  if (active.slot.empty() || active_held_back_ || stopping_) return;
+  if (active.slot.empty() || active_held_back_ || active_lost_ || stopping_) return;
   if (const auto running = supervisor_->find(active.slot); running && running->artifact != active.artifact) {
     supervisor_->stop(active.slot, [this] { keep_serving(); });
     return;
@@ -1125,7 +1130,7 @@ void Agent::keep_serving() {
         ready();
         if (good.error().code != ErrorCode::kCorrupt && good.error().code != ErrorCode::kDenied)
           return after(restart_timer_, seconds(10), [this] { keep_serving(); });
-        checking_active_ = true;
+        active_lost_ = true;
         post_event(Event::kSlotLost);
       });
     }

@@ -104,7 +104,7 @@ void apply_transition(AgentRecord& r, const Transition& row, Event event) {
       break;
     case Action::kRecover:
       r.active = r.previous;
-      r.previous = {};
+      r.previous = r.candidate = {};
       r.reached = 0;
       break;
     case Action::kGiveUp:

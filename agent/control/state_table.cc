@@ -14,9 +14,11 @@ constexpr Transition kTable[] = {
     // getting an identity
     {S::kProfile, E::kStart, S::kProfile, A::kMeasureProfile},
     {S::kProfile, E::kProfiled, S::kEnrol, A::kAskEnrolment},
+    {S::kProfile, E::kSlotLost, S::kProfile, A::kRecover},
     {S::kEnrol, E::kStart, S::kProfile, A::kMeasureProfile},
     {S::kEnrol, E::kProfiled, S::kEnrol, A::kAskEnrolment},
     {S::kEnrol, E::kEnrolled, S::kIdle, A::kNone},
+    {S::kEnrol, E::kSlotLost, S::kEnrol, A::kRecover},
     // serving what it has
     {S::kIdle, E::kStart, S::kIdle, A::kMeasureProfile},
     {S::kIdle, E::kProfiled, S::kIdle, A::kTellProfile},
@@ -34,6 +36,7 @@ constexpr Transition kTable[] = {
     {S::kFetch, E::kDone, S::kVerify, A::kHash},
     {S::kFetch, E::kRetry, S::kFetch, A::kPull},
     {S::kFetch, E::kFailed, S::kIdle, A::kGiveUp},
+    {S::kFetch, E::kSlotLost, S::kIdle, A::kRecover},  // and then pulls anew, into the slot that was lost
     {S::kVerify, E::kStart, S::kVerify, A::kHash},
     {S::kVerify, E::kProfiled, S::kVerify, A::kTellProfile},
     {S::kVerify, E::kDone, S::kStage, A::kStage},

@@ -666,6 +666,31 @@ TEST_F(AgentTest, WhatAPowerCutTookOfAStudentIsNoticedBeforeItServes) {
   EXPECT_EQ(text("last_error"), "");
 }
 
+TEST_F(AgentTest, TheOneBeforeServesWhereTheServedOneIsLostInMidPull) {
+  const std::string first = artifact("first"), second = artifact("second"), third = artifact("third");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  coordinator_->desire(second);
+  ASSERT_TRUE(serving(second));
+  const auto mute = [&](bool now) {
+    const std::lock_guard lock(coordinator_->mutex);
+    coordinator_->mute_chunks = now;
+  };
+  mute(true);
+  coordinator_->desire(third);
+  ASSERT_TRUE(eventually([&] { return text("state") == "fetch"; }));
+  lose_power("b");
+  const std::string coordinator = std::exchange(endpoint_, "tcp://127.0.0.1:1");
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return text("artifact") == first && answers(); }));
+  kill_agent(SIGTERM);
+  mute(false);
+  endpoint_ = coordinator;
+  start_agent();
+  ASSERT_TRUE(serving(third));
+}
+
 TEST_F(AgentTest, SealedStudentsAreNowhereOnTheDiskAndOfUseOnThisDeviceAlone) {
   const std::string first = artifact("first"), second = artifact("second");
   const auto leaked = [&] {

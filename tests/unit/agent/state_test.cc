@@ -14,12 +14,12 @@ namespace {
 //   start profiled enrolled desired desired_same desired_none done retry failed crash_loop slot_lost
 // Each word is next:action, or "-" where the event is dropped.
 constexpr const char* kExpected[] = {
-    "profile   profile:measure_profile enrol:ask_enrolment - - - - - - - - -",
-    "enrol     profile:measure_profile enrol:ask_enrolment idle:none - - - - - - - -",
+    "profile   profile:measure_profile enrol:ask_enrolment - - - - - - - - profile:recover",
+    "enrol     profile:measure_profile enrol:ask_enrolment idle:none - - - - - - - enrol:recover",
     "idle      idle:measure_profile idle:tell_profile - fetch:pull idle:accept idle:stop_serving - - - "
     "rollback:restore idle:recover",
     "fetch     fetch:pull fetch:tell_profile - fetch:pull idle:accept idle:stop_serving verify:hash "
-    "fetch:pull idle:give_up - -",
+    "fetch:pull idle:give_up - idle:recover",
     "verify    verify:hash verify:tell_profile - - - - stage:stage fetch:pull idle:give_up - -",
     "stage     verify:hash stage:tell_profile - - - - probe:start_candidate fetch:pull idle:give_up - -",
     "probe     probe:start_candidate probe:tell_profile - - - - serve:switch fetch:pull rollback:restore - -",
