@@ -304,6 +304,7 @@ void Agent::pump() {
   if (events_.empty()) return;
   const Event event = events_.front();
   events_.pop_front();
+  if (event == Event::kSlotLost && lost_ != record_.active) return pump();  // another serves by now
   const Transition* row = find_transition(record_.state, event);
   if (row == nullptr) {
     log_debug("machine: {} means nothing in state {}", to_string(event), to_string(record_.state));
@@ -337,7 +338,7 @@ void Agent::act(Action action) {
       session_->restart();
       break;
     case Action::kPull:
-      if (std::exchange(active_lost_, false))
+      if (std::exchange(lost_, std::nullopt))
         keep_serving();  // which tells so again, as a pull may take long
       begin_pull();
       break;
@@ -392,7 +393,7 @@ void Agent::act(Action action) {
       restore();
       break;
     case Action::kAccept:
-      active_lost_ = false;
+      lost_.reset();
       drop_pull();
       if (!serve_answers_) keep_serving();  // restarted in commit: nobody has looked after it yet
       log_info("generation {} reached: serving {}", record_.reached,
@@ -400,7 +401,7 @@ void Agent::act(Action action) {
       consider_desired();
       break;
     case Action::kStopServing:
-      active_lost_ = false;
+      lost_.reset();
       drop_pull();
       log_info("generation {}: nothing is to be served here", record_.reached);
       serve_answers_ = false;
@@ -412,14 +413,14 @@ void Agent::act(Action action) {
       log_error("generation {} given up: {}", record_.reached, record_.error);
       drop_pull();
       tidy_slots();
-      if (std::exchange(active_lost_, false)) keep_serving();
+      if (std::exchange(lost_, std::nullopt)) keep_serving();
       consider_desired();
       break;
     case Action::kTellProfile:
       tell_profile();
       break;
     case Action::kRecover:
-      active_lost_ = false;
+      lost_.reset();
       drop_pull();
       keep_serving();
       consider_desired();
@@ -1114,7 +1115,7 @@ void Agent::check_candidate(std::function<void()> good) {
 
 void Agent::keep_serving() {
   const SlotStudent active = record_.active;
-  if (active.slot.empty() || active_held_back_ || active_lost_ || stopping_) return;
+  if (active.slot.empty() || active_held_back_ || lost_ == active || stopping_) return;
   if (const auto running = supervisor_->find(active.slot); running && running->artifact != active.artifact) {
     supervisor_->stop(active.slot, [this] { keep_serving(); });
     return;
@@ -1130,7 +1131,7 @@ void Agent::keep_serving() {
         ready();
         if (good.error().code != ErrorCode::kCorrupt && good.error().code != ErrorCode::kDenied)
           return after(restart_timer_, seconds(10), [this] { keep_serving(); });
-        active_lost_ = true;
+        lost_ = active;
         post_event(Event::kSlotLost);
       });
     }

@@ -229,8 +229,8 @@ class Agent {
   std::uint64_t bytes_done_ = 0, bytes_total_ = 0;
 
   std::set<std::string> checked_slots_;
-  bool checking_active_ = false;  ///< its file is being hashed
-  bool active_lost_ = false;      ///< that file is, and the machine goes on without it or has not heard yet
+  bool checking_active_ = false;     ///< its file is being hashed
+  std::optional<SlotStudent> lost_;  ///< whose file is not what was put there; the machine hears of it
   std::string boot_id_;
   std::deque<Steady::time_point> crashes_;
   std::uint32_t health_failures_ = 0;

@@ -143,6 +143,8 @@ class Crash(harness.FleetTest):
             with self.subTest(point=point, number=number):
                 fleet.serving('one', following, seconds=90)
                 self.verified(following)
+                # A restart in probation counts against the student, and the next kill begins with one.
+                fleet.wait('the end of its probation', lambda: fleet.status('one').get('state') == 'idle')
             print(f'  {number + 1}: {point}{told}{", then alone" if alone else ""}', flush=True)
             self.served = following
         print(f'{CRASHES} kills of the agent, {cuts} of them power cuts: {time.monotonic() - begin:.0f} s')
