@@ -80,16 +80,27 @@ fs::path keys_folder(const Arguments& arguments) {
   return arguments.keys.empty() ? fs::absolute(arguments.state) / "keys" : fs::absolute(arguments.keys);
 }
 
-/// Where programs look for it, STATE/run leads to a folder that is elsewhere.
-fs::path run_folder(const Arguments& arguments) {
-  const fs::path usual = fs::absolute(arguments.state) / "run";
-  if (arguments.run.empty()) return usual;
-  fs::path run = fs::absolute(arguments.run).lexically_normal();
-  std::error_code ignored;
-  if (run == usual.lexically_normal() || fs::read_symlink(usual, ignored) == run) return run;
-  fs::remove_all(usual, ignored);  // of an agent that ran without --run: nothing that must be kept
-  fs::create_directory_symlink(run, usual, ignored);
-  return run;
+/// Where programs look for it, STATE/run leads to a folder that is elsewhere. What tells of students that run
+/// is taken along from where it was.
+Result<fs::path> open_run_folder(const Arguments& arguments) {
+  const fs::path usual = (fs::absolute(arguments.state) / "run").lexically_normal();
+  const fs::path wanted = arguments.run.empty() ? usual : fs::absolute(arguments.run).lexically_normal();
+  if (wanted == usual.parent_path() || wanted == usual.parent_path() / "")
+    return fail(ErrorCode::kInvalid, "--run", "{} is the state folder itself", wanted.string());
+  std::error_code error;
+  const fs::path link = fs::read_symlink(usual, error), before = error ? usual : link;
+  if (wanted == usual && !link.empty()) fs::remove(usual, error);  // of an agent that ran with --run
+  RETORT_TRY(make_folders(wanted));
+  if (before == wanted) return wanted;
+  for (const char* slot : {"a", "b"})
+    for (const char* suffix : {".json", ".port", ".artifact"}) {
+      const std::string name = std::string("serve-") + slot + suffix;
+      fs::copy_file(before / name, wanted / name, fs::copy_options::skip_existing, error);
+    }
+  if (wanted == usual) return wanted;
+  fs::remove_all(usual, error);
+  fs::create_directory_symlink(wanted, usual, error);
+  return wanted;
 }
 
 /// A state that cannot be read is put aside: better to serve what is in the slots, and enrol anew, than to
@@ -106,6 +117,37 @@ Result<Spool> open_state(const fs::path& file) {
   }
   log_error("{}; it is kept as {}, and this device has to enrol anew", spool.error().describe(), aside);
   return Spool::open(file);
+}
+
+/// Where there is none that can be used, and the disk takes no new one, what is in the slots is served all
+/// the same.
+Result<Spool> open_or_imagine_state(const fs::path& file) {
+  Result<Spool> spool = open_state(file);
+  const auto usable = [](ErrorCode code) {
+    return code == ErrorCode::kCorrupt || code == ErrorCode::kIo || code == ErrorCode::kOutOfBudget;
+  };
+  if (spool || !usable(spool.error().code)) return spool;
+  std::error_code error;
+  const fs::path slots = file.parent_path() / "slots";
+  if (!fs::exists(slots / "a/manifest.json", error) && !fs::exists(slots / "b/manifest.json", error))
+    return spool;
+  log_error(
+      "{}: serving what is in the slots, and nothing else until the disk can be written and the agent is "
+      "started again",
+      spool.error().describe());
+  return Spool::empty(file);
+}
+
+/// The device's key pair; one that is torn is put aside, as if there were none: the device must enrol anew.
+Result<CurveKeys> device_keys(const fs::path& file) {
+  Result<CurveKeys> keys = load_or_make_curve_keys(file);
+  if (keys || keys.error().code != ErrorCode::kCorrupt) return keys;
+  std::error_code error;
+  fs::rename(file, file.string() + ".unusable", error);
+  if (error) return keys;
+  log_error("{}; it is kept as {}.unusable, and this device has to enrol anew", keys.error().describe(),
+            file.string());
+  return load_or_make_curve_keys(file);
 }
 
 /// --serve-binary, or the one beside this program, or the one on PATH.
@@ -152,9 +194,16 @@ Result<void> run(const Arguments& arguments) {
     return fail(lock.error().code, lock.error().where, "{}: another retort-agent runs on this state folder",
                 lock.error().message);
   if (!lock) return fail(lock.error());
-  options.run_folder = run_folder(arguments);
-  RETORT_TRY(make_folders(options.run_folder));
-  Spool spool = RETORT_TRY(open_state(options.state_folder / "state.db"));
+  options.run_folder = RETORT_TRY(open_run_folder(arguments));
+  FileLock run_lock;  // of another state's agent
+  if (!arguments.run.empty()) {
+    Result<FileLock> taken = FileLock::take(options.run_folder / "agent.lock");
+    if (!taken && taken.error().code == ErrorCode::kConflict)
+      return fail(taken.error().code, taken.error().where, "{}: another retort-agent has this --run folder",
+                  taken.error().message);
+    run_lock = RETORT_TRY(std::move(taken));
+  }
+  Spool spool = RETORT_TRY(open_or_imagine_state(options.state_folder / "state.db"));
   const bool enrolled = !RETORT_TRY(spool.get("device_id")).value_or("").empty();
   std::string token = arguments.token;
   if (token.empty() && !arguments.token_file.empty()) {
@@ -169,7 +218,7 @@ Result<void> run(const Arguments& arguments) {
     options.token_secret = std::move(parsed.secret);
     if (options.server_key.empty()) options.server_key = std::move(parsed.server_key);
   }
-  CurveKeys keys = RETORT_TRY(load_or_make_curve_keys(options.keys_folder / "curve"));
+  CurveKeys keys = RETORT_TRY(device_keys(options.keys_folder / "curve"));
   options.sealing.seal = arguments.seal;
   options.sealing.key = RETORT_TRY(seal_key_at_start(options.keys_folder, keys, arguments.seal));
 

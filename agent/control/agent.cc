@@ -153,10 +153,15 @@ Result<std::unique_ptr<Agent>> Agent::open(boost::asio::io_context& reactor, Age
       fresh.active = a.record_.active, fresh.previous = a.record_.previous;
       a.record_ = fresh;
     }
-    RETORT_TRY(a.spool_.put({{"server_key", a.options_.server_key},
-                             {"device_id", ""},
-                             {"revoked", "0"},
-                             {"machine", record_to_json(a.record_)}}));
+    const Result<void> noted = a.spool_.put({{"server_key", a.options_.server_key},
+                                             {"device_id", ""},
+                                             {"revoked", "0"},
+                                             {"machine", record_to_json(a.record_)}});
+    if (!noted && a.record_.active.slot.empty()) return fail(noted.error());
+    if (!noted) {  // it cannot enrol now, but serve
+      a.record_.error_code = to_string(noted.error().code), a.record_.error = noted.error().describe();
+      a.options_.token_secret.clear();
+    }
   } else if (a.options_.server_key.empty()) {
     a.options_.server_key = stored_key;
   }
@@ -172,9 +177,11 @@ Result<void> Agent::start() {
         [this, epoch] {
           return spool_.put({{"epoch", std::to_string(epoch)}});
         },
-        [stored = std::move(stored)](Result<void> put) {
+        [this, stored = std::move(stored)](Result<void> put) {
           if (put) return stored();
-          log_error("link: cannot note the session: {}", put.error().describe());
+          link_reason_ = "cannot note the session: " + put.error().describe();
+          log_error("link: {}", link_reason_);
+          changed();
         });
   };
   hooks.first_message = [this] { return first_message(); };
@@ -189,7 +196,9 @@ Result<void> Agent::start() {
         "--token");
   } else if (options_.coordinator.empty() || options_.server_key.empty()) {
     link_ = "off";
-    log_info("no coordinator is known: serving on, nothing more");
+    log_info("{}: serving on, nothing more",
+             options_.coordinator.empty() ? "no coordinator was named (--coordinator)"
+                                          : "the coordinator's key is not known (--token, --server-key)");
   } else {
     RETORT_TRY(session_->connect(keys_, options_.server_key, options_.coordinator));
   }
@@ -218,7 +227,8 @@ void Agent::ready() {
   if (std::exchange(told_ready_, true)) return;
   notify_service_manager("READY=1");
   log_info("ready: {}", record_.active.artifact.empty() ? "nothing to serve yet"
-                                                        : "serving " + record_.active.artifact.substr(0, 12));
+                        : serve_answers_                ? "serving " + record_.active.artifact.substr(0, 12)
+                                         : record_.active.artifact.substr(0, 12) + " does not answer yet");
 }
 
 void Agent::stop(std::function<void()> done) {
@@ -348,8 +358,11 @@ void Agent::act(Action action) {
           disk_,
           [this, slot = record_.candidate.slot, artifact = record_.candidate.artifact]() -> Result<void> {
             const auto pull = RETORT_TRY(spool_.pull());
-            if (!pull || pull->artifact != artifact)
+            if (!pull || pull->artifact != artifact) {  // it was staged already, before a restart
+              const auto there = slots_.artifact_in(slot);
+              if (there && there->manifest.sha256 == artifact && slots_.check(slot, artifact)) return {};
               return fail(ErrorCode::kUnavailable, artifact, "the pull's record is gone");
+            }
             const ArtifactManifest manifest = RETORT_TRY(manifest_from_text(pull->manifest));
             return slots_.verify(slot, manifest);
           },
@@ -411,6 +424,8 @@ void Agent::act(Action action) {
       break;
     case Action::kGiveUp:
       log_error("generation {} given up: {}", record_.reached, record_.error);
+      on_pool(
+          disk_, [this, slot = record_.active.slot] { return slots_.prefer(slot), true; }, [](bool) {});
       drop_pull();
       tidy_slots();
       if (std::exchange(lost_, std::nullopt)) keep_serving();

@@ -44,6 +44,7 @@ class ProcessSupervisor final : public ServeSupervisor {
     fs::remove(port_file(slot), ignored);
     const fs::path log = options_.run_folder / ("serve-" + slot + ".log");
     // Appended to by serve; bounded here, at each start.
+    if (fs::is_symlink(log, ignored)) fs::remove(log, ignored);  // not ours
     if (const auto size = fs::file_size(log, ignored); !ignored && size > (1u << 20))
       fs::resize_file(log, 0, ignored);
     ProcessSpec spec;

@@ -85,10 +85,12 @@ struct Spool::Impl {
   /// All of `body` in one transaction, on disk when it returns.
   template <typename Body>
   Result<void> transaction(std::string_view what, Body body) {
-    if (read_only) RETORT_TRY(connect());
-    if (read_only)
-      return fail(ErrorCode::kIo, file, "cannot {}: the disk is read-only, or has no room even to begin",
-                  what);
+    if (read_only) {
+      Impl writable{.file = file, .limits = limits};
+      if (const Result<void> done = writable.connect(true); !done) return done;
+      std::swap(db, writable.db);
+      read_only = false;
+    }
     RETORT_TRY(run("BEGIN IMMEDIATE", what));
     Result<void> done = body();
     if (done) done = run("COMMIT", what);
@@ -149,6 +151,15 @@ Result<Spool> Spool::open(const std::filesystem::path& file, const Limits& limit
   impl->file = file.string();
   impl->limits = limits;
   RETORT_TRY(impl->connect());
+  return Spool(std::move(impl));
+}
+
+Result<Spool> Spool::empty(const std::filesystem::path& file) {
+  auto impl = std::make_unique<Impl>();
+  impl->file = file.string();
+  if (sqlite3_open(":memory:", &impl->db) != SQLITE_OK) return impl->failed("make a state in memory");
+  RETORT_TRY(impl->run(kSchema, "make the tables"));
+  impl->read_only = true;
   return Spool(std::move(impl));
 }
 

@@ -32,6 +32,8 @@ class Spool {
   /// kUnsupported when a newer agent wrote the file; kCorrupt when any page of it is damaged.
   static Result<Spool> open(const std::filesystem::path& file, const Limits& limits);
   static Result<Spool> open(const std::filesystem::path& file) { return open(file, Limits()); }
+  /// One that holds nothing and can be read, for a disk that takes no file: writes fail until it does.
+  static Result<Spool> empty(const std::filesystem::path& file);
   ~Spool();
   Spool(Spool&&) noexcept;
   Spool& operator=(Spool&&) noexcept;

@@ -63,6 +63,14 @@ std::optional<std::string> SlotFiles::newest() const {
   return found;
 }
 
+void SlotFiles::prefer(std::string_view slot) const {
+  std::error_code ignored;
+  if (!slot.empty())
+    fs::last_write_time(slots_ / slot / "manifest.json", fs::file_time_type::clock::now(), ignored);
+  else
+    for (const char* each : {"a", "b"}) fs::remove(slots_ / each / "manifest.json", ignored);
+}
+
 Result<void> SlotFiles::seal_what_is_not() const {
   if (!sealing_.seal) return {};
   for (const char* slot : {"a", "b"}) {

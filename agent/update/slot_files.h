@@ -31,8 +31,11 @@ class SlotFiles {
   /// rehashed.
   std::optional<LocalArtifact> artifact_in(std::string_view slot) const;
 
-  /// The slot whose artifact came last; nothing: neither holds one.
+  /// The slot that was preferred last, or whose artifact came since; nothing: neither holds one.
   std::optional<std::string> newest() const;
+  /// For newest(): this slot's artifact is good, the other one's was given up. "": both slots' were; then
+  /// neither counts any more.
+  void prefer(std::string_view slot) const;
 
   /// `manifest_text` was verified (TrustPull). Where the slot holds this very artifact, that is all. Else
   /// makes room (the slot's old model goes when there is no other way), reserves the file, copies the pieces

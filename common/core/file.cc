@@ -107,12 +107,13 @@ Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   return mapped;
 }
 
-Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t limit_bytes) {
-  const File file = RETORT_TRY(File::open_read(path));
+namespace {
+
+Result<std::string> read_all(int fd, const std::filesystem::path& path, std::uint64_t limit_bytes) {
   std::string out;
   char buffer[65536];
   for (;;) {  // not by size: files under /proc and /sys say 0
-    const ssize_t got = ::read(file.fd(), buffer, sizeof buffer);
+    const ssize_t got = ::read(fd, buffer, sizeof buffer);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return fail_errno(path.string(), "cannot read");
     if (got == 0) return out;
@@ -120,6 +121,17 @@ Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t l
       return fail(ErrorCode::kOutOfBudget, path.string(), "larger than the limit of {} bytes", limit_bytes);
     out.append(buffer, static_cast<std::size_t>(got));
   }
+}
+
+}  // namespace
+
+Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t limit_bytes) {
+  const File file = RETORT_TRY(File::open_read(path));
+  return read_all(file.fd(), path, limit_bytes);
+}
+
+Result<std::string> read_standard_input(std::uint64_t limit_bytes) {
+  return read_all(STDIN_FILENO, "standard input", limit_bytes);
 }
 
 Result<void> sync_folder(const std::filesystem::path& folder) {

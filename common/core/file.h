@@ -57,6 +57,8 @@ class MappedFile {
 
 /// The whole file; kOutOfBudget above `limit_bytes`.
 Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t limit_bytes = 1ull << 30);
+/// Standard input to its end, a pipe or what else.
+Result<std::string> read_standard_input(std::uint64_t limit_bytes = 1ull << 30);
 
 /// Replaces `path` in one step: temporary file beside it, fdatasync, rename, fsync of the folder. After a
 /// crash one finds the old bytes or the new, never a mixture.

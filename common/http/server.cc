@@ -15,6 +15,7 @@
 
 #include "common/core/file.h"
 #include "common/core/log.h"
+#include "common/core/utf8.h"
 #include "common/http/http.h"
 #include "common/http/tls_impl.h"
 
@@ -32,7 +33,7 @@ constexpr std::size_t kFilePieceBytes = 256 << 10;
 bool split_target(std::string_view target, HttpRequest& request) {
   const std::size_t question = target.find('?');
   const auto path = percent_decode(target.substr(0, question));
-  if (!path || path->empty() || path->front() != '/') return false;
+  if (!path || path->empty() || path->front() != '/' || !is_utf8(*path)) return false;
   request.path = *path;
   if (question == std::string_view::npos) return true;
   std::string_view query = target.substr(question + 1);
@@ -42,7 +43,7 @@ bool split_target(std::string_view target, HttpRequest& request) {
     const std::size_t equals = std::min(pair.find('='), pair.size());
     const auto name = percent_decode(pair.substr(0, equals));
     const auto value = percent_decode(equals < pair.size() ? pair.substr(equals + 1) : "");
-    if (!name || !value) return false;
+    if (!name || !value || !is_utf8(*name) || !is_utf8(*value)) return false;
     request.query[*name] = *value;
     query.remove_prefix(std::min(end + 1, query.size()));
   }
@@ -239,7 +240,7 @@ struct HttpServer::Impl::Session : std::enable_shared_from_this<Session> {
     for (auto coding = codings.first; coding != codings.second; ++coding)
       if (const std::string name(coding->value()); !beast::iequals(name, "chunked"))
         return refuse(501, fmt::format("the transfer coding '{}' is not supported; 'chunked' is", name));
-    if (!fill(message, request)) return refuse(400, "the request's target is not a valid path");
+    if (!fill(message, request)) return refuse(400, "the request's target is not a valid path in UTF-8");
     keep_alive = message.keep_alive() && !unread;
     head_only = request.method == "HEAD";
     request.body = std::move(message.body());

@@ -71,7 +71,7 @@ Result<pid_t> start_process(const ProcessSpec& spec) {
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     const auto redirect = [&](const std::filesystem::path& path, int target) {
       const char* name = path.empty() ? "/dev/null" : path.c_str();
-      const int fd = ::open(name, O_WRONLY | O_CREAT | O_APPEND, 0600);
+      const int fd = ::open(name, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0600);
       if (fd < 0 || ::dup2(fd, target) < 0) give_up();
       if (fd != target) ::close(fd);
     };
@@ -101,6 +101,8 @@ Result<ProcessIdentity> identify_process(pid_t pid) {
   // The name in parentheses may hold anything; fields count from the last ')'. starttime is the 20th after
   // it.
   std::size_t at = stat.rfind(')');
+  if (at != std::string::npos && at + 2 < stat.size() && (stat[at + 2] == 'Z' || stat[at + 2] == 'X'))
+    return fail(ErrorCode::kNotFound, "/proc/" + std::to_string(pid), "has ended");
   for (int field = 0; field < 20 && at != std::string::npos; ++field) at = stat.find(' ', at + 1);
   ProcessIdentity identity{pid, 0};
   if (at == std::string::npos ||

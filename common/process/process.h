@@ -22,7 +22,7 @@ struct ProcessSpec {
   std::vector<std::string> arguments;              ///< arguments[0] is the program, a path or a name on PATH
   std::map<std::string, std::string> environment;  ///< added to ours
   std::filesystem::path folder;                    ///< working folder; empty: ours
-  std::filesystem::path stdout_file, stderr_file;  ///< appended to; empty: /dev/null
+  std::filesystem::path stdout_file, stderr_file;  ///< appended to, no symbolic links; empty: /dev/null
   bool own_session = false;      ///< setsid: outlives us, and a terminal's Ctrl-C does not reach it
   bool die_with_parent = false;  ///< PR_SET_PDEATHSIG(SIGKILL)
   int nice = 0;
@@ -37,7 +37,7 @@ struct ProcessIdentity {
   pid_t pid = 0;
   std::uint64_t start_ticks = 0;
 };
-/// kNotFound when there is no such process.
+/// kNotFound when there is no such process, or one that has ended and is not reaped.
 Result<ProcessIdentity> identify_process(pid_t pid);
 bool is_running(const ProcessIdentity& identity);
 

@@ -43,10 +43,8 @@ Result<void> check_unused(const ApiParts& p, const std::string& sha256) {
     if (device.desired.artifact == sha256 && !device.revoked)
       return fail(ErrorCode::kConflict, "", "{} is what {} is to serve", what, id);
   for (const auto& [id, rollout] : p.rollouts.all()) {
-    const std::string state = rollout_state(rollout);
     for (const RolloutTrack& track : rollout.tracks)
-      if ((track.artifact == sha256 || track.before == sha256) &&
-          (track.in_force || state == "running" || state == "paused"))
+      if ((track.artifact == sha256 || track.before == sha256) && (track.in_force || under_way(rollout)))
         return fail(ErrorCode::kConflict, "", "rollout {} needs {}; abort it or let it end first", id, what);
   }
   return {};

@@ -1,12 +1,13 @@
+#include "common/core/utf8.h"
 #include "coordinator/api/routes.h"
 
 namespace retort {
 namespace {
 
 json::object entry_json(const AuditEntry& e) {
-  return {{"sequence", e.sequence}, {"time", e.time},     {"actor", e.actor}, {"action", e.action},
-          {"target", e.target},     {"before", e.before}, {"after", e.after}, {"result", e.result},
-          {"previous", e.previous}, {"hash", e.hash}};
+  return {{"sequence", e.sequence},         {"time", e.time},     {"actor", e.actor}, {"action", e.action},
+          {"target", valid_utf8(e.target)}, {"before", e.before}, {"after", e.after}, {"result", e.result},
+          {"previous", e.previous},         {"hash", e.hash}};
 }
 
 json::object point_json(const Audit::Point& point) {

@@ -84,6 +84,11 @@ void add_dataset_routes(Api& api, const ApiParts& parts) {
             const std::string id = RETORT_TRY(p.catalog.find_dataset(call.parameter("id"))).id;
             if (const std::string job = p.jobs.user_of(p.catalog.dataset_file(id)); !job.empty())
               return fail(ErrorCode::kConflict, "", "job {} needs this dataset; cancel it first", job);
+            for (const auto& [rollout, record] : p.rollouts.all())
+              if (const std::string& canary = p.rollouts.spec(rollout).canary_dataset;
+                  under_way(record) && !canary.empty() && RETORT_TRY(p.catalog.find_dataset(canary)).id == id)
+                return fail(ErrorCode::kConflict, "",
+                            "rollout {} asks its canary from this dataset; abort it first", rollout);
             RETORT_TRY(p.catalog.remove_dataset(id));
             return json::object{{"id", id}, {"removed", true}};
           });

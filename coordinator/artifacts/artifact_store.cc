@@ -23,9 +23,12 @@ std::filesystem::path ArtifactStore::path(const std::string& sha256) const {
 Result<void> ArtifactStore::clean() {
   RETORT_TRY(make_folders(folder_));
   std::error_code error;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_, error))
-    if (entry.path().filename().string().find(".tmp-") != std::string::npos)
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_, error)) {
+    const std::string name = entry.path().filename();
+    const bool ours = name.size() == 64 && entry.is_regular_file(error);
+    if (name.find(".tmp-") != std::string::npos || (ours && !RETORT_TRY(records_.get(name))))
       std::filesystem::remove(entry.path(), error);
+  }
   std::vector<ArtifactManifest> unlisted;
   for (const ArtifactRecord& record : RETORT_TRY(records_.all()))
     if (!trust_.knows(record.sha256)) unlisted.push_back(RETORT_TRY(make_manifest(path(record.sha256))));

@@ -239,7 +239,8 @@ Result<int> apply(Program& program, const ApplyArguments& given) {
   // All files are read before the first change.
   std::vector<Document> documents;
   for (const std::string& file : given.files) {
-    const std::string text = RETORT_TRY(read_file(file == "-" ? "/dev/stdin" : file, 1 << 20));
+    const std::string text =
+        RETORT_TRY(file == "-" ? read_standard_input(1 << 20) : read_file(file, 1 << 20));
     int number = 0;
     for (json::value& document : RETORT_TRY(parse_yaml(text, file)))
       documents.push_back(

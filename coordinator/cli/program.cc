@@ -184,6 +184,10 @@ int Program::run(int argc, char** argv) {
     return app_.exit(error) == 0 ? 0 : 2;
   }
   const Result<int> result = action_();
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "retort: standard output: cannot write: not all of the answer was told\n");
+    if (result) return 1;
+  }
   if (result) return *result;
   std::fprintf(stderr, "retort: %s\n", result.error().describe().c_str());
   return exit_code(result.error().code);

@@ -656,7 +656,8 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
   if (found == classes_.end()) return fail(ErrorCode::kNotFound, "", "there is no class '{}'", name);
   if (!artifact.empty()) RETORT_TRY(artifacts_.find_listed(artifact));
   DeviceClass value = found->second;
-  if (value.artifact != artifact || value.generation == 0) {
+  const bool again = value.artifact == artifact && value.generation != 0;
+  if (!again) {
     value.artifact = artifact;
     ++value.generation;
   }
@@ -665,6 +666,12 @@ Result<DeviceClass> Fleet::assign(const std::string& name, const std::string& ar
   found->second = value;
   if (written) written();
   if (const Result<void> done = reconsider_all(); !done) log_error("fleet: {}", done.error().describe());
+  // Said again, it is for those that gave it up.
+  for (auto& [id, device] : devices_)
+    if (again && device.desired.device_class == name && device.desired.artifact == artifact &&
+        !device.revoked && device.status.generation == device.desired.generation &&
+        device.status.artifact != artifact)
+      renew(id);
   return value;
 }
 

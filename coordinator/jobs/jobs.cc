@@ -60,6 +60,12 @@ bool ended(const JobRecord& job) {
   return job.state == "succeeded" || job.state == "failed" || job.state == "cancelled";
 }
 
+void remove_folder(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::remove_all(folder, error);
+  if (error) log_warn("{}: cannot remove: {}", folder.string(), error.message());
+}
+
 /// Less free space than this and no worker is started.
 constexpr std::uint64_t kJobRoomBytes = 4 << 20;
 constexpr std::chrono::seconds kRoomInterval{5};
@@ -98,6 +104,11 @@ Result<void> Jobs::start() {
     const std::string id = job.id;
     jobs_.emplace(id, std::move(job));
   }
+  // What a removal that was interrupted, or that the disk refused, left.
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_, error))
+    if (const std::string name = entry.path().filename(); name.starts_with("job-") && jobs_.count(name) == 0)
+      remove_folder(entry.path());
   for (auto& [id, job] : jobs_) {
     if (job.state != "running") continue;
     running_[id];
@@ -131,11 +142,7 @@ Result<void> Jobs::remove(const std::string& id) {
   table_.erase(batch, exact);
   RETORT_TRY(store_.write(batch));
   jobs_.erase(exact);
-  boost::asio::post(pool_, [folder = folder_of(exact)] {
-    std::error_code error;
-    std::filesystem::remove_all(folder, error);
-    if (error) log_warn("{}: cannot remove: {}", folder.string(), error.message());
-  });
+  boost::asio::post(pool_, [folder = folder_of(exact)] { remove_folder(folder); });
   return {};
 }
 

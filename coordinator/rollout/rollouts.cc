@@ -55,6 +55,11 @@ std::string rollout_state(const RolloutRecord& record) {
   return "completed";
 }
 
+bool under_way(const RolloutRecord& record) {
+  const std::string state = rollout_state(record);
+  return state == "running" || state == "paused";
+}
+
 Rollouts::Rollouts(boost::asio::io_context& reactor, Store& store, ArtifactStore& artifacts,
                    TelemetryStore& telemetry, DeviceFleet& fleet, const Clock& clock, RandomSource& random,
                    AskTeacher ask_teacher)

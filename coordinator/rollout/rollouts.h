@@ -26,6 +26,8 @@ namespace retort {
 /// "completed" when every class did, else "rolled_back", "aborted" or "superseded", the first of these that
 /// one of them is.
 std::string rollout_state(const RolloutRecord& record);
+/// "running" or "paused".
+bool under_way(const RolloutRecord& record);
 
 /// Rollouts: an artifact reaches the devices of one or several classes in stages, each judged by gates; a
 /// class goes through the states of track_table.h on its own. Every change is in the store before a device

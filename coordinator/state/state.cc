@@ -208,8 +208,8 @@ Result<StateReport> check_state(const std::filesystem::path& data) {
       report.findings.push_back(fmt::format("class {}: it has an artifact, but generation 0", c.name));
   }
   for (const DeviceRecord& d : records_of<DeviceRecord>(*store, "devices", report)) {
-    names_artifact("device " + d.id, d.desired.artifact);
-    // A revoked one is told nothing any more, not even that its class is gone.
+    // A revoked one is told nothing any more, not even that its class or its artifact is gone.
+    if (!d.revoked) names_artifact("device " + d.id, d.desired.artifact);
     if (!d.revoked && !d.desired.device_class.empty() && classes.count(d.desired.device_class) == 0)
       report.findings.push_back(fmt::format("device {}: there is no class {}", d.id, d.desired.device_class));
     if (d.status.generation > d.desired.generation)
@@ -217,7 +217,6 @@ Result<StateReport> check_state(const std::filesystem::path& data) {
                                             d.id, d.status.generation, d.desired.generation));
   }
   for (const JobRecord& j : records_of<JobRecord>(*store, "jobs", report)) {
-    for (const std::string& sha256 : j.artifacts) names_artifact("job " + j.id, sha256);
     if ((j.state == "queued" || j.state == "running") &&
         !fs::exists(data / "jobs" / j.id / "recipe.yaml", error))
       report.findings.push_back(fmt::format("job {}: its recipe is missing", j.id));

@@ -293,9 +293,7 @@ Result<void> TrustRepository::remove(std::string_view sha256) {
   const std::lock_guard lock(mutex_);
   TargetsMetadata next = RETORT_TRY(next_targets());
   if (next.targets.erase(artifact_target_name(sha256)) == 0) return {};
-  StoreBatch manifest;
-  manifest.erase(kTable, file_key(manifest_file_name(sha256)));
-  const Progress progress = RETORT_TRY(publish_targets(std::move(next), std::move(manifest)));
+  const Progress progress = RETORT_TRY(publish_targets(std::move(next), {}));
   if (!progress.published)
     log_warn("trust: targets version {} waits for {}", progress.version, progress.missing);
   return {};
@@ -346,6 +344,10 @@ Result<TrustRepository::Progress> TrustRepository::settle_targets(SignedDocument
   }
   batch.put(kTable, file_key(versioned(next.head.version, "targets")), text);
   batch.erase(kTable, draft_key("targets"));
+  for (const auto& [name, target] : targets_.targets)
+    if (const auto hash = target.hashes.find("sha256");
+        next.targets.count(name) == 0 && hash != target.hashes.end())
+      batch.erase(kTable, file_key(manifest_file_name(hash->second)));
   targets_ = std::move(next);
   RETORT_TRY(put_snapshot(batch, root_, text, targets_.head.version));
   RETORT_TRY(commit(batch));

@@ -113,6 +113,11 @@ class Disk(unittest.TestCase):
         with open(state, 'r+b') as file:
             file.seek(4096)
             file.write(b'garbage ' * 512)
+        subprocess.run(['mount', '-o', 'remount,ro', device], check=True)
+        start()
+        fleet.serving('d', artifact)
+        stop()
+        subprocess.run(['mount', '-o', 'remount,rw', device], check=True)
         start()
         fleet.serving('d', artifact)
         self.assertTrue(os.path.exists(state + '.damaged'))

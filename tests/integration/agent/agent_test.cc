@@ -480,6 +480,73 @@ TEST_F(AgentTest, ADeviceThatLostItsStateServesOnAndEnrolsAnew) {
   EXPECT_TRUE(eventually([&] { return text("link") == "up" && text("last_error").empty(); }));
 }
 
+TEST_F(AgentTest, WithoutItsStateItServesNoStudentThatIsDamagedOrWasGivenUp) {
+  const std::string first = artifact("first"), second = artifact("second");
+  const fs::path wrapper = folder_ / "serve.sh";  // refuses the second while the file "broken" is there
+  ASSERT_OK(write_file_atomic(wrapper,
+                              "#!/bin/sh\n[ -e " + (folder_ / "broken").string() +
+                                  " ] && case \"$2\" in */b/*) exit 3;; esac\nexec " +
+                                  testing::binary("retort-serve").string() + " \"$@\"\n",
+                              0755));
+  coordinator_->desire(first);
+  start_agent({"--stop-serve-on-exit", "--serve-binary", wrapper});
+  ASSERT_TRUE(serving(first));
+  ASSERT_OK(write_file_atomic(folder_ / "broken", ""));
+  coordinator_->desire(second);
+  ASSERT_TRUE(eventually([&] { return text("error_code") == "unavailable" && text("state") == "idle"; }));
+  const auto lose_state = [&] {
+    kill_agent(SIGTERM);
+    fs::remove(folder_ / "broken");
+    EXPECT_OK(write_file_atomic(folder_ / "device/state.db", ""));
+    endpoint_ = "tcp://127.0.0.1:1";
+    start_agent({"--stop-serve-on-exit"});
+  };
+  lose_state();
+  ASSERT_TRUE(eventually([&] { return text("artifact") == first && answers(); }))
+      << "the second was given up";
+  kill_agent(SIGTERM);
+  // Now the second is the one that came last, and it is damaged.
+  fs::last_write_time(folder_ / "device/slots/b/manifest.json", fs::file_time_type::clock::now() + 1h);
+  {
+    const File file = *File::open_write(folder_ / "device/slots/b/model.gguf", false);
+    ASSERT_OK(file.write_all_at(*file.size() / 2, std::string(512, '\0')));
+  }
+  start_agent({"--stop-serve-on-exit"});
+  lose_state();
+  EXPECT_TRUE(eventually([&] { return text("artifact") == first && answers(); }));
+}
+
+TEST_F(AgentTest, ATornKeyIsPutAsideAndTheStudentServes) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  start_agent({"--stop-serve-on-exit"});
+  ASSERT_TRUE(serving(first));
+  kill_agent(SIGTERM);
+  ASSERT_OK(write_file_atomic(folder_ / "device/keys/curve", "torn"));
+  start_agent({"--stop-serve-on-exit"});
+  EXPECT_TRUE(eventually([&] { return text("artifact") == first && answers(); }));
+  EXPECT_TRUE(fs::exists(folder_ / "device/keys/curve.unusable"));
+}
+
+TEST_F(AgentTest, StudentsAreAdoptedFromWhereTheRunFolderWas) {
+  const std::string first = artifact("first");
+  coordinator_->desire(first);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  const pid_t serve = serve_pid();
+  kill_agent(SIGKILL);
+  start_agent({"--run", folder_ / "elsewhere"});
+  ASSERT_TRUE(serving(first));
+  EXPECT_EQ(serve_pid(), serve);
+  EXPECT_EQ(fs::read_symlink(folder_ / "device/run"), folder_ / "elsewhere");
+  kill_agent(SIGKILL);
+  fs::remove_all(folder_ / "elsewhere");  // as memory is after a restart of the machine
+  ::kill(serve, SIGKILL);
+  start_agent();
+  ASSERT_TRUE(serving(first));
+  EXPECT_FALSE(fs::is_symlink(folder_ / "device/run"));
+}
+
 TEST_F(AgentTest, AnEncoderServesOnceItsVectorsAreNumbers) {
   ASSERT_OK(testing::write_tiny_model(folder_ / "bert", ModelFamily::kBert, 1));
   hf_ = std::make_unique<HfModel>(std::move(*open_hf_model(folder_ / "bert")));

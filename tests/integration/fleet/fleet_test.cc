@@ -361,6 +361,26 @@ TEST_F(FleetTest, RevocationCutsALiveSession) {
   EXPECT_EQ(d->next<wire::Refused>()->code, "revoked");
 }
 
+TEST_F(FleetTest, AssignedOnceMoreIsForThoseThatGaveItUp) {
+  ASSERT_OK(fleet_.set_class({.name = "any"}));
+  ASSERT_OK(fleet_.assign("any", artifact_.sha256));
+  const auto d = device();
+  ASSERT_NE(d->enrol("good"), "");
+  d->hello();
+  const auto told = d->next<wire::Desired>();
+  ASSERT_TRUE(told);
+  DeviceStatus gave_up;
+  gave_up.state = "idle", gave_up.generation = told->desired.generation;
+  gave_up.error_code = "unavailable", gave_up.error = "died in probation";
+  d->send(wire::StatusReport{gave_up});
+  ASSERT_TRUE(d->wait([&] { return fleet_.find(d->id)->status.error_code == "unavailable"; }));
+  ASSERT_OK(fleet_.assign("any", artifact_.sha256));
+  const auto again = d->next<wire::Desired>();
+  ASSERT_TRUE(again);
+  EXPECT_EQ(again->desired.artifact, artifact_.sha256);
+  EXPECT_GT(again->desired.generation, told->desired.generation);
+}
+
 TEST_F(FleetTest, AForgottenDeviceMayEnrolAsANewOne) {
   const auto d = device();
   ASSERT_NE(d->enrol("good"), "");

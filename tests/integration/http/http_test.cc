@@ -166,6 +166,8 @@ TEST_F(Http, BadRequestsGetClearAnswers) {
   EXPECT_NE(raw("garbage\r\n\r\n").find(" 400 "), std::string::npos);
   EXPECT_NE(raw("GET /%00 HTTP/1.1\r\nHost: x\r\n\r\n").find(" 400 "), std::string::npos);
   EXPECT_NE(raw("GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n").find(" 400 "), std::string::npos);
+  EXPECT_NE(raw("GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n").find(" 400 "), std::string::npos);
+  EXPECT_NE(raw("GET /a?b=%ff HTTP/1.1\r\nHost: x\r\n\r\n").find(" 400 "), std::string::npos);
   EXPECT_NE(raw("POST /echo/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n").find(" 413 "),
             std::string::npos);
   EXPECT_NE(raw("GET / HTTP/1.1\r\nX: " + std::string(5000, 'x') + "\r\n\r\n").find(" 431 "),
