@@ -17,8 +17,8 @@ namespace retort {
 class ArtifactStore {
  public:
   ArtifactStore(std::filesystem::path folder, Store& store, TrustRepository& trust, const Clock& clock);
-  /// Removes files without a record, which an interrupted import or removal left, and lists what the trust repository does not have yet (a store
-  /// of 0.1.0, which is hashed for it).
+  /// Removes files without a record, which an interrupted import or removal left, and lists what the trust
+  /// repository does not have yet (a store of 0.1.0, which is hashed for it).
   Result<void> clean();
   /// Copies a GGUF in, lists it in the trust repository and records it; `facts` gives name, label, job and so
   /// on. Importing the same bytes again gives the record that is there. kOutOfBudget: the disk is full
