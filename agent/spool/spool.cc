@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sqlite3.h>
+#include <sys/statvfs.h>
 
 #include <charconv>
 #include <utility>
@@ -73,9 +74,14 @@ struct Spool::Impl {
                              : code == SQLITE_BUSY || code == SQLITE_LOCKED    ? ErrorCode::kConflict
                                                                                : ErrorCode::kIo;
     std::string hint;
+    struct statvfs disk {};
     if (mapped == ErrorCode::kIo &&
-        free_disk_bytes(std::filesystem::path(file).parent_path()).value_or(1 << 20) < (64 << 10))
-      hint = ": no space left on the disk";
+        ::statvfs(std::filesystem::path(file).parent_path().c_str(), &disk) == 0) {
+      if ((disk.f_flag & ST_RDONLY) != 0)
+        hint = ": the disk is read-only";
+      else if (disk.f_bavail * disk.f_frsize < (64 << 10))
+        hint = ": no space left on the disk";
+    }
     return fail(mapped, file, "cannot {}: {}{}", what, sqlite3_errmsg(db), hint);
   }
   Result<void> run(const char* sql, std::string_view what) {

@@ -87,8 +87,9 @@ class Disk(unittest.TestCase):
         subprocess.run(['mount', '-o', 'remount,ro', device], check=True)
         start()
         fleet.serving('d', artifact)
+        told = fleet.wait('the reason', lambda: fleet.status('d').get('link_reason'), fleet.agents['d'])
+        self.assertRegex(told, r'(?i)read-?only')
         self.assertFalse(link(), 'a session that cannot be noted')
-        self.assertRegex(fleet.logs(), r'(?i)read-?only')
         subprocess.run(['mount', '-o', 'remount,rw', device], check=True)
         fleet.wait('the link', link, fleet.agents['d'])
         # As after a power cut: nothing was tidied up.
