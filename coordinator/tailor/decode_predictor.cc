@@ -169,9 +169,10 @@ double DecodePredictor::token_seconds(const ModelConfig& config, TensorType form
   double seconds = 0;
   for (std::size_t i = 0; i < kShared; ++i) seconds += work.shared[i] * shared_[i];
   for (const auto& [stored, bytes] : work.bytes) {
-    const auto nearest = std::min_element(ratios_.begin(), ratios_.end(), [&](const auto& a, const auto& b) {
-      return std::abs(bits(a.first) - bits(stored)) < std::abs(bits(b.first) - bits(stored));
-    });
+    const auto nearest =
+        std::min_element(ratios_.begin(), ratios_.end(), [stored = stored](const auto& a, const auto& b) {
+          return std::abs(bits(a.first) - bits(stored)) < std::abs(bits(b.first) - bits(stored));
+        });
     const auto own = ratios_.find(stored);
     seconds += bytes * value_at(kKnots, byte_, work.all_bytes) *
                value_at(kRatioKnots, (own == ratios_.end() ? nearest : own)->second, work.all_bytes);
