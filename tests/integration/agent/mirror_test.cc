@@ -78,8 +78,31 @@ TEST(Mirror, WhatIsNotTheRangeIsRefused) {
   EXPECT_FALSE(read("ftp://127.0.0.1/", {"", 0, 60, 1000}).result);
 }
 
+/// How a server answers, changed while it may still be at the answer before.
+class ScriptedAnswer {
+ public:
+  using Answer = std::function<void(const ScriptedServer::Connection&, const ScriptedServer::Request&)>;
+  ScriptedAnswer& operator=(Answer answer) {
+    const std::lock_guard lock(mutex_);
+    answer_ = std::move(answer);
+    return *this;
+  }
+  void operator()(const ScriptedServer::Connection& connection, const ScriptedServer::Request& request) {
+    Answer answer;
+    {
+      const std::lock_guard lock(mutex_);
+      answer = answer_;
+    }
+    answer(connection, request);
+  }
+
+ private:
+  std::mutex mutex_;
+  Answer answer_;
+};
+
 TEST(Mirror, EndlessTruncatedStalledAndDribbledAnswers) {
-  std::function<void(const ScriptedServer::Connection&, const ScriptedServer::Request&)> script;
+  ScriptedAnswer script;
   ScriptedServer server([&](const auto& connection, const auto& request) { script(connection, request); });
   const std::string chunked =
       "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-299999/1000000\r\nTransfer-Encoding: "
