@@ -83,12 +83,11 @@ void add_teacher_routes(Api& api, const ApiParts& parts) {
             for (const auto& [id, job] : p.jobs.all())
               if (job.teacher == teacher.id && (job.state == "running" || job.state == "queued"))
                 return fail(ErrorCode::kConflict, "", "job {} needs this teacher; cancel it first", id);
-            for (const auto& [id, rollout] : p.rollouts.all())
-              if (under_way(rollout) && !p.rollouts.spec(id).canary_dataset.empty() &&
-                  p.teacher_serve.teacher() == teacher.id)
-                return fail(ErrorCode::kConflict, "",
-                            "rollout {} compares its canary with this teacher; abort it first", id);
             if (p.teacher_serve.teacher() == teacher.id) {
+              for (const auto& [id, rollout] : p.rollouts.all())
+                if (under_way(rollout) && !p.rollouts.spec(id).canary_dataset.empty())
+                  return fail(ErrorCode::kConflict, "",
+                              "rollout {} compares its canary with this teacher; abort it first", id);
               p.teacher_serve.stop();
               StoreBatch batch;
               batch.erase("meta", "served_teacher");

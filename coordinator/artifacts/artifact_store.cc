@@ -1,5 +1,7 @@
 #include "coordinator/artifacts/artifact_store.h"
 
+#include <set>
+
 #include "common/core/file.h"
 #include "common/core/log.h"
 #include "common/core/sha256.h"
@@ -22,16 +24,18 @@ std::filesystem::path ArtifactStore::path(const std::string& sha256) const {
 
 Result<void> ArtifactStore::clean() {
   RETORT_TRY(make_folders(folder_));
+  std::set<std::string> recorded;
+  for (ArtifactRecord& record : RETORT_TRY(records_.all())) recorded.insert(std::move(record.sha256));
   std::error_code error;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_, error)) {
     const std::string name = entry.path().filename();
     const bool ours = name.size() == 64 && entry.is_regular_file(error);
-    if (name.find(".tmp-") != std::string::npos || (ours && !RETORT_TRY(records_.get(name))))
+    if (name.find(".tmp-") != std::string::npos || (ours && recorded.count(name) == 0))
       std::filesystem::remove(entry.path(), error);
   }
   std::vector<ArtifactManifest> unlisted;
-  for (const ArtifactRecord& record : RETORT_TRY(records_.all()))
-    if (!trust_.knows(record.sha256)) unlisted.push_back(RETORT_TRY(make_manifest(path(record.sha256))));
+  for (const std::string& sha256 : recorded)
+    if (!trust_.knows(sha256)) unlisted.push_back(RETORT_TRY(make_manifest(path(sha256))));
   return unlisted.empty() ? Result<void>() : trust_.add(unlisted);
 }
 
