@@ -44,6 +44,11 @@ class RecordTable {
     put(batch, id, record);
     return store_.write(batch);
   }
+  Result<void> erase(const std::string& id) const {
+    StoreBatch batch;
+    erase(batch, id);
+    return store_.write(batch);
+  }
 
  private:
   Store& store_;

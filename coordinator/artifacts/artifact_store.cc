@@ -64,9 +64,7 @@ Result<ArtifactRecord> ArtifactStore::import(const std::filesystem::path& gguf, 
 
 Result<void> ArtifactStore::remove(const std::string& sha256) {
   RETORT_TRY(trust_.remove(sha256));
-  StoreBatch batch;
-  records_.erase(batch, sha256);
-  RETORT_TRY(store_.write(batch));
+  RETORT_TRY(records_.erase(sha256));
   std::error_code error;
   std::filesystem::remove(path(sha256), error);
   if (error) log_warn("{}: cannot remove: {}", path(sha256).string(), error.message());

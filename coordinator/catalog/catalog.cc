@@ -91,11 +91,7 @@ Result<Opened> open_teacher(const std::filesystem::path& folder) {
 }  // namespace
 
 Catalog::Catalog(std::filesystem::path data, Store& store, const Clock& clock)
-    : data_(std::move(data)),
-      clock_(clock),
-      teachers_(store, "teachers"),
-      datasets_(store, "datasets"),
-      store_(store) {}
+    : data_(std::move(data)), clock_(clock), teachers_(store, "teachers"), datasets_(store, "datasets") {}
 
 Result<void> Catalog::clean() const {
   for (const char* name : {"teachers", "datasets"}) {
@@ -182,9 +178,7 @@ Result<TeacherRecord> Catalog::find_teacher(const std::string& id) const {
 
 Result<void> Catalog::remove_teacher(const std::string& id) {
   const TeacherRecord record = RETORT_TRY(find_teacher(id));
-  StoreBatch batch;
-  teachers_.erase(batch, record.id);
-  RETORT_TRY(store_.write(batch));
+  RETORT_TRY(teachers_.erase(record.id));
   std::error_code ignored;
   std::filesystem::remove_all(teacher_folder(record.id), ignored);
   return {};
@@ -192,9 +186,7 @@ Result<void> Catalog::remove_teacher(const std::string& id) {
 
 Result<void> Catalog::remove_dataset(const std::string& id) {
   const DatasetRecord record = RETORT_TRY(find_dataset(id));
-  StoreBatch batch;
-  datasets_.erase(batch, record.id);
-  RETORT_TRY(store_.write(batch));
+  RETORT_TRY(datasets_.erase(record.id));
   std::error_code ignored;
   std::filesystem::remove(dataset_file(record.id), ignored);
   return {};

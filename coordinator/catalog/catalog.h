@@ -47,7 +47,6 @@ class Catalog {
   const Clock& clock_;
   RecordTable<TeacherRecord> teachers_;
   RecordTable<DatasetRecord> datasets_;
-  Store& store_;
 };
 
 }  // namespace retort

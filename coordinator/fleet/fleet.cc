@@ -702,9 +702,7 @@ void Fleet::limit_site(const Site& site) {
 
 Result<void> Fleet::remove_site(const std::string& name) {
   if (sites_.count(name) == 0) return fail(ErrorCode::kNotFound, "", "there is no site '{}'", name);
-  StoreBatch batch;
-  site_table_.erase(batch, name);
-  RETORT_TRY(store_.write(batch));
+  RETORT_TRY(site_table_.erase(name));
   sites_.erase(name);
   limit_site({name});
   tell_site(name);

@@ -82,7 +82,6 @@ Jobs::Jobs(boost::asio::io_context& reactor, boost::asio::thread_pool& pool, std
     : reactor_(reactor),
       pool_(pool),
       folder_(std::move(folder)),
-      store_(store),
       artifacts_(artifacts),
       clock_(clock),
       random_(random),
@@ -138,9 +137,7 @@ Result<void> Jobs::remove(const std::string& id) {
   const std::string exact = RETORT_TRY(find(id)).id;
   if (!ended(jobs_.at(exact)))
     return fail(ErrorCode::kConflict, "", "job {} has not ended; cancel it first", exact);
-  StoreBatch batch;
-  table_.erase(batch, exact);
-  RETORT_TRY(store_.write(batch));
+  RETORT_TRY(table_.erase(exact));
   jobs_.erase(exact);
   boost::asio::post(pool_, [folder = folder_of(exact)] { remove_folder(folder); });
   return {};

@@ -96,7 +96,6 @@ class Jobs {
   boost::asio::io_context& reactor_;
   boost::asio::thread_pool& pool_;
   std::filesystem::path folder_;
-  Store& store_;
   ArtifactStore& artifacts_;
   const Clock& clock_;
   RandomSource& random_;
