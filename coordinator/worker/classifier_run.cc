@@ -166,7 +166,7 @@ class ClassifierRun final : public RecipeRun {
     if (teacher_) {
       const auto& its = teacher_->classifier ? teacher_->classifier->labels : teacher_->config.encoder.labels;
       if (!labels.empty() && labels != its)
-        return fail(ErrorCode::kInvalid, recipe_.where,
+        return fail(ErrorCode::kInvalid, recipe_.place(0),
                     "the student's labels are not the teacher's, which begin with '{}'; leave them out",
                     its[0]);
       labels = its;
@@ -180,23 +180,23 @@ class ClassifierRun final : public RecipeRun {
       if (config.input.channels == 0) config.input = {RETORT_TRY(values_in(*recipe_.train)), 1, 1};
       if (teacher_ &&
           (!teacher_->classifier || teacher_->classifier->input.values() != config.input.values()))
-        return fail(ErrorCode::kInvalid, recipe_.where, "the student reads {} numbers, the teacher {}",
+        return fail(ErrorCode::kInvalid, recipe_.place(0), "the student reads {} numbers, the teacher {}",
                     config.input.values(),
                     teacher_->classifier ? std::to_string(teacher_->classifier->input.values()) : "text");
       start_.classifier = std::move(config);
       return {};
     }
     if (teacher_ && !tokenizer_)
-      return fail(ErrorCode::kInvalid, recipe_.where, "the student reads text, the teacher numbers");
+      return fail(ErrorCode::kInvalid, recipe_.place(0), "the student reads text, the teacher numbers");
     tokenizer_folder_ = init.text ? init.text->tokenizer : init.body;
     Tokenizer own = RETORT_TRY(Tokenizer::from_huggingface(tokenizer_folder_ / "tokenizer.json"));
-    if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.where));
+    if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.place(0)));
     if (init.text) {
       start_.config = init_config(*init.text, own.vocabulary_size(), own.bos(), own.eos());
     } else {
       const HfModel body = RETORT_TRY(open_hf_model(init.body));
       if (!body.config.is_encoder())
-        return fail(ErrorCode::kInvalid, recipe_.where, "init: '{}' is a {}, and a bert is asked for",
+        return fail(ErrorCode::kInvalid, recipe_.place(0), "init: '{}' is a {}, and a bert is asked for",
                     init.body.string(), to_string(body.config.family));
       start_.config = body.config;
       body_ = RETORT_TRY(load_network(body));
@@ -224,7 +224,9 @@ class ClassifierRun final : public RecipeRun {
     };
     const std::uint64_t data = (recipe_.train ? 2 * bytes_of(*recipe_.train) : 0) +
                                (recipe_.held_out ? 2 * bytes_of(*recipe_.held_out) : 0);
-    for (const Pass& pass : recipe_.passes) {
+    for (std::size_t i = 0; i < recipe_.passes.size(); ++i) {
+      const Pass& pass = recipe_.passes[i];
+      const std::string& place = recipe_.place(i);
       PlannedPass planned;
       planned.name = pass_name(pass);
       planned.shape_before = describe(shape);
@@ -240,7 +242,7 @@ class ClassifierRun final : public RecipeRun {
           extra += 4 * cost_of(*teacher_).values * p->batch_tokens;
         }
       } else if (const auto* cut = std::get_if<PrunePass>(&pass)) {
-        shape = RETORT_TRY(pruned_shape(shape, *cut, recipe_.where));
+        shape = RETORT_TRY(pruned_shape(shape, *cut, place));
         if (cut->activation) {
           planned.tokens = cut->calibration_tokens;
           planned.flops = cost_of(shape).flops * static_cast<double>(planned.tokens);
@@ -248,24 +250,24 @@ class ClassifierRun final : public RecipeRun {
       } else if (const auto* scales = std::get_if<ActivationPass>(&pass)) {
         if (shape.classifier && scales->smooth)
           return fail(
-              ErrorCode::kInvalid, recipe_.where,
+              ErrorCode::kInvalid, place,
               "quantize.activations: nothing stands before an {}'s matrices that 'smooth' could scale",
               to_string(shape.classifier->family));
         if (!shape.classifier && scales->bytes)
-          return fail(ErrorCode::kInvalid, recipe_.where,
+          return fail(ErrorCode::kInvalid, place,
                       "quantize.activations: 'bytes' are inputs of an mlp or a cnn; a bert reads text");
         planned.tokens = scales->calibration;
         planned.flops = cost_of(shape).flops * static_cast<double>(planned.tokens);
       } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
         if (shape.classifier && rounding->awq)
           return fail(
-              ErrorCode::kUnsupported, recipe_.where,
+              ErrorCode::kUnsupported, place,
               "quantize.weights: nothing stands before an {}'s matrices that 'awq' could scale; gptq and "
               "importance do without",
               to_string(shape.classifier->family));
         format = rounding->format;
         formats = *rounding;
-        RETORT_TRY(check_rules(*rounding, matrices_of(shape), recipe_.where));
+        RETORT_TRY(check_rules(*rounding, matrices_of(shape), place));
         const double examples =
             static_cast<double>(rounding->needs_statistics() ? rounding->calibration_tokens : 0) * 5 +
             static_cast<double>(rounding->bits ? rounding->sensitivity_tokens : 0) * 20;

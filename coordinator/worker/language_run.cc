@@ -63,12 +63,12 @@ class LanguageRun final : public RecipeRun {
     const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
     if (first != nullptr && first->init) {
       Tokenizer own = RETORT_TRY(Tokenizer::from_huggingface(first->init->tokenizer / "tokenizer.json"));
-      if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.where));
+      if (tokenizer_) RETORT_TRY(same_vocabulary(own, *tokenizer_, recipe_.place(0)));
       tokenizer_folder_ = first->init->tokenizer;
       start_ = init_config(*first->init, own.vocabulary_size(), own.bos(), own.eos());
       start_.encoder.mlm_head = start_.is_encoder();
       if (teacher_model_ && teacher_config_.is_encoder() != start_.is_encoder())
-        return fail(ErrorCode::kInvalid, recipe_.where,
+        return fail(ErrorCode::kInvalid, recipe_.place(0),
                     "teacher and student are a {} and a {}: one tells hidden tokens, the other the next",
                     to_string(teacher_config_.family), to_string(start_.family));
       tokenizer_ = std::move(own);
@@ -113,16 +113,17 @@ class LanguageRun final : public RecipeRun {
     if (tokenizer_->mask() < 0 || tokenizer_->bos() < 0 || tokenizer_->eos() < 0)
       return fail(ErrorCode::kInvalid, (tokenizer_folder_ / "tokenizer.json").string(),
                   "a masked language model's vocabulary needs [CLS], [SEP] and [MASK]");
-    for (const Pass& pass : recipe_.passes) {
+    for (std::size_t i = 0; i < recipe_.passes.size(); ++i) {
+      const Pass& pass = recipe_.passes[i];
       const auto* optimise = std::get_if<OptimisePass>(&pass);
       if (optimise != nullptr && window_of(*optimise, start_) < 8)
-        return fail(ErrorCode::kInvalid, recipe_.where,
+        return fail(ErrorCode::kInvalid, recipe_.place(i),
                     "{}: windows of {} tokens are too short to hide some and leave some to tell them from; "
                     "give a context of at least 8",
                     pass_name(pass), window_of(*optimise, start_));
       if (optimise != nullptr && optimise->distil &&
           (optimise->distil->outputs != TeacherOutputs::kFull || optimise->distil->on_policy > 0))
-        return fail(ErrorCode::kUnsupported, recipe_.where,
+        return fail(ErrorCode::kUnsupported, recipe_.place(i),
                     "{}: a masked language model hides other tokens each time and writes none, so "
                     "'teacher_outputs' must be full and 'on_policy' 0",
                     pass_name(pass));
@@ -133,7 +134,7 @@ class LanguageRun final : public RecipeRun {
   /// What the training text uses of the teacher's vocabulary, before anything else is planned.
   Result<void> plan_vocabulary(const VocabularyPass& pass) {
     if (start_.is_encoder())
-      return fail(ErrorCode::kUnsupported, recipe_.where, "prune.vocabulary: not of an encoder yet");
+      return fail(ErrorCode::kUnsupported, recipe_.place(0), "prune.vocabulary: not of an encoder yet");
     const MappedFile text = RETORT_TRY(MappedFile::open(recipe_.train->file));
     std::map<TokenId, std::uint64_t> counts;
     std::uint64_t documents = 0;
@@ -198,7 +199,7 @@ class LanguageRun final : public RecipeRun {
     RETORT_TRY(out_.restore(network_, moments_));
     for (std::size_t i = 0; i < out_.state.pass; ++i)
       if (const auto* zeros = std::get_if<SparsePass>(&recipe_.passes[i])) {
-        const auto names = RETORT_TRY(sparse_matrices(config, *zeros, recipe_.where));
+        const auto names = RETORT_TRY(sparse_matrices(config, *zeros, recipe_.place(i)));
         network_.sparse.insert(names.begin(), names.end());
       }
     return {};
@@ -320,7 +321,7 @@ class LanguageRun final : public RecipeRun {
   Result<void> run(std::size_t index, const SparsePass& pass) {
     std::vector<at::Tensor> text;
     if (pass.wanda) text = RETORT_TRY(calibration(index, pass.calibration_tokens));
-    const auto names = RETORT_TRY(sparse_matrices(network_.config, pass, recipe_.where));
+    const auto names = RETORT_TRY(sparse_matrices(network_.config, pass, recipe_.place(index)));
     RETORT_TRY(sparsify(network_, pass, names, text, [&] { return out_.check_stop(); }));
     json::array tensors;
     double zeros = 0, values = 0;

@@ -190,7 +190,8 @@ std::vector<Matrix> matrices_of(const ModelConfig& config) {
 }  // namespace
 
 std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass& formats,
-                                   std::uint64_t vocabulary_bytes) {
+                                   std::uint64_t vocabulary_bytes,
+                                   const std::map<std::string, double>& zeros) {
   std::uint64_t bytes = vocabulary_bytes * 4 / 5 + 2048;
   for (const WeightShape& weight : hf_weights(config)) {
     std::uint64_t count = 1;
@@ -205,8 +206,11 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass
       continue;
     }
     const std::uint64_t columns = stored.transposed ? weight.shape.front() : weight.shape.back();
-    bytes +=
-        most_matrix_bytes(stored_type(format_of(formats, weight.name), columns), count / columns, columns);
+    const TensorType type = stored_type(format_of(formats, weight.name), columns);
+    bytes += most_matrix_bytes(type, count / columns, columns);
+    const auto zero = zeros.find(weight.name);
+    if (type == TensorType::kSparseQ8 && zero != zeros.end())  // a byte for each value that is there
+      bytes -= static_cast<std::uint64_t>(zero->second * static_cast<double>(count));
   }
   return bytes;
 }
@@ -344,8 +348,11 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
   Plan plan;
   ModelConfig config = start;
   std::optional<QuantizePass> quantized;
+  std::map<std::string, double> zero_shares;
   const std::uint64_t kept = teacher == nullptr ? 0 : 4 * parameter_count(*teacher);
-  for (const Pass& pass : recipe.passes) {
+  for (std::size_t i = 0; i < recipe.passes.size(); ++i) {
+    const Pass& pass = recipe.passes[i];
+    const std::string& place = recipe.place(i);
     PlannedPass planned;
     planned.name = pass_name(pass);
     const ModelConfig before = config;
@@ -359,7 +366,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
       planned.flops = 3 * forward_flops(config, window) * static_cast<double>(planned.tokens);
       extra = 4 * extra + micro * window * (activation_bytes(config, window, true) + 16ull * config.n_vocab);
       if (p->distil && teacher != nullptr) {
-        RETORT_TRY(check_mixture(*p->distil, config, *teacher, recipe.where));
+        RETORT_TRY(check_mixture(*p->distil, config, *teacher, place));
         planned.flops += forward_flops(*teacher, window) * static_cast<double>(planned.tokens);
         extra += micro * window *
                  (activation_bytes(*teacher, window, p->distil->needs_trace()) + 24ull * config.n_vocab);
@@ -367,12 +374,12 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
             p->distil->on_policy * forward_flops(config, window) * static_cast<double>(planned.tokens);
       }
       if (p->aware) {
-        RETORT_TRY(check_rules(*p->aware, matrix_names(config), recipe.where));
+        RETORT_TRY(check_rules(*p->aware, matrix_names(config), place));
         extra += 4 * parameter_count(config);
       }
       extra += data_bytes / window * 4;  // the windows' order; the tokens are on disk
     } else if (const auto* cut = std::get_if<PrunePass>(&pass)) {
-      config = RETORT_TRY(pruned_config(config, *cut, recipe.where));
+      config = RETORT_TRY(pruned_config(config, *cut, place));
       if (cut->activation) {
         planned.tokens = cut->calibration_tokens;
         planned.flops = forward_flops(before, before.n_ctx) * static_cast<double>(planned.tokens);
@@ -380,7 +387,9 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
       }
       extra += 4 * parameter_count(config);
     } else if (const auto* zeros = std::get_if<SparsePass>(&pass)) {
-      RETORT_TRY(sparse_matrices(config, *zeros, recipe.where));
+      const double share = zeros->m == 0 ? zeros->sparsity : 1 - static_cast<double>(zeros->n) / zeros->m;
+      for (const std::string& name : RETORT_TRY(sparse_matrices(config, *zeros, place)))
+        zero_shares[name] = share;
       if (zeros->wanda) {
         planned.tokens = zeros->calibration_tokens;
         planned.flops = 2 * forward_flops(config, config.n_ctx) * static_cast<double>(planned.tokens);
@@ -397,8 +406,8 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
                    (activation_bytes(config, config.n_ctx, false) + 4ull * config.n_vocab) +
                config.n_layer() * (64ull << 10);  // four histograms each
     } else if (const auto* rounding = std::get_if<QuantizePass>(&pass)) {
-      RETORT_TRY(check_rules(*rounding, matrix_names(config), recipe.where));
-      RETORT_TRY(check_bits(*rounding, config, recipe.where));
+      RETORT_TRY(check_rules(*rounding, matrix_names(config), place));
+      RETORT_TRY(check_bits(*rounding, config, place));
       quantized = *rounding;
       QuantizePass read = *rounding;  // no text has more tokens than bytes
       read.calibration_tokens =
@@ -431,7 +440,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
         const WrittenAs written = written_as(config, formats);
         planned.format = written.format;
         if (!written.fallback.empty()) plan.warnings.push_back(out->file + ": " + written.fallback);
-        planned.file_bytes = predicted_file_bytes(config, formats, vocabulary_bytes);
+        planned.file_bytes = predicted_file_bytes(config, formats, vocabulary_bytes, zero_shares);
       }
       planned.name += " " + out->file;
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -86,9 +87,11 @@ struct WrittenAs {
 };
 WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats);
 
-/// Bytes of a GGUF of this shape, to within a few per cent.
+/// Bytes of a GGUF of this shape, to within a few per cent. `zeros`: by matrix, the share of its weights that
+/// prune.unstructured has set to zero.
 std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass& formats,
-                                   std::uint64_t vocabulary_bytes);
+                                   std::uint64_t vocabulary_bytes,
+                                   const std::map<std::string, double>& zeros = {});
 
 json::object to_json(const Plan& plan, double flops_per_second);
 std::string to_table(const Plan& plan, double flops_per_second);

@@ -751,13 +751,12 @@ struct Reader {
   }
 
   /// What can be said of the passes' order without opening a model.
-  /// `places`: of each pass.
-  Result<void> check_order(const Recipe& recipe, const std::vector<std::string>& places) {
+  Result<void> check_order(const Recipe& recipe) {
     bool quantized = false, scaled = false, sparse = false, exported = false;
     std::set<std::string> files;
     for (std::size_t i = 0; i < recipe.passes.size(); ++i) {
       const Pass& pass = recipe.passes[i];
-      const std::string& place = places[i];
+      const std::string& place = recipe.place(i);
       const auto* optimise = std::get_if<OptimisePass>(&pass);
       const auto* prune = std::get_if<PrunePass>(&pass);
       const auto* quantize = std::get_if<QuantizePass>(&pass);
@@ -829,7 +828,8 @@ struct Reader {
       }
     }
     if (!exported)
-      return fail(ErrorCode::kInvalid, places[0], "no pass exports anything: add 'export: {{file: …}}'");
+      return fail(ErrorCode::kInvalid, recipe.place(0),
+                  "no pass exports anything: add 'export: {{file: …}}'");
     return {};
   }
 };
@@ -893,13 +893,12 @@ Result<Recipe> parse_recipe(const std::string& text, const std::filesystem::path
     const YAML::Node list = fields.node("passes");
     if (!list.IsSequence() || list.size() == 0)
       return fail(ErrorCode::kInvalid, fields.at("passes"), "'passes' must be a list of passes");
-    std::vector<std::string> places;
     for (const YAML::Node& item : list)
       for (Pass& pass : RETORT_TRY(reader.pass(item))) {
         recipe.passes.push_back(std::move(pass));
-        places.push_back(at_line(where, item));
+        recipe.places.push_back(at_line(where, item));
       }
-    RETORT_TRY(reader.check_order(recipe, places));
+    RETORT_TRY(reader.check_order(recipe));
     return recipe;
   } catch (const YAML::Exception& error) {
     return fail(ErrorCode::kInvalid,

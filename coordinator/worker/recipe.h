@@ -176,6 +176,10 @@ struct Recipe {
   std::filesystem::path teacher;  ///< empty: none
   std::optional<DataFile> train, held_out;
   std::vector<Pass> passes;
+  std::vector<std::string> places;  ///< file and line of each pass
+
+  /// For messages about a pass.
+  const std::string& place(std::size_t pass) const { return pass < places.size() ? places[pass] : where; }
 };
 
 /// Reads and checks a recipe by itself: every key, type and range, the passes' order, and that the files it

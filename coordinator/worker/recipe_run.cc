@@ -5,7 +5,7 @@
 
 namespace retort {
 
-Result<json::array> RecipeRun::execute() {
+Result<void> RecipeRun::execute() {
   RETORT_TRY(begin());
   while (out_.state.pass < recipe_.passes.size()) {
     const std::size_t index = out_.state.pass;
@@ -18,7 +18,7 @@ Result<json::array> RecipeRun::execute() {
     RETORT_TRY(out_.check_stop());
     RETORT_TRY(run_pass(index));
   }
-  return out_.state.artifacts;
+  return {};
 }
 
 Result<void> RecipeRun::pass_done(bool weights_changed) {

@@ -23,8 +23,10 @@ class RecipeRun {
   virtual ~RecipeRun() = default;
   /// Everything that can be refused before work begins.
   virtual Result<Plan> prepare() = 0;
-  /// Does what is left of it; the artifacts.
-  Result<json::array> execute();
+  /// Does what is left of it.
+  Result<void> execute();
+  /// What has been exported, in this start of the run or an earlier one.
+  const json::array& artifacts() const { return out_.state.artifacts; }
 
  protected:
   RecipeRun(const RunOptions& options, Recipe recipe, Progress& progress)

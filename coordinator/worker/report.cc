@@ -399,7 +399,7 @@ json::array comparison(const std::vector<json::object>& reports) {
 
 namespace {
 std::vector<std::string> columns_of(const json::array& rows) {
-  std::vector<std::string> out{"run", "label", "format", "parameters", "bytes"};
+  std::vector<std::string> out{"run", "file", "label", "format", "parameters", "bytes", "bits_per_weight"};
   for (const std::string& figure : kFigures)
     if (std::any_of(rows.begin(), rows.end(),
                     [&](const json::value& row) { return !member(row.as_object(), figure).is_null(); }))

@@ -101,7 +101,8 @@ int run_recipe(const RunOptions& options) {
   SystemClock clock;
   Progress progress(clock, options.out / "progress.jsonl");
   std::string recipe_sha256;
-  const auto work = [&]() -> Result<json::array> {
+  std::unique_ptr<RecipeRun> run;
+  const auto work = [&]() -> Result<void> {
     Recipe recipe = RETORT_TRY(read_recipe(options.recipe));
     recipe_sha256 = recipe.sha256;
     const double rate = matrix_product_rate();
@@ -111,14 +112,14 @@ int run_recipe(const RunOptions& options) {
                       "is 20 to 30 times faster with it",
                       rate / 1e9));
     const std::string where = recipe.where;
-    const std::unique_ptr<RecipeRun> run = make_run(options, std::move(recipe), progress);
+    run = make_run(options, std::move(recipe), progress);
     const Plan plan = RETORT_TRY(run->prepare());
     RETORT_TRY(check_memory(plan, options, where));
     progress.emit("plan", to_json(plan, rate * kTrainingShare));
     for (const std::string& warning : plan.warnings) progress.warning(warning);
     return run->execute();
   };
-  Result<json::array> artifacts = [&]() -> Result<json::array> {
+  const Result<void> done = [&]() -> Result<void> {
     try {
       return work();
     } catch (const std::bad_alloc&) {
@@ -131,14 +132,15 @@ int run_recipe(const RunOptions& options) {
     }
   }();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  if (artifacts) {
-    if (const auto written = write_result(options, "succeeded", nullptr, *artifacts, recipe_sha256, seconds);
+  const json::array artifacts = run ? run->artifacts() : json::array();
+  if (done) {
+    if (const auto written = write_result(options, "succeeded", nullptr, artifacts, recipe_sha256, seconds);
         !written)
       return complain(on_disk(written).error());
-    progress.emit("done", {{"state", "succeeded"}, {"artifacts", artifacts->size()}, {"seconds", seconds}});
+    progress.emit("done", {{"state", "succeeded"}, {"artifacts", artifacts.size()}, {"seconds", seconds}});
     return 0;
   }
-  const Error& error = artifacts.error();
+  const Error& error = done.error();
   if (run_interrupted) {
     std::cerr << "retort-worker: interrupted; run the same command to go on\n";
     return 130;
@@ -147,8 +149,8 @@ int run_recipe(const RunOptions& options) {
   if (error.code == ErrorCode::kConflict) return complain(error);  // the folder is another run's: leave it be
   const bool cancelled = error.code == ErrorCode::kCancelled;
   progress.emit("error", error_object(error));
-  if (const auto written =
-          write_result(options, cancelled ? "cancelled" : "failed", &error, {}, recipe_sha256, seconds);
+  if (const auto written = write_result(options, cancelled ? "cancelled" : "failed", &error, artifacts,
+                                        recipe_sha256, seconds);
       !written)
     std::cerr << "retort-worker: " << written.error().describe() << "\n";
   progress.emit("done", {{"state", cancelled ? "cancelled" : "failed"}, {"seconds", seconds}});

@@ -233,6 +233,18 @@ TEST_F(WorkerRun, BadInputIsExplained) {
   EXPECT_NE(ended.err.find("holds no documents"), std::string::npos) << ended.err;
 }
 
+TEST_F(WorkerRun, WhatWasExportedBeforeAFailureIsTold) {
+  ASSERT_OK(write_file_atomic(folder_ / "train.jsonl", "{\"text\": \"a\"}\n"));  // too little to calibrate by
+  recipe(
+      "passes:\n  - export: {file: before.gguf}\n"
+      "  - quantize.weights: {format: Q4_0, method: importance}\n  - export: {file: after.gguf}\n");
+  ASSERT_NE(run("o").status, 0);
+  EXPECT_EQ(text_of(result("o").at("state")), "failed");
+  const json::array artifacts = result("o").at("artifacts").as_array();
+  ASSERT_EQ(artifacts.size(), 1u);
+  EXPECT_EQ(text_of(artifacts[0].at("file")), "before.gguf");
+}
+
 TEST_F(WorkerRun, MissingJudgeIsAClearError) {
   recipe(kPasses, "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl}}\n");
   const Ended ended = run("o", {"--serve-binary", (folder_ / "nothing").string()});
@@ -385,6 +397,10 @@ TEST_F(WorkerRun, SparseStudentsAreSmallerFilesThatServeTheSame) {
     const Ended ended = run(format);
     ASSERT_EQ(ended.status, 0) << ended.err;
     const json::array artifacts = result(format).at("artifacts").as_array();
+    const json::array planned = events(format, "plan").at(0).at("passes").as_array();
+    EXPECT_NEAR(
+        planned.at(4).at("file_bytes").to_number<double>() / artifacts.at(1).at("bytes").to_number<double>(),
+        1, 0.15);
     const json::object &dense = artifacts.at(0).as_object(), &sparse = artifacts.at(1).as_object();
     EXPECT_LT(sparse.at("bytes").to_number<double>(), 0.8 * dense.at("bytes").to_number<double>());
     EXPECT_NEAR(sparse.at("evaluation").at("perplexity").to_number<double>() /

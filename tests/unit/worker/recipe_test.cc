@@ -330,6 +330,33 @@ TEST(Plan, ABudgetThatNoCandidateMeetsIsRefusedBeforeAnythingIsTrained) {
   EXPECT_OK(make_plan(recipe, narrow_model(), nullptr, 1000, 1000));
 }
 
+TEST_F(RecipeTest, WhatThePlanRefusesNamesItsLine) {
+  const auto planned = [&](const std::string& passes) -> Result<Plan> {
+    return make_plan(RETORT_TRY(parse(passes)), narrow_model(), nullptr, 1000, 1000);
+  };
+  for (const auto& [pass, words] :
+       {std::pair{"prune.structured: {layers: 7}", "7 layers asked for"},
+        {"prune.unstructured: {sparsity: 0.5, match: nothing}", "'nothing' matches no"},
+        {"quantize.weights: {formats: [{match: nothing, format: F16}]}", "'nothing' matches no"}}) {
+    const auto plan = planned(std::string("  - evaluate:\n  - ") + pass + "\n" + kExport);
+    ASSERT_FALSE(plan);
+    EXPECT_TRUE(plan.error().describe().starts_with("r.yaml:6: ")) << plan.error().describe();
+    EXPECT_NE(plan.error().message.find(words), std::string::npos) << plan.error().describe();
+  }
+}
+
+TEST(Plan, SparseFilesArePlannedWithoutTheirZeros) {
+  ModelConfig config = narrow_model();
+  const QuantizePass formats{.format = TensorType::kQ8_0,
+                             .formats = {{"*down_proj*", TensorType::kSparseQ8}}};
+  const std::uint64_t full = predicted_file_bytes(config, formats, 1000);
+  const std::string name = "model.layers.0.mlp.down_proj.weight";
+  const std::uint64_t count = std::uint64_t{config.n_embd} * config.layers[0].n_ff;
+  EXPECT_EQ(full - predicted_file_bytes(config, formats, 1000, {{name, 0.5}}), count / 2);
+  EXPECT_EQ(full, predicted_file_bytes(config, formats, 1000, {{"model.layers.0.mlp.up_proj.weight", 0.5}}))
+      << "its zeros are stored like other values";
+}
+
 TEST(Plan, ShapesOfCuts) {
   ModelConfig c;
   c.n_vocab = 100, c.n_ctx = 32, c.n_embd = 64, c.head_dim = 8;
