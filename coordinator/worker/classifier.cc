@@ -32,9 +32,11 @@ Tensor tensor_logits(const Network& n, const Tensor& inputs, OutputSums* sums, T
   };
   const ClassifierConfig& c = *n.classifier;
   const std::int64_t batch = inputs.size(0);
-  Tensor x = inputs.view({batch, c.input.channels, -1});
+  Tensor x = inputs.to(n.device()).view({batch, c.input.channels, -1});
   if (!c.mean.empty()) {
-    const auto column = [](const std::vector<float>& values) { return at::tensor(values).view({1, -1, 1}); };
+    const auto column = [&](const std::vector<float>& values) {
+      return at::tensor(values).view({1, -1, 1}).to(n.device());
+    };
     x = (x - column(c.mean)) / column(c.std);
   }
   x = x.view({batch, c.input.channels, c.input.height, c.input.width});

@@ -370,7 +370,8 @@ class ClassifierRun final : public RecipeRun {
       const at::Tensor logits = class_logits(network_, examples);
       at::Tensor loss = at::zeros({});
       if (!pass.distil || pass.distil->labels > 0)
-        loss = at::cross_entropy_loss(logits, examples.labels) * (pass.distil ? pass.distil->labels : 1);
+        loss = at::cross_entropy_loss(logits, examples.labels.to(logits.device())) *
+               (pass.distil ? pass.distil->labels : 1);
       if (pass.distil && pass.distil->soft > 0) {
         at::Tensor wanted;
         {
@@ -388,13 +389,13 @@ class ClassifierRun final : public RecipeRun {
       for (std::uint64_t first = 0; first < held_out_->size(); first += kBatch) {
         RETORT_TRY(out_.check_stop());
         const ExampleBatch examples = held_out_->in_order(first, kBatch);
-        sum +=
-            at::cross_entropy_loss(class_logits(network_, examples), examples.labels, {}, at::Reduction::Sum)
-                .item<double>();
+        const at::Tensor logits = class_logits(network_, examples);
+        sum += at::cross_entropy_loss(logits, examples.labels.to(logits.device()), {}, at::Reduction::Sum)
+                   .item<double>();
       }
       return sum / static_cast<double>(held_out_->size());
     };
-    RETORT_TRY(train(out_, progress_, network_, moments_, training));
+    RETORT_TRY(train_there(training, pass.distil ? &*teacher_ : nullptr));
     return pass_done(true);
   }
 

@@ -1,7 +1,10 @@
 #include "coordinator/worker/data.h"
 
 #include <algorithm>
+#include <atomic>
+#include <future>
 #include <numeric>
+#include <utility>
 
 #include "common/core/documents.h"
 #include "common/core/random.h"
@@ -9,10 +12,17 @@
 namespace retort {
 namespace {
 
-/// A document's tokens as they follow on those before, whose last is `last` (−1: none).
-std::vector<TokenId> following(const Tokenizer& tokenizer, const std::string& text, TokenId last) {
-  std::vector<TokenId> ids = document_tokens(tokenizer, text);
-  if (last >= 0 && !ids.empty() && tokenizer.bos() == tokenizer.eos() && ids.front() == tokenizer.bos())
+/// Between bos and eos, as far as there are any.
+std::vector<TokenId> framed(const Tokenizer& tokenizer, std::vector<TokenId> ids) {
+  if (tokenizer.bos() >= 0) ids.insert(ids.begin(), tokenizer.bos());
+  if (tokenizer.eos() >= 0) ids.push_back(tokenizer.eos());
+  return ids;
+}
+
+/// The same as it follows on other documents, where there are `any`.
+std::vector<TokenId> following(const Tokenizer& tokenizer, std::vector<TokenId> ids, bool any) {
+  ids = framed(tokenizer, std::move(ids));
+  if (any && !ids.empty() && tokenizer.bos() == tokenizer.eos() && ids.front() == tokenizer.bos())
     ids.erase(ids.begin());
   return ids;
 }
@@ -25,10 +35,43 @@ Result<void> enough(std::uint64_t tokens) {
 }  // namespace
 
 std::vector<TokenId> document_tokens(const Tokenizer& tokenizer, const std::string& text) {
-  std::vector<TokenId> ids = tokenizer.encode(text, false);
-  if (tokenizer.bos() >= 0) ids.insert(ids.begin(), tokenizer.bos());
-  if (tokenizer.eos() >= 0) ids.push_back(tokenizer.eos());
-  return ids;
+  return framed(tokenizer, tokenizer.encode(text, false));
+}
+
+Result<void> visit_tokens(const std::filesystem::path& file, std::uint64_t limit, const Tokenizer& tokenizer,
+                          int threads,
+                          const std::function<Result<void>(const std::vector<TokenId>&)>& visit) {
+  constexpr std::size_t kBytes = 1 << 20;  // of text at a time
+  const MappedFile text = RETORT_TRY(MappedFile::open(file));
+  std::vector<std::string> documents;
+  std::size_t bytes = 0;
+  std::uint64_t seen = 0;
+  Result<void> visited;
+  const auto encode = [&] {
+    std::vector<std::vector<TokenId>> ids(documents.size());
+    std::atomic<std::size_t> next = 0;
+    const auto work = [&] {
+      for (std::size_t i; (i = next++) < documents.size();) ids[i] = tokenizer.encode(documents[i], false);
+    };
+    std::vector<std::future<void>> others;
+    for (int i = 1; i < threads && documents.size() > 1; ++i)
+      others.push_back(std::async(std::launch::async, work));
+    work();
+    for (std::future<void>& other : others) other.get();
+    for (std::size_t i = 0; i < ids.size() && visited; ++i) visited = visit(ids[i]);
+    documents.clear();
+    bytes = 0;
+    text.drop_pages();
+  };
+  RETORT_TRY(visit_documents({reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()},
+                             document_format(file), file.string(), [&](std::string document) {
+                               bytes += document.size();
+                               documents.push_back(std::move(document));
+                               if (bytes >= kBytes) encode();
+                               return visited.has_value() && (limit == 0 || ++seen < limit);
+                             }));
+  encode();
+  return visited;
 }
 
 std::vector<std::uint32_t> shuffled(std::uint64_t count, std::uint64_t seed, std::uint64_t epoch) {
@@ -58,8 +101,7 @@ Result<void> same_vocabulary(const Tokenizer& student, const Tokenizer& teacher,
 Result<TokenStream> TokenStream::make(const std::vector<std::string>& documents, const Tokenizer& tokenizer) {
   TokenStream stream;
   for (const std::string& text : documents) {
-    const std::vector<TokenId> ids =
-        following(tokenizer, text, stream.held_.empty() ? -1 : stream.held_.back());
+    const auto ids = following(tokenizer, tokenizer.encode(text, false), !stream.held_.empty());
     stream.held_.insert(stream.held_.end(), ids.begin(), ids.end());
   }
   RETORT_TRY(enough(stream.held_.size()));
@@ -68,37 +110,30 @@ Result<TokenStream> TokenStream::make(const std::vector<std::string>& documents,
 }
 
 Result<TokenStream> TokenStream::make(const std::filesystem::path& file, std::uint64_t limit,
-                                      const Tokenizer& tokenizer, const std::filesystem::path& scratch) {
-  const MappedFile text = RETORT_TRY(MappedFile::open(file));
+                                      const Tokenizer& tokenizer, const std::filesystem::path& scratch,
+                                      int threads) {
   const File out = RETORT_TRY(File::open_write(scratch, true));
   constexpr std::size_t kBlock = 1 << 18;
   std::vector<TokenId> block;
-  std::uint64_t written = 0, documents = 0;
-  TokenId last = -1;
-  Result<void> wrote;
-  const auto flush = [&] {
-    if (wrote)
-      wrote = out.write_all_at(written,
-                               {reinterpret_cast<const char*>(block.data()), block.size() * sizeof(TokenId)});
-    written += block.size() * sizeof(TokenId);
+  std::uint64_t written = 0;
+  const auto flush = [&]() -> Result<void> {
+    const std::uint64_t at = std::exchange(written, written + block.size() * sizeof(TokenId));
+    const Result<void> done =
+        out.write_all_at(at, {reinterpret_cast<const char*>(block.data()), block.size() * sizeof(TokenId)});
     block.clear();
-    text.drop_pages();
+    return done;
   };
-  const Result<std::uint64_t> read =
-      visit_documents({reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()},
-                      document_format(file), file.string(), [&](const std::string& document) {
-                        const std::vector<TokenId> ids = following(tokenizer, document, last);
-                        if (!ids.empty()) last = ids.back();
-                        block.insert(block.end(), ids.begin(), ids.end());
-                        if (block.size() >= kBlock) flush();
-                        return wrote.has_value() && (limit == 0 || ++documents < limit);
-                      });
-  flush();
+  Result<void> wrote = visit_tokens(
+      file, limit, tokenizer, threads, [&](const std::vector<TokenId>& document) -> Result<void> {
+        const auto ids = following(tokenizer, document, written > 0 || !block.empty());
+        block.insert(block.end(), ids.begin(), ids.end());
+        return block.size() >= kBlock ? flush() : Result<void>();
+      });
+  if (wrote) wrote = flush();
   TokenStream stream;
   Result<MappedFile> mapped = MappedFile::open(scratch);
   std::error_code ignored;
   std::filesystem::remove(scratch, ignored);
-  if (!read) return fail(read.error());
   if (!wrote) return fail(wrote.error());
   stream.mapped_ = RETORT_TRY(std::move(mapped));
   stream.tokens_ = {reinterpret_cast<const TokenId*>(stream.mapped_.bytes().data()),

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +20,12 @@ std::vector<TokenId> document_tokens(const Tokenizer& tokenizer, const std::stri
 /// 0 … count − 1 in the order of one epoch: the same for the same numbers.
 std::vector<std::uint32_t> shuffled(std::uint64_t count, std::uint64_t seed, std::uint64_t epoch);
 
+/// Hands the tokens of each of a file's first `limit` documents (0: all), without bos and eos, to `visit`, in
+/// order, until it fails. As many documents as there are `threads` are encoded at a time; what is held of the
+/// text does not grow with it.
+Result<void> visit_tokens(const std::filesystem::path& file, std::uint64_t limit, const Tokenizer& tokenizer,
+                          int threads, const std::function<Result<void>(const std::vector<TokenId>&)>& visit);
+
 /// kInvalid names the first token in which a student's tokenizer is not its teacher's.
 Result<void> same_vocabulary(const Tokenizer& student, const Tokenizer& teacher, const std::string& where);
 
@@ -34,7 +41,8 @@ class TokenStream {
   /// `scratch`, which is mapped and has no name any more when this returns, so that they take disk and, as
   /// far as there is any to spare, memory. kOutOfBudget where the disk is full.
   static Result<TokenStream> make(const std::filesystem::path& file, std::uint64_t limit,
-                                  const Tokenizer& tokenizer, const std::filesystem::path& scratch);
+                                  const Tokenizer& tokenizer, const std::filesystem::path& scratch,
+                                  int threads = 1);
   std::uint64_t tokens() const { return tokens_.size(); }
   /// Tokens that one window of `wanted` really has, without the last.
   std::uint32_t window_length(std::uint32_t wanted) const;

@@ -45,7 +45,7 @@ Tensor soft_loss(const Tensor& student_logits, const Tensor& teacher_logits, dou
 TeacherTargets teacher_targets(const Tensor& teacher_logits, TeacherOutputs outputs, std::uint32_t k,
                                double temperature, std::uint64_t seed) {
   torch::NoGradGuard no_grad;
-  const Tensor logs = at::log_softmax(teacher_logits / temperature, -1);
+  const Tensor logs = at::log_softmax(teacher_logits.cpu() / temperature, -1);
   if (outputs == TeacherOutputs::kSampled) {
     at::Generator generator = at::detail::createCPUGenerator(seed);
     return {logs.exp().multinomial(k, /*replacement=*/true, generator), {}};
@@ -98,10 +98,10 @@ TeacherTargets unpack_targets(std::span<const std::byte> record, const TeacherOu
 
 Tensor soft_loss(const Tensor& student_logits, const TeacherTargets& targets, double temperature) {
   const Tensor all = at::log_softmax(student_logits / temperature, -1);
-  const Tensor kept = all.gather(-1, targets.ids);
+  const Tensor kept = all.gather(-1, targets.ids.to(all.device()));
   const double factor = temperature * temperature;
   if (!targets.logs.defined()) return kept.mean() * -factor;
-  return mean_divergence(targets.logs, at::cat({kept, log_rest(kept)}, -1)) * factor;
+  return mean_divergence(targets.logs.to(all.device()), at::cat({kept, log_rest(kept)}, -1)) * factor;
 }
 
 std::vector<std::size_t> layer_map(std::size_t student_layers, std::size_t teacher_layers) {
@@ -111,10 +111,14 @@ std::vector<std::size_t> layer_map(std::size_t student_layers, std::size_t teach
   return out;
 }
 
-Tensor attention_loss(const Trace& student, const Trace& teacher, const std::vector<std::size_t>& layers) {
+Tensor attention_loss(const Trace& student, const Trace& teacher, const std::vector<std::size_t>& layers,
+                      const std::vector<Network::Origin>& origins) {
   Tensor sum = at::zeros({});
   for (std::size_t i = 0; i < layers.size(); ++i) {
     Tensor s = student.attention.at(i), t = teacher.attention.at(layers[i]).detach();
+    if (i < origins.size() && origins[i].layer == static_cast<std::int64_t>(layers[i]) &&
+        s.size(1) == static_cast<std::int64_t>(origins[i].heads.size()))
+      t = t.index_select(1, at::tensor(origins[i].heads, at::kLong).to(t.device()));
     if (s.size(1) != t.size(1)) s = s.mean(1), t = t.mean(1);
     sum = sum + (s - t).square().mean();
   }

@@ -32,12 +32,15 @@ TeacherTargets unpack_targets(std::span<const std::byte> record, const TeacherOu
 /// teacher's entropy).
 at::Tensor soft_loss(const at::Tensor& student_logits, const TeacherTargets& targets, double temperature);
 
-/// The teacher's layer for each of the student's: i → ⌈(i+1) L_t / L_s⌉ − 1, so that the last ones meet.
+/// The teacher's layer for each of the student's where nobody says otherwise: i → ⌈(i+1) L_t / L_s⌉ − 1, so
+/// that the last ones meet.
 std::vector<std::size_t> layer_map(std::size_t student_layers, std::size_t teacher_layers);
 
-/// Mean squared difference of attention maps (TinyBERT, 1909.10351, equation 7), over mapped layers: head by
-/// head where there are as many, else of the means over heads.
-at::Tensor attention_loss(const Trace& student, const Trace& teacher, const std::vector<std::size_t>& layers);
+/// Mean squared difference of attention maps (TinyBERT, 1909.10351, equation 7), over mapped layers. A head
+/// that `origins` knows learns from the one that it was; other layers head by head where there are as many,
+/// else by the means over heads.
+at::Tensor attention_loss(const Trace& student, const Trace& teacher, const std::vector<std::size_t>& layers,
+                          const std::vector<Network::Origin>& origins = {});
 
 /// Mean squared difference of hidden states H_s W and H_t (equation 8), over mapped layers and the embedding.
 /// `projections`: [student's width, teacher's width] each, learnt beside the student; none where widths

@@ -15,7 +15,7 @@ using at::Tensor;
 void add(Evaluation& out, double& divergence, std::int64_t& agreed, const Tensor& logits,
          const Tensor& targets, const Tensor& teacher_logits) {
   const Tensor logp = at::log_softmax(logits, -1);
-  out.nll -= logp.gather(1, targets.unsqueeze(1)).sum().item<double>();
+  out.nll -= logp.gather(1, targets.to(logits.device()).unsqueeze(1)).sum().item<double>();
   out.tokens += static_cast<std::uint64_t>(targets.size(0));
   if (!teacher_logits.defined()) return;
   const Tensor wanted = at::log_softmax(teacher_logits, -1);

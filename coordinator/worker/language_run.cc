@@ -122,10 +122,11 @@ class LanguageRun final : public RecipeRun {
                     "give a context of at least 8",
                     pass_name(pass), window_of(*optimise, start_));
       if (optimise != nullptr && optimise->distil &&
-          (optimise->distil->outputs != TeacherOutputs::kFull || optimise->distil->on_policy > 0))
+          (optimise->distil->outputs != TeacherOutputs::kFull || optimise->distil->on_policy > 0 ||
+           optimise->distil->teacher_text > 0))
         return fail(ErrorCode::kUnsupported, recipe_.place(i),
                     "{}: a masked language model hides other tokens each time and writes none, so "
-                    "'teacher_outputs' must be full and 'on_policy' 0",
+                    "'teacher_outputs' must be full, 'on_policy' and 'teacher_text' 0",
                     pass_name(pass));
     }
     return {};
@@ -135,15 +136,12 @@ class LanguageRun final : public RecipeRun {
   Result<void> plan_vocabulary(const VocabularyPass& pass) {
     if (start_.is_encoder())
       return fail(ErrorCode::kUnsupported, recipe_.place(0), "prune.vocabulary: not of an encoder yet");
-    const MappedFile text = RETORT_TRY(MappedFile::open(recipe_.train->file));
     std::map<TokenId, std::uint64_t> counts;
-    std::uint64_t documents = 0;
-    RETORT_TRY(visit_documents(
-        {reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()},
-        document_format(recipe_.train->file), recipe_.train->file.string(), [&](const std::string& document) {
-          for (const TokenId id : tokenizer_->encode(document, false)) ++counts[id];
-          return recipe_.train->limit_documents == 0 || ++documents < recipe_.train->limit_documents;
-        }));
+    RETORT_TRY(visit_tokens(recipe_.train->file, recipe_.train->limit_documents, *tokenizer_,
+                            options_.threads, [&](const std::vector<TokenId>& ids) -> Result<void> {
+                              for (const TokenId id : ids) ++counts[id];
+                              return {};
+                            }));
     std::set<TokenId> used;
     for (const auto& [id, count] : counts)
       if (count >= pass.min_count) used.insert(id);
@@ -208,7 +206,7 @@ class LanguageRun final : public RecipeRun {
   Result<void> need_stream() {
     if (stream_) return {};
     Result<TokenStream> made = TokenStream::make(recipe_.train->file, recipe_.train->limit_documents,
-                                                 *tokenizer_, out_ / "tokens.bin");
+                                                 *tokenizer_, out_ / "tokens.bin", options_.threads);
     if (!made) {
       RETORT_TRY(on_disk(fail(made.error())));
       return fail(made.error());
@@ -236,17 +234,21 @@ class LanguageRun final : public RecipeRun {
     key.windows = stream_->windows(window);
     key.window = window;
     key.vocabulary = teacher_->config.n_vocab;
-    key.outputs = mixture.outputs;
-    key.k = mixture.k;
-    key.temperature = mixture.temperature;
-    if (mixture.outputs == TeacherOutputs::kSampled) key.seed = recipe_.seed;
+    const bool text = mixture.teacher_text > 0;
+    key.outputs = text ? TeacherOutputs::kWritten : mixture.outputs;
+    key.k = text ? 1 : mixture.k;
+    key.temperature = text ? mixture.text_temperature : mixture.temperature;
+    if (key.outputs != TeacherOutputs::kTopK) key.seed = recipe_.seed;
     return key;
   }
 
-  /// A cache that cannot be had costs time and no more.
+  /// A cache that cannot be had costs time and no more. What a teacher writes takes many passes through it
+  /// for each window: without --cache the run keeps it for itself.
   std::optional<TeacherCache> open_cache(const TeacherOutputsKey& key) {
-    if (options_.cache.empty()) return std::nullopt;
-    Result<TeacherCache> cache = TeacherCache::open(options_.cache, key, options_.cache_limit);
+    const fs::path folder =
+        options_.cache.empty() && key.outputs == TeacherOutputs::kWritten ? out_ / "written" : options_.cache;
+    if (folder.empty()) return std::nullopt;
+    Result<TeacherCache> cache = TeacherCache::open(folder, key, options_.cache_limit);
     if (cache) return std::move(*cache);
     progress_.warning("the teacher's outputs are computed anew: " + cache.error().describe());
     return std::nullopt;
@@ -271,9 +273,11 @@ class LanguageRun final : public RecipeRun {
     const std::uint64_t seed = recipe_.seed * 1000003 + trainings;
     std::optional<Teacher> teacher;
     std::optional<TeacherCache> cache;
+    const bool kept =
+        pass.distil && (pass.distil->outputs != TeacherOutputs::kFull || pass.distil->teacher_text > 0);
     if (pass.distil) {
       teacher.emplace(Teacher{*teacher_, {}});
-      if (pass.distil->outputs != TeacherOutputs::kFull) {
+      if (kept) {
         teacher->key = RETORT_TRY(outputs_key(*pass.distil, window));
         cache = open_cache(teacher->key);
         teacher->cache = cache ? &*cache : nullptr;
@@ -286,8 +290,8 @@ class LanguageRun final : public RecipeRun {
                            window, windows, &*tokenizer_);
     };
     training.held_out_loss = [&] { return held_out_loss(); };
-    RETORT_TRY(train(out_, progress_, network_, moments_, training));
-    if (teacher && pass.distil->outputs != TeacherOutputs::kFull)
+    RETORT_TRY(train_there(training, pass.distil ? &*teacher_ : nullptr));
+    if (kept)
       progress_.emit("teacher_outputs",
                      {{"pass_index", index},
                       {"windows_computed", teacher->forwards},
@@ -315,6 +319,8 @@ class LanguageRun final : public RecipeRun {
       }
     }
     network_ = prune(network_, plan_.passes[index].after, statistics ? &*statistics : nullptr);
+    const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
+    if (first != nullptr && first->init) network_.origins.clear();  // it was never the teacher
     return pass_done(true);
   }
 
@@ -461,7 +467,7 @@ class LanguageRun final : public RecipeRun {
       const std::vector<std::int64_t> begun(ids.begin(), ids.begin() + kPrompt);
       const auto written = [&](const Network& network) {
         const at::Tensor own =
-            write_on(network, at::tensor(begun, at::kLong).unsqueeze(0), count, recipe_.seed + i);
+            write_on(network, at::tensor(begun, at::kLong).unsqueeze(0), count, {recipe_.seed + i});
         std::vector<TokenId> more(static_cast<std::size_t>(count));
         for (std::int64_t k = 0; k < count; ++k)
           more[static_cast<std::size_t>(k)] = own[0][k].item<TokenId>();

@@ -65,6 +65,9 @@ int main(int argc, char** argv) {
   auto* out = run->add_option("--out", options.out, "folder for results, checkpoints and progress");
   run->add_option("--threads", threads, "CPU threads (default: the cores we may use)")
       ->check(CLI::Range(1, 1024));
+  run->add_option("--device", options.device,
+                  "where training runs: auto (a GPU where there is one), cpu, cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   run->add_option("--memory-limit", memory,
                   "refuse what needs more, for example 4GiB (default: what is free)");
   run->add_option("--serve-binary", options.serve_binary, "retort-serve, which judges exported files");

@@ -40,7 +40,8 @@ MaskedText hide_for_judging(const std::vector<TokenId>& text, const Tokenizer& t
 Tensor told_logits(const Network& network, const MaskedText& text, Trace* trace) {
   const Tensor tokens = at::full({text.ids.size(0)}, text.ids.size(1), at::kLong);
   const Tensor hidden = encode_text(network, text.ids, tokens, trace);
-  return masked_logits(network, hidden.reshape({-1, hidden.size(2)}).index_select(0, text.places), trace);
+  const Tensor places = text.places.to(hidden.device());
+  return masked_logits(network, hidden.reshape({-1, hidden.size(2)}).index_select(0, places), trace);
 }
 
 }  // namespace retort

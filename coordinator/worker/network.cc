@@ -215,6 +215,15 @@ void begin_statistics(const ModelConfig& config, Trace* trace, std::int64_t toke
 
 const at::Tensor& Network::weight(const std::string& name) const { return weights.at(name); }
 
+at::Device Network::device() const {
+  return weights.empty() ? at::Device(at::kCPU) : weights.begin()->second.device();
+}
+
+void move_to(Network& network, at::Device device) {
+  for (auto& [name, tensor] : network.weights)
+    if (tensor.device() != device) tensor = tensor.detach().to(device);
+}
+
 namespace {
 bool transposed(const Network& network, const std::string& name) {
   return stored_as(network.config.family, name, static_cast<std::size_t>(network.weight(name).dim()))
@@ -244,19 +253,21 @@ std::string head_weight(const ModelConfig& config) {
   return config.family == ModelFamily::kLlama ? "model.embed_tokens.weight" : "transformer.wte.weight";
 }
 
-Positions::Positions(const ModelConfig& config, std::int64_t length, std::int64_t first)
-    : mask(config.is_encoder() ? at::zeros({length, length})
-                               : at::full({length, first + length}, -1e30f).triu_(first + 1)) {
+Positions::Positions(const ModelConfig& config, std::int64_t length, std::int64_t first, at::Device device)
+    : mask((config.is_encoder() ? at::zeros({length, length})
+                                : at::full({length, first + length}, -1e30f).triu_(first + 1))
+               .to(device)) {
   if (config.family != ModelFamily::kLlama) return;
   const RopeRates rates = rope_rates(config);
   const Tensor rate = at::tensor(rates.rates, at::kDouble);
   const Tensor angle = at::arange(first, first + length, at::kDouble).unsqueeze(1) * rate.unsqueeze(0);
   const Tensor both = at::cat({angle, angle}, 1).unsqueeze(1);  // [length, 1, head_dim]
-  cos = (both.cos() * rates.magnitude).to(at::kFloat);
-  sin = (both.sin() * rates.magnitude).to(at::kFloat);
+  cos = (both.cos() * rates.magnitude).to(device, at::kFloat);
+  sin = (both.sin() * rates.magnitude).to(device, at::kFloat);
 }
 
-Tensor embed(const Network& n, const Tensor& ids, std::int64_t first) {
+Tensor embed(const Network& n, const Tensor& anywhere, std::int64_t first) {
+  const Tensor ids = anywhere.to(n.device());
   if (n.config.is_encoder()) {
     Tensor x = at::embedding(n.weight("bert.embeddings.word_embeddings.weight"), ids) +
                n.weight("bert.embeddings.position_embeddings.weight").slice(0, 0, ids.size(1)).unsqueeze(0);
@@ -307,7 +318,7 @@ Tensor logits_of(const Network& n, const Tensor& x, Trace* trace) {
 
 Tensor forward(const Network& network, const Tensor& ids, Trace* trace) {
   begin_statistics(network.config, trace, ids.numel());
-  const Positions positions(network.config, ids.size(1));
+  const Positions positions(network.config, ids.size(1), 0, network.device());
   Tensor x = embed(network, ids);
   if (trace != nullptr && trace->keep) trace->hidden.push_back(x);
   for (std::size_t i = 0; i < network.config.layers.size(); ++i)
@@ -319,7 +330,7 @@ CalibrationText::CalibrationText(const Network& network, const std::vector<Tenso
   torch::NoGradGuard no_grad;
   for (const Tensor& some : ids) {
     hidden_.push_back(embed(network, some));
-    positions_.try_emplace(some.size(1), network.config, some.size(1));
+    positions_.try_emplace(some.size(1), network.config, some.size(1), 0, network.device());
   }
 }
 
@@ -343,7 +354,8 @@ Tensor encode_text(const Network& n, const Tensor& ids, const Tensor& tokens, Tr
   const std::int64_t b = ids.size(0), s = ids.size(1);
   Tensor x = embed(n, ids);
   if (trace != nullptr && trace->keep) trace->hidden.push_back(x);
-  const Tensor filled = at::arange(s, at::kLong).unsqueeze(0).ge(tokens.unsqueeze(1));  // [batch, seq]
+  const Tensor filled =
+      at::arange(s, at::kLong).unsqueeze(0).ge(tokens.cpu().unsqueeze(1)).to(n.device());  // [batch, seq]
   for (std::size_t i = 0; i < n.config.layers.size(); ++i) {
     const std::int64_t heads = n.config.layers[i].n_head;
     const Tensor mask =
@@ -353,21 +365,31 @@ Tensor encode_text(const Network& n, const Tensor& ids, const Tensor& tokens, Tr
   return x;
 }
 
-Tensor write_on(const Network& network, const Tensor& prompts, std::int64_t count, std::uint64_t seed) {
+Tensor write_on(const Network& network, const Tensor& prompts, std::int64_t count,
+                const std::vector<std::uint64_t>& seeds, double temperature) {
   torch::NoGradGuard no_grad;
-  at::Generator generator = at::detail::createCPUGenerator(seed);
+  std::vector<at::Generator> generators;
+  for (const std::uint64_t seed : seeds) generators.push_back(at::detail::createCPUGenerator(seed));
   std::vector<Trace::Past> past(network.config.layers.size());
   Trace trace;
   trace.past = &past;
   Tensor out = at::empty({prompts.size(0), 0}, at::kLong), next = prompts;
   for (std::int64_t first = 0; out.size(1) < count; first += next.size(1)) {
     if (out.size(1) > 0) next = out.slice(1, -1);
-    const Positions positions(network.config, next.size(1), first);
+    const Positions positions(network.config, next.size(1), first, network.device());
     Tensor x = embed(network, next, first);
     for (std::size_t i = 0; i < network.config.layers.size(); ++i)
       x = run_layer(network, i, x, positions, &trace);
-    const Tensor chances = at::softmax(logits_of(network, x.slice(1, -1)).squeeze(1), -1);
-    out = at::cat({out, chances.multinomial(1, false, generator)}, 1);
+    const Tensor logits = logits_of(network, x.slice(1, -1)).squeeze(1).cpu();
+    if (temperature == 0) {
+      out = at::cat({out, logits.argmax(-1, true)}, 1);
+      continue;
+    }
+    const Tensor chances = at::softmax(logits / temperature, -1);
+    std::vector<Tensor> drawn;
+    for (std::size_t row = 0; row < generators.size(); ++row)
+      drawn.push_back(chances[static_cast<std::int64_t>(row)].multinomial(1, false, generators[row]));
+    out = at::cat({out, at::stack(drawn)}, 1);
   }
   return out;
 }
@@ -425,7 +447,7 @@ std::vector<TensorSource> sources_of(const std::map<std::string, Tensor>& tensor
     source.name = prefix + name;
     for (const std::int64_t size : tensor.sizes()) source.shape.push_back(static_cast<std::uint64_t>(size));
     source.read = [&tensor](std::span<float> out) -> Result<void> {
-      const Tensor values = tensor.detach().contiguous();
+      const Tensor values = tensor.detach().cpu().contiguous();
       std::memcpy(out.data(), values.data_ptr<float>(), out.size_bytes());
       return {};
     };

@@ -34,9 +34,21 @@ struct Network {
   /// Of matrices' inputs, where quantize.activations found them beforehand.
   std::map<std::string, float> input_scales{};
   std::optional<ClassifierConfig> classifier{};
+  /// Of a transformer that was cut: for each layer the one that it was in the uncut model, and which of that
+  /// one's query heads are left. Empty: nothing was cut.
+  struct Origin {
+    std::int64_t layer = 0;
+    std::vector<std::int64_t> heads;
+  };
+  std::vector<Origin> origins{};
 
   const at::Tensor& weight(const std::string& name) const;
+  /// Where its weights are; all of them are in one place. Whatever a forward pass needs is taken there.
+  at::Device device() const;
 };
+
+/// Weights that are elsewhere become copies, and nobody's gradients.
+void move_to(Network& network, at::Device device);
 
 /// A matrix as rows of outputs by columns of inputs, whatever the family's layout; and back.
 at::Tensor matrix_of(const Network& network, const std::string& name);
@@ -80,7 +92,8 @@ struct Trace {
 /// (in an encoder all of them), and a Llama's rotations.
 struct Positions {
   at::Tensor mask, cos, sin;
-  Positions(const ModelConfig& config, std::int64_t length, std::int64_t first = 0);
+  Positions(const ModelConfig& config, std::int64_t length, std::int64_t first = 0,
+            at::Device device = at::kCPU);
 };
 
 /// A forward pass in pieces. x: [batch, seq, n_embd]. Of an encoder: of texts that fill all of seq.
@@ -114,10 +127,12 @@ class CalibrationText {
   std::map<std::int64_t, Positions> positions_;  ///< by length
 };
 
-/// `count` tokens that the network writes after each prompt [batch, seq], drawn at temperature 1: [batch,
-/// count]. Keys and values are kept from token to token. No gradient.
+/// `count` tokens that the network writes after each prompt [batch, seq], drawn at a temperature, of 0 the
+/// likeliest: [batch, count], on the CPU. Each text is drawn by a seed of its own, so that what is written
+/// does not depend on what is written beside it (but for rounding). Keys and values are kept from token to
+/// token. No gradient.
 at::Tensor write_on(const Network& network, const at::Tensor& prompts, std::int64_t count,
-                    std::uint64_t seed);
+                    const std::vector<std::uint64_t>& seeds, double temperature = 1);
 
 /// Logits (logits_of) of token ids [batch, seq] (int64), a decoder's causal, positions from 0. Autograd
 /// follows unless a NoGradGuard is in force.

@@ -1,6 +1,7 @@
 #include "coordinator/worker/optimise.h"
 
 #include <ATen/autocast_mode.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <cmath>
@@ -19,29 +20,44 @@ using at::Tensor;
 /// LibTorch's rules for which operations take bfloat16, while it lives.
 class LowPrecision {
  public:
-  explicit LowPrecision(bool on) : on_(on) {
-    if (!on_) return;
-    at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
-    at::autocast::set_cpu_enabled(true);
+  LowPrecision(bool on, at::Device device) : on_(on), device_(device.type()) {
+    if (on_) set(true);
   }
   ~LowPrecision() {
     if (!on_) return;
-    at::autocast::set_cpu_enabled(false);
+    set(false);
     at::autocast::clear_cache();  // of weights that the step will change
   }
   LowPrecision(const LowPrecision&) = delete;
   LowPrecision& operator=(const LowPrecision&) = delete;
 
  private:
+  void set(bool on) const {
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 4)
+    at::autocast::set_autocast_dtype(device_, at::kBFloat16);
+    at::autocast::set_autocast_enabled(device_, on);
+#else
+    if (device_ == at::kCUDA) {
+      at::autocast::set_autocast_gpu_dtype(at::kBFloat16);
+      at::autocast::set_enabled(on);
+    } else {
+      at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
+      at::autocast::set_cpu_enabled(on);
+    }
+#endif
+  }
   bool on_;
+  at::DeviceType device_;
 };
 
-/// Windows that go through the model together, and which of them the student wrote on itself.
+/// Windows that go through the model together, and who wrote their ends.
 struct Batch {
-  Tensor ids;                               ///< [count, window + 1]; of an encoder unused
-  std::optional<MaskedText> masked;         ///< of an encoder
-  std::vector<std::uint64_t> at;            ///< which windows of the text
-  std::vector<std::int64_t> written, read;  ///< on the student's own text, on the corpus's
+  Tensor ids;                         ///< [count, window + 1]; of an encoder unused
+  std::optional<MaskedText> masked;   ///< of an encoder
+  std::vector<std::uint64_t> at;      ///< which windows of the text
+  std::vector<std::int64_t> written;  ///< rows that the student writes on
+  std::vector<std::int64_t> read;     ///< the others
+  std::vector<std::int64_t> told;     ///< of these those that the teacher writes on
 
   Tensor inputs() const { return ids.slice(1, 0, -1).contiguous(); }
 };
@@ -51,7 +67,7 @@ struct Batch {
 Tensor run(const Network& network, const Batch& batch, bool bf16, Trace* trace = nullptr) {
   Tensor logits;
   {
-    const LowPrecision low(bf16);
+    const LowPrecision low(bf16, network.device());
     logits =
         batch.masked ? told_logits(network, *batch.masked, trace) : forward(network, batch.inputs(), trace);
     logits = logits.to(at::kFloat).view({-1, network.config.n_vocab});
@@ -71,13 +87,15 @@ double chance(std::uint64_t seed, std::uint64_t index) {
 }
 
 Batch take(TokenStream& stream, std::uint64_t seed, std::uint64_t first, std::int64_t count,
-           std::uint32_t window, double on_policy) {
+           std::uint32_t window, const Mixture& mixture) {
   Batch out;
   out.ids = at::empty({count, window + 1}, at::kLong);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::uint64_t index = first + static_cast<std::uint64_t>(i);
     out.at.push_back(stream.window(seed, index, window, out.ids.data_ptr<std::int64_t>() + i * (window + 1)));
-    (chance(seed, index) < on_policy ? out.written : out.read).push_back(i);
+    const double drawn = chance(seed, index);
+    (drawn < mixture.on_policy ? out.written : out.read).push_back(i);
+    if (drawn >= mixture.on_policy && drawn < mixture.on_policy + mixture.teacher_text) out.told.push_back(i);
   }
   return out;
 }
@@ -118,6 +136,40 @@ TeacherTargets targets_of(Teacher& teacher, const Batch& batch, const Tensor& in
   return out;
 }
 
+/// How much of a window is the text's where a model writes the rest.
+std::int64_t prompt_length(std::int64_t window) { return std::max<std::int64_t>(1, window / 4); }
+
+/// Puts what the teacher writes into the rows that it writes on: from the cache, else written now and then
+/// kept there.
+void take_teacher_text(Teacher& teacher, Batch& batch, double temperature) {
+  const TeacherOutputsKey& key = teacher.key;
+  const std::int64_t window = key.window, prompt = prompt_length(window);
+  std::vector<std::byte> record(key.record_bytes());
+  std::vector<std::int64_t> missing;
+  std::vector<std::uint64_t> seeds;
+  for (const std::int64_t row : batch.told) {
+    const std::uint64_t at = batch.at[static_cast<std::size_t>(row)];
+    if (teacher.cache != nullptr && teacher.cache->read(at, record)) {
+      batch.ids[row].slice(0, 1).copy_(unpack_targets(record, key).ids.squeeze(1));
+    } else {
+      missing.push_back(row);
+      seeds.push_back(key.seed * 0x9E3779B97F4A7C15ull + at);
+    }
+  }
+  if (missing.empty()) return;
+  const Tensor begun = batch.ids.index_select(0, at::tensor(missing, at::kLong)).slice(1, 0, prompt);
+  const Tensor own = write_on(teacher.network, begun, window + 1 - prompt, seeds, temperature);
+  for (std::size_t i = 0; i < missing.size(); ++i) {
+    const Tensor ids = batch.ids[missing[i]];
+    ids.slice(0, prompt).copy_(own[static_cast<std::int64_t>(i)]);
+    const std::vector<std::byte> packed = pack_targets({ids.slice(0, 1).unsqueeze(1), {}}, key);
+    if (teacher.cache != nullptr &&
+        !teacher.cache->write(batch.at[static_cast<std::size_t>(missing[i])], packed))
+      teacher.cache = nullptr;
+    ++teacher.forwards;
+  }
+}
+
 Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch, const Mixture& mixture,
                     bool bf16) {
   const std::int64_t vocabulary = student.config.n_vocab;
@@ -143,18 +195,26 @@ Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch
     Tensor from = logits, targets = batch.masked ? batch.masked->targets : batch.ids.slice(1, 1);
     if (!batch.written.empty()) {
       const Tensor read = at::tensor(batch.read, at::kLong);
-      from = from.view({-1, targets.size(1), vocabulary}).index_select(0, read);
+      from = from.view({-1, targets.size(1), vocabulary}).index_select(0, read.to(from.device()));
       targets = targets.index_select(0, read);
     }
     const double share = static_cast<double>(batch.read.size()) / static_cast<double>(batch.at.size());
-    loss = loss + at::cross_entropy_loss(from.reshape({-1, vocabulary}), targets.reshape({-1})) *
-                      (mixture.labels * share);
+    loss = loss +
+           at::cross_entropy_loss(from.reshape({-1, vocabulary}), targets.reshape({-1}).to(from.device())) *
+               (mixture.labels * share);
   }
   if (!mixture.needs_trace()) return loss;
   const std::size_t student_layers = student.config.layers.size(),
                     layers = teacher.network.config.layers.size();
-  const std::vector<std::size_t> map = layer_map(student_layers, layers);
-  if (mixture.attention > 0) loss = loss + attention_loss(ours, theirs, map) * mixture.attention;
+  std::vector<std::size_t> map(mixture.layer_map.begin(), mixture.layer_map.end());
+  if (map.empty()) map = layer_map(student_layers, layers);
+  if (mixture.attention > 0) {
+    std::vector<std::size_t> seen = map;  // a layer that survived a cut looks at what it looked at before
+    if (mixture.layer_map.empty())
+      for (std::size_t i = 0; i < student.origins.size(); ++i)
+        seen[i] = static_cast<std::size_t>(student.origins[i].layer);
+    loss = loss + attention_loss(ours, theirs, seen, student.origins) * mixture.attention;
+  }
   if (mixture.hidden > 0) {
     std::vector<Tensor> projections;
     for (std::size_t i = 0; student.weights.contains("distil.hidden." + std::to_string(i)); ++i)
@@ -164,7 +224,7 @@ Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch
   if (mixture.relation > 0) {
     const std::int64_t heads =
         mixture.relation_heads != 0 ? mixture.relation_heads : student.config.layers.back().n_head_kv;
-    loss = loss + relation_loss(ours, student_layers - 1, theirs, layers - 1, heads) * mixture.relation;
+    loss = loss + relation_loss(ours, student_layers - 1, theirs, map.back(), heads) * mixture.relation;
   }
   return loss;
 }
@@ -172,20 +232,21 @@ Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch
 /// The network with its matrices rounded as they will be stored, so that gradients pass straight through to
 /// the unrounded ones (Bengio et al., 1308.3432): value Q(w), derivative that of w.
 Network rounded_copy(const Network& network, const QuantizePass& formats) {
-  Network out{network.config, network.weights, {}};
+  Network out = network;
   for (auto& [name, tensor] : out.weights) {
     const StoredAs stored = stored_as(network.config.family, name, static_cast<std::size_t>(tensor.dim()));
     if (!stored.matrix || name.starts_with("distil.")) continue;
     Tensor lost;
     {
       torch::NoGradGuard no_grad;
-      const Tensor whole = stored.transposed ? tensor.detach().t().contiguous() : tensor.detach();
+      const Tensor on_cpu = tensor.detach().cpu();
+      const Tensor whole = stored.transposed ? on_cpu.t().contiguous() : on_cpu;
       const TensorType type =
           stored_type(format_of(formats, name), static_cast<std::uint64_t>(whole.size(1)));
       lost = decode_matrix(encode_matrix(whole, type)) - whole;
       if (stored.transposed) lost = lost.t();
     }
-    tensor = tensor + lost;
+    tensor = tensor + lost.to(tensor.device());
   }
   return out;
 }
@@ -208,7 +269,8 @@ void drop_projections(Network& network) {
   std::erase_if(network.weights, [](const auto& entry) { return entry.first.starts_with("distil."); });
 }
 
-bool has_bf16() {
+bool has_bf16(at::Device device) {
+  if (device.is_cuda()) return true;
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx512bf16") != 0;
 #else
@@ -245,12 +307,12 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
   begin_step(network);
   double sum = 0;
   const bool bf16 = pass.precision == OptimisePass::Precision::kBf16 ||
-                    (pass.precision == OptimisePass::Precision::kAuto && has_bf16());
+                    (pass.precision == OptimisePass::Precision::kAuto && has_bf16(network.device()));
   const std::uint32_t micro = micro_batch(windows, window, network.config.n_vocab);
-  const double on_policy = pass.distil ? pass.distil->on_policy : 0;
+  const Mixture mixture = pass.distil.value_or(Mixture{});
   for (std::uint32_t first = 0; first < windows; first += micro) {
     const std::uint32_t count = std::min(micro, windows - first);
-    Batch batch = take(stream, seed, step * windows + first, count, window, on_policy);
+    Batch batch = take(stream, seed, step * windows + first, count, window, mixture);
     if (network.config.is_encoder())
       batch.masked =
           hide_tokens(batch.inputs(), *tokenizer, seed * 0x9E3779B97F4A7C15ull + step * windows + first);
@@ -258,19 +320,23 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
     const Network rounded = pass.aware ? rounded_copy(network, *pass.aware) : Network{};
     const Network& student = pass.aware ? rounded : network;
     if (!batch.written.empty()) {  // the text's beginning, and the student goes on
-      const std::int64_t prompt = std::max<std::int64_t>(1, window / 4);
+      const std::int64_t prompt = prompt_length(window);
       const Tensor rows = at::tensor(batch.written, at::kLong);
       const Tensor begun = batch.ids.index_select(0, rows).slice(1, 0, prompt);
-      const Tensor own = write_on(student, begun, window + 1 - prompt, seed * 31 + step * windows + first);
-      batch.ids.index_copy_(0, rows, at::cat({begun, own}, 1));
+      std::vector<std::uint64_t> seeds;
+      for (const std::int64_t row : batch.written)
+        seeds.push_back(seed * 31 + step * windows + first + static_cast<std::uint64_t>(row));
+      batch.ids.index_copy_(0, rows,
+                            at::cat({begun, write_on(student, begun, window + 1 - prompt, seeds)}, 1));
     }
+    if (!batch.told.empty()) take_teacher_text(*teacher, batch, mixture.text_temperature);
     Tensor loss;
     if (pass.distil) {
-      loss = distillation(student, *teacher, batch, *pass.distil, bf16);
+      loss = distillation(student, *teacher, batch, mixture, bf16);
     } else {
-      loss =
-          at::cross_entropy_loss(run(student, batch, bf16),
-                                 batch.masked ? batch.masked->targets : batch.ids.slice(1, 1).reshape({-1}));
+      const Tensor logits = run(student, batch, bf16);
+      const Tensor targets = batch.masked ? batch.masked->targets : batch.ids.slice(1, 1).reshape({-1});
+      loss = at::cross_entropy_loss(logits, targets.to(logits.device()));
     }
     loss = loss * (static_cast<double>(count) / windows);
     loss.backward();

@@ -23,7 +23,7 @@ double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64
 /// A teacher, and its outputs where the pass keeps only a part of them.
 struct Teacher {
   const Network& network;
-  TeacherOutputsKey key;          ///< for outputs other than kFull
+  TeacherOutputsKey key;          ///< for outputs other than kFull, or for the text that it writes
   TeacherCache* cache = nullptr;  ///< nullptr: computed at each step
   std::uint64_t forwards = 0;     ///< windows that went through the teacher
 };
@@ -33,8 +33,8 @@ struct Teacher {
 void add_projections(Network& network, const ModelConfig& teacher, std::uint64_t seed);
 void drop_projections(Network& network);
 
-/// True where the CPU multiplies bfloat16 itself (AVX512-BF16).
-bool has_bf16();
+/// True where bfloat16 is multiplied as such: on a GPU, or by a CPU with AVX512-BF16.
+bool has_bf16(at::Device device);
 
 /// A step of AdamW begins: weights ask for gradients, which are zero. Then the caller's loss goes backward.
 void begin_step(Network& network);

@@ -278,10 +278,21 @@ Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, c
   if (mixture.outputs != TeacherOutputs::kFull && mixture.k >= teacher.n_vocab)
     return fail(ErrorCode::kInvalid, where, "distil: k is {}, and the teacher has only {} tokens", mixture.k,
                 teacher.n_vocab);
-  if (student.n_layer() > teacher.n_layer() && (mixture.attention > 0 || mixture.hidden > 0))
+  if (student.n_layer() > teacher.n_layer() && mixture.layer_map.empty() &&
+      (mixture.attention > 0 || mixture.hidden > 0))
     return fail(ErrorCode::kInvalid, where,
                 "distil: attention and hidden states need a teacher with at least the student's {} layers",
                 student.n_layer());
+  if (!mixture.layer_map.empty() && mixture.layer_map.size() != student.n_layer())
+    return fail(
+        ErrorCode::kInvalid, where,
+        "distil: layer_map names {} of the teacher's layers, and the student has {} layers: one for each",
+        mixture.layer_map.size(), student.n_layer());
+  for (const std::uint32_t layer : mixture.layer_map)
+    if (layer >= teacher.n_layer())
+      return fail(ErrorCode::kInvalid, where,
+                  "distil: layer_map names layer {}, and the teacher's are 0 to {}", layer,
+                  teacher.n_layer() - 1);
   if (mixture.relation <= 0) return {};
   const std::uint32_t heads =
       mixture.relation_heads != 0 ? mixture.relation_heads : student.layers.back().n_head_kv;
@@ -370,8 +381,9 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
         planned.flops += forward_flops(*teacher, window) * static_cast<double>(planned.tokens);
         extra += micro * window *
                  (activation_bytes(*teacher, window, p->distil->needs_trace()) + 24ull * config.n_vocab);
-        planned.flops +=
-            p->distil->on_policy * forward_flops(config, window) * static_cast<double>(planned.tokens);
+        planned.flops += (p->distil->on_policy * forward_flops(config, window) +
+                          p->distil->teacher_text * forward_flops(*teacher, window)) *
+                         static_cast<double>(planned.tokens);
       }
       if (p->aware) {
         RETORT_TRY(check_rules(*p->aware, matrix_names(config), place));

@@ -167,6 +167,13 @@ Network prune(const Network& network, const ModelConfig& target, const Activatio
         heads.push_back(g * group + h);
     }
     const Tensor query = features(heads, d), key = features(groups, d);
+    Network::Origin origin{kept[i], heads};
+    if (!network.origins.empty()) {
+      origin.layer = network.origins[from].layer;
+      for (std::int64_t& head : origin.heads)
+        head = network.origins[from].heads[static_cast<std::size_t>(head)];
+    }
+    out.origins.push_back(std::move(origin));
 
     for (const auto& [name, tensor] : network.weights) {
       if (!name.starts_with(p)) continue;

@@ -148,6 +148,8 @@ class Quantizer {
     report_.push_back(std::move(rounded.line));
     matrices_.set(name, rounded.values);
     network_.encoded.emplace(name, std::move(rounded.encoded));
+    // What was there before lies between others', and nothing of its size, aligned, fits into such a gap.
+    release_freed_memory();
   }
 
   /// Measures what each format of each matrix costs and chooses within the budget.

@@ -149,9 +149,10 @@ class Fields {
 };
 
 /// What a run's output folder holds beside its exports.
-constexpr std::array<std::string_view, 13> kOwnFiles{
-    "teacher.gguf", "result.json", "state.json", "progress.jsonl", "worker.lock",      "cancel",     "finish",
-    "eval.json",    "tokenizer",   "tokens.bin", "report.html",    "best.safetensors", "report.json"};
+constexpr std::array<std::string_view, 14> kOwnFiles{
+    "teacher.gguf", "result.json",      "state.json",  "progress.jsonl", "worker.lock",
+    "cancel",       "finish",           "eval.json",   "tokenizer",      "tokens.bin",
+    "report.html",  "best.safetensors", "report.json", "written"};
 
 struct Reader {
   std::filesystem::path folder;
@@ -176,11 +177,12 @@ struct Reader {
     return out;
   }
 
-  /// train, distil.soft, distil, quantize.aware.
+  /// train, distil.soft, distil, distil.sequence, quantize.aware.
   Result<Pass> optimise(const YAML::Node& node, const std::string& name) {
     OptimisePass out;
     out.name = name;
-    const bool train = name == "train", mixture = name == "distil", aware = name == "quantize.aware";
+    const bool train = name == "train", mixture = name == "distil", aware = name == "quantize.aware",
+               sequence = name == "distil.sequence";
     if (!train) out.distil.emplace();
     std::vector<std::string> keys{"tokens",       "batch_tokens",       "context",        "learning_rate",
                                   "warmup",       "schedule",           "decay",          "clip",
@@ -194,13 +196,15 @@ struct Reader {
       out.batch_tokens = 64;
     }
     keys.push_back("init");
-    if (!train) keys.push_back("temperature");
-    if (!train && !classification) keys.insert(keys.end(), {"teacher_outputs", "k"});
-    if (!train && !mixture) keys.push_back("alpha");
+    const bool outputs = !train && !sequence;
+    if (outputs) keys.push_back("temperature");
+    if (outputs && !classification) keys.insert(keys.end(), {"teacher_outputs", "k"});
+    if (outputs && !mixture) keys.push_back("alpha");
+    if (mixture || sequence) keys.push_back("text_temperature");
     if (!train && !classification) keys.erase(std::find(keys.begin(), keys.end(), "init"));
     if (mixture)
       keys.insert(keys.end(), {"labels", "soft", "divergence", "beta", "attention", "hidden", "relation",
-                               "relation_heads", "on_policy"});
+                               "relation_heads", "layer_map", "on_policy", "teacher_text"});
     if (aware) keys.insert(keys.end(), {"format", "formats"});
     Fields fields(node, where, name, keys);
     if (fields.need(amount)) fields.whole(amount, out.tokens, 1, 1ull << 50);
@@ -230,7 +234,12 @@ struct Reader {
     out.schedule = schedule == "wsd"        ? OptimisePass::Schedule::kWsd
                    : schedule == "constant" ? OptimisePass::Schedule::kConstant
                                             : OptimisePass::Schedule::kCosine;
-    if (out.distil) RETORT_TRY(read_mixture(fields, *out.distil, mixture));
+    if (sequence) {
+      out.distil->labels = out.distil->teacher_text = 1, out.distil->soft = 0;
+      fields.number("text_temperature", out.distil->text_temperature, 0, 10);
+    } else if (out.distil) {
+      RETORT_TRY(read_mixture(fields, *out.distil, mixture));
+    }
     RETORT_TRY(fields.result());
     if (aware) {
       QuantizePass& rounding = out.aware.emplace();
@@ -541,12 +550,23 @@ struct Reader {
     fields.number("hidden", out.hidden, 0, 1e6);
     fields.number("relation", out.relation, 0, 1e6);
     fields.whole("relation_heads", out.relation_heads, 1, 4096);
+    fields.wholes("layer_map", out.layer_map, 0, 1u << 10);
+    if (!out.layer_map.empty() && !out.needs_trace())
+      fields.refuse(fields.node("layer_map"), "'layer_map' belongs to attention, hidden and relation");
     fields.number("on_policy", out.on_policy, 0, 1);
+    fields.number("teacher_text", out.teacher_text, 0, 1);
+    fields.number("text_temperature", out.text_temperature, 0, 10);
+    if (fields.has("text_temperature") && out.teacher_text == 0)
+      fields.refuse(fields.node("text_temperature"), "'text_temperature' belongs to teacher_text");
+    if (out.on_policy + out.teacher_text > 1)
+      fields.refuse(fields.node("teacher_text"),
+                    "on_policy and teacher_text are shares of the same windows: together at most 1");
     if (out.outputs != TeacherOutputs::kFull &&
-        (out.needs_trace() || out.on_policy > 0 || out.divergence != Divergence::kForward))
+        (out.needs_trace() || out.on_policy > 0 || out.teacher_text > 0 ||
+         out.divergence != Divergence::kForward))
       fields.refuse(fields.node("teacher_outputs"),
-                    "attention, hidden, relation, on_policy and divergences other than forward need "
-                    "'teacher_outputs: full'");
+                    "attention, hidden, relation, on_policy, teacher_text and divergences other than forward "
+                    "need 'teacher_outputs: full'");
     if (out.labels + out.soft + out.attention + out.hidden + out.relation <= 0)
       return fail(ErrorCode::kInvalid, fields.place(), "'distil' has no part with a weight above zero");
     return fields.result();
@@ -695,17 +715,10 @@ struct Reader {
 
   /// One, or what a pass in steps comes to.
   Result<std::vector<Pass>> pass(const YAML::Node& node) {
-    std::vector<std::string> names{"prune.vocabulary",
-                                   "train",
-                                   "prune.structured",
-                                   "prune.unstructured",
-                                   "distil.soft",
-                                   "distil",
-                                   "quantize.aware",
-                                   "quantize.activations",
-                                   "quantize.weights",
-                                   "evaluate",
-                                   "export"};
+    std::vector<std::string> names{
+        "prune.vocabulary", "train",  "prune.structured", "prune.unstructured",   "distil.soft",
+        "distil.sequence",  "distil", "quantize.aware",   "quantize.activations", "quantize.weights",
+        "evaluate",         "export"};
     if (classification)
       names = {
           "train", "prune.structured", "distil.soft", "quantize.activations", "quantize.weights", "evaluate",
@@ -723,7 +736,8 @@ struct Reader {
                   meant ? fmt::format("did you mean '{}'?", *meant)
                         : fmt::format("there are {}", fmt::join(names, ", ")));
     }
-    if (name == "train" || name == "distil.soft" || name == "distil" || name == "quantize.aware")
+    if (name == "train" || name == "distil.soft" || name == "distil.sequence" || name == "distil" ||
+        name == "quantize.aware")
       return std::vector{RETORT_TRY(optimise(body, name))};
     if (name == "prune.structured") return prune(body);
     if (name == "prune.vocabulary") {

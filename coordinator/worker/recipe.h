@@ -59,6 +59,7 @@ enum class TeacherOutputs {
   kFull,  ///< all of it, computed at each step
   kTopK,  ///< the k largest probabilities and what is left as one; once for a corpus, where there is a cache
   kSampled,  ///< k draws, unbiased (Sparse Logit Sampling, 2503.16870); likewise
+  kWritten,  ///< of a cache alone: the text that it writes (Mixture::teacher_text)
 };
 
 /// Which way round student and teacher are compared (distil.h).
@@ -72,16 +73,19 @@ struct Mixture {
   Divergence divergence = Divergence::kForward;
   double beta = 0.5;  ///< of the generalized Jensen–Shannon divergence
   double attention = 0, hidden = 0, relation = 0;
-  std::uint32_t relation_heads = 0;  ///< 0: the student's last layer's key/value heads
-  double on_policy = 0;              ///< share of windows that the student itself writes on
+  std::uint32_t relation_heads = 0;      ///< 0: the student's last layer's key/value heads
+  std::vector<std::uint32_t> layer_map;  ///< the teacher's layer for each of the student's; empty: distil.h
+  double on_policy = 0;                  ///< share of windows that the student itself writes on
+  double teacher_text = 0;               ///< share of windows that the teacher writes on, once for a corpus
+  double text_temperature = 1;           ///< at which it does; 0: always the likeliest token
   TeacherOutputs outputs = TeacherOutputs::kFull;
   std::uint32_t k = 64;
 
   bool needs_trace() const { return attention > 0 || hidden > 0 || relation > 0; }
 };
 
-/// train, distil.soft and distil: AdamW over `tokens` tokens, `batch_tokens` a step; in classification both
-/// count examples. Units and sources: docs/recipes.md.
+/// train, distil.soft, distil.sequence and distil: AdamW over `tokens` tokens, `batch_tokens` a step; in
+/// classification both count examples. Units and sources: docs/recipes.md.
 struct OptimisePass {
   std::string name = "train";
   std::optional<Mixture> distil;

@@ -34,6 +34,20 @@ Training RecipeRun::training_of(const OptimisePass& pass, std::size_t index, std
   return {pass, index, recipe_.passes.size(), steps, per_step, recipe_.where, {}, {}};
 }
 
+Result<void> RecipeRun::train_there(const Training& training, Network* teacher) {
+  const bool gpu = RETORT_TRY(trains_on_gpu(options_.device));
+  const auto move_all = [&](at::Device device) {
+    move_to(network_, device);
+    if (teacher != nullptr) move_to(*teacher, device);
+    for (auto* moments : {&moments_.first, &moments_.second})
+      for (auto& [name, tensor] : *moments) tensor = tensor.to(device);
+  };
+  if (gpu) move_all(at::kCUDA);
+  Result<void> done = train(out_, progress_, network_, moments_, training);
+  if (gpu) move_all(at::kCPU);
+  return done;
+}
+
 Result<json::object> RecipeRun::judged(const std::filesystem::path& file,
                                        const std::filesystem::path& teacher,
                                        const std::vector<std::string>& more) const {

@@ -37,6 +37,9 @@ class RecipeRun {
   Result<void> pass_done(bool weights_changed);
   /// An optimisation that draws `per_step` tokens or examples a step.
   Training training_of(const OptimisePass& pass, std::size_t index, std::uint64_t per_step) const;
+  /// The pass's steps, where options_.device says: the networks (`teacher`: nullptr, or one that is asked)
+  /// and the moments go there, and are back on the CPU afterwards, whether it ended well or not.
+  Result<void> train_there(const Training& training, Network* teacher);
   /// retort-serve's figures for a file on the held-out data, against `teacher`'s GGUF ("": none); `more`
   /// arguments.
   Result<json::object> judged(const std::filesystem::path& file, const std::filesystem::path& teacher,

@@ -1,5 +1,7 @@
 #include "coordinator/worker/run.h"
 
+#include <ATen/Context.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iostream>
@@ -105,6 +107,7 @@ int run_recipe(const RunOptions& options) {
   const auto work = [&]() -> Result<void> {
     Recipe recipe = RETORT_TRY(read_recipe(options.recipe));
     recipe_sha256 = recipe.sha256;
+    const bool gpu = RETORT_TRY(trains_on_gpu(options.device));
     const double rate = matrix_product_rate();
     if (rate < kSlowBlas)
       progress.warning(
@@ -115,7 +118,9 @@ int run_recipe(const RunOptions& options) {
     run = make_run(options, std::move(recipe), progress);
     const Plan plan = RETORT_TRY(run->prepare());
     RETORT_TRY(check_memory(plan, options, where));
-    progress.emit("plan", to_json(plan, rate * kTrainingShare));
+    json::object told = to_json(plan, rate * kTrainingShare);
+    told["device"] = gpu ? "cuda" : "cpu";
+    progress.emit("plan", told);
     for (const std::string& warning : plan.warnings) progress.warning(warning);
     return run->execute();
   };
@@ -190,6 +195,14 @@ Result<void> inspect_model(const fs::path& folder) {
                                         {"tied_embeddings", model.config.tied_embeddings},
                                         {"weights_sha256", RETORT_TRY(weights_sha256(folder))}});
   return {};
+}
+
+Result<bool> trains_on_gpu(const std::string& name) {
+  const bool there = name != "cpu" && at::globalContext().hasCUDA();
+  if (name == "cuda" && !there)
+    return fail(ErrorCode::kUnavailable, "--device cuda",
+                "this program's LibTorch has no CUDA, or sees no GPU; --device cpu goes without");
+  return there;
 }
 
 Result<void> check_blas(int threads) {

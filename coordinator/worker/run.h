@@ -13,6 +13,7 @@ namespace retort {
 struct RunOptions {
   std::filesystem::path recipe, out, serve_binary;  ///< serve_binary empty: beside us, then on PATH
   int threads = 1;
+  std::string device = "auto";  ///< where training runs: auto (a GPU where there is one), cpu, cuda
   std::optional<std::uint64_t> memory_limit;  ///< bytes; without one, the least of cgroup and free memory
   std::filesystem::path cache;                ///< of teachers' outputs; empty: none
   std::uint64_t cache_limit = 8ull << 30;     ///< bytes that all files in it may take
@@ -33,6 +34,9 @@ Result<void> on_disk(Result<void> written);
 Result<std::string> weights_sha256(const std::filesystem::path& folder);
 /// Checks a Hugging Face folder and prints what it is as JSON.
 Result<void> inspect_model(const std::filesystem::path& folder);
+/// Whether training on `name`, as in RunOptions, uses a GPU. kUnavailable: cuda is asked for, and LibTorch
+/// has none or sees none.
+Result<bool> trains_on_gpu(const std::string& name);
 /// Measures a matrix product and says whether the BLAS is a fast one.
 Result<void> check_blas(int threads);
 

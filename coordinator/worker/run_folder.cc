@@ -18,10 +18,16 @@ at::Tensor values_of(const SafeTensor& tensor) {
   return values;
 }
 
-/// What quantize.activations found, as tensors: "s." and a matrix's name, its input's scale; "b.input" and
-/// "b.output" of classifiers, scale and zero point.
-std::map<std::string, at::Tensor> found_scales(const Network& network) {
+/// What else is known of a network, as tensors. quantize.activations': "s." and a matrix's name, its input's
+/// scale; "b.input" and "b.output" of classifiers, scale and zero point. prune.structured's: "o." and a
+/// layer, the layer that it was and its heads.
+std::map<std::string, at::Tensor> other_facts(const Network& network) {
   std::map<std::string, at::Tensor> out;
+  for (std::size_t i = 0; i < network.origins.size(); ++i) {
+    std::vector<std::int64_t> values{network.origins[i].layer};
+    values.insert(values.end(), network.origins[i].heads.begin(), network.origins[i].heads.end());
+    out["o." + std::to_string(i)] = at::tensor(values, at::kLong).to(at::kFloat);
+  }
   for (const auto& [name, scale] : network.input_scales) out["s." + name] = at::full({1}, scale);
   if (!network.classifier) return out;
   for (const auto& [name, bytes] : {std::pair{"b.input", &network.classifier->input_bytes},
@@ -113,9 +119,9 @@ fs::path RunFolder::encoded_file(const std::string& checkpoint) const {
 Result<void> RunFolder::save(const Network& network, const Moments& moments) {
   const std::string name = fmt::format("checkpoint-{}-{}.safetensors", state.pass, state.step);
   std::vector<TensorSource> all = sources_of(network.weights, "w.");
-  const auto scales = found_scales(network);
+  const auto facts = other_facts(network);
   for (const auto& [prefix, some] :
-       {std::pair{"m.", &moments.first}, std::pair{"v.", &moments.second}, std::pair{"", &scales}}) {
+       {std::pair{"m.", &moments.first}, std::pair{"v.", &moments.second}, std::pair{"", &facts}}) {
     std::vector<TensorSource> more = sources_of(*some, prefix);
     std::move(more.begin(), more.end(), std::back_inserter(all));
   }
@@ -158,6 +164,14 @@ Result<void> RunFolder::restore(Network& network, Moments& moments) const {
   const Safetensors file = RETORT_TRY(Safetensors::open(folder_ / state.checkpoint));
   RETORT_TRY(load_weights(network, file, "w."));
   moments = {};
+  for (std::size_t i = 0; i < network.config.layers.size(); ++i) {
+    const SafeTensor* origin = file.find("o." + std::to_string(i));
+    if (origin == nullptr) break;
+    const at::Tensor values = values_of(*origin).to(at::kLong);
+    network.origins.push_back(
+        {values[0].item<std::int64_t>(),
+         {values.data_ptr<std::int64_t>() + 1, values.data_ptr<std::int64_t>() + values.numel()}});
+  }
   for (const auto& [name, tensor] : file.tensors()) {
     if (name.starts_with("w.distil."))  // a hidden-state loss's projections
       network.weights.emplace(name.substr(2), values_of(tensor));

@@ -72,7 +72,9 @@ std::string TeacherOutputsKey::text() const {
                                       {"windows", windows},
                                       {"window", window},
                                       {"vocabulary", vocabulary},
-                                      {"outputs", outputs == TeacherOutputs::kTopK ? "top_k" : "sampled"},
+                                      {"outputs", outputs == TeacherOutputs::kTopK      ? "top_k"
+                                                  : outputs == TeacherOutputs::kWritten ? "written"
+                                                                                        : "sampled"},
                                       {"k", k},
                                       {"temperature", temperature},
                                       {"seed", seed}}) +

@@ -25,8 +25,9 @@ struct TeacherOutputsKey {
   std::uint64_t seed = 0;  ///< of the draws
 
   std::string text() const;  ///< one line of JSON
-  /// Bytes of one window's outputs. A token: k ids (2 bytes each, 4 above 65,536 tokens), and for kTopK k + 1
-  /// natural logarithms of probabilities at `temperature` in F16, the last that of all other tokens together.
+  /// Bytes of one window's outputs. A token (kWritten: k is 1, the window's ids but the first): k ids (2
+  /// bytes each, 4 above 65,536 tokens), and for kTopK k + 1 natural logarithms of probabilities at
+  /// `temperature` in F16, the last that of all other tokens together.
   std::uint64_t record_bytes() const;
 };
 

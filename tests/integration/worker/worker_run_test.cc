@@ -233,6 +233,44 @@ TEST_F(WorkerRun, BadInputIsExplained) {
   EXPECT_NE(ended.err.find("holds no documents"), std::string::npos) << ended.err;
 }
 
+/// Sequence-level: the student learns what the teacher wrote, which is written once, for this run or for all
+/// that share a cache; killed in between, it ends in the same bytes.
+TEST_F(WorkerRun, LearnsFromWhatItsTeacherWrote) {
+  recipe(
+      "passes:\n  - prune.structured: {layers: 1, heads: 2, kv_heads: 1}\n"
+      "  - distil.sequence: {tokens: 4096, batch_tokens: 256, checkpoint_seconds: 1}\n"
+      "  - distil: {tokens: 16384, batch_tokens: 256, attention: 1, checkpoint_seconds: 1}\n"
+      "  - export: {file: student.gguf}\n");
+  ASSERT_EQ(run("o").status, 0);
+  const auto told = events("o", "teacher_outputs");
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_GT(told[0].at("windows_computed").to_number<int>(), 0);
+  EXPECT_TRUE(fs::exists(folder_ / "o" / "written"));
+  for (const char* out : {"one", "two"})
+    ASSERT_EQ(run(out, {"--cache", (folder_ / "cache").string()}).status, 0);
+  EXPECT_EQ(events("one", "teacher_outputs").at(0).at("windows_computed"), told[0].at("windows_computed"));
+  EXPECT_EQ(events("two", "teacher_outputs").at(0).at("windows_computed").to_number<int>(), 0);
+  EXPECT_FALSE(fs::exists(folder_ / "two" / "written"));
+  EXPECT_EQ(hash("one/student.gguf"), hash("o/student.gguf"));
+  EXPECT_EQ(hash("two/student.gguf"), hash("o/student.gguf"));
+
+  const pid_t child = start("killed");
+  for (int i = 0; i < 6000 && events("killed", "pass_start").size() < 3; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  ::kill(child, SIGTERM);  // in the last distillation, which has to know which heads were left
+  ASSERT_EQ(finish(child).status, 130);
+  ASSERT_EQ(run("killed").status, 0);
+  EXPECT_EQ(hash("killed/student.gguf"), hash("o/student.gguf"));
+}
+
+TEST_F(WorkerRun, AGpuThatIsNotThereIsSaid) {
+  const Ended ended = run("o", {"--device", "cuda"});
+  if (ended.status == 0) GTEST_SKIP() << "there is one";
+  EXPECT_NE(ended.err.find("--device cpu"), std::string::npos) << ended.err;
+  EXPECT_EQ(run("o", {"--device", "cpu"}).status, 0);
+  EXPECT_EQ(text_of(events("o", "plan").at(0).at("device")), "cpu");
+}
+
 TEST_F(WorkerRun, WhatWasExportedBeforeAFailureIsTold) {
   ASSERT_OK(write_file_atomic(folder_ / "train.jsonl", "{\"text\": \"a\"}\n"));  // too little to calibrate by
   recipe(

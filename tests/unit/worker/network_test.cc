@@ -94,7 +94,7 @@ TEST_P(WriteOn, DrawsFromWhatAWholePassSays) {
     if (tensor.dim() > 1) tensor *= 8;
   n.weights.at(head_weight(n.config)) *= 30;
   const at::Tensor prompts = at::arange(8, at::kLong).view({2, 4});
-  const at::Tensor written = write_on(n, prompts, 12, 1);
+  const at::Tensor written = write_on(n, prompts, 12, {1, 2});
   ASSERT_EQ(written.sizes().vec(), (std::vector<std::int64_t>{2, 12}));
   at::Tensor ids = prompts;
   for (int i = 0; i < 12; ++i) {
@@ -103,6 +103,37 @@ TEST_P(WriteOn, DrawsFromWhatAWholePassSays) {
       EXPECT_GT(logp[row][written[row][i].item<std::int64_t>()].item<float>(), -12) << row << " " << i;
     ids = at::cat({ids, written.slice(1, i, i + 1)}, 1);
   }
+}
+
+TEST_P(WriteOn, EachTextByItsOwnSeedAndAtItsTemperature) {
+  const Network n = random_network(testing::small(GetParam()), 3);
+  const at::Tensor prompts = at::arange(8, at::kLong).view({2, 4});
+  const at::Tensor both = write_on(n, prompts, 12, {1, 2});
+  EXPECT_TRUE(both.slice(0, 1).equal(write_on(n, prompts.slice(0, 1), 12, {2})));
+  EXPECT_FALSE(both.equal(write_on(n, prompts, 12, {3, 4})));
+  const at::Tensor likeliest = write_on(n, prompts, 12, {1, 2}, 0);
+  torch::NoGradGuard no_grad;
+  for (int i = 0; i < 12; ++i) {
+    const at::Tensor so_far = at::cat({prompts, likeliest.slice(1, 0, i)}, 1);
+    EXPECT_TRUE(forward(n, so_far).select(1, -1).argmax(-1).equal(likeliest.select(1, i))) << i;
+  }
+}
+
+/// Weights on a device that only knows shapes (and neither look-ups nor layer norms): a tensor that a
+/// layer makes and leaves on the CPU is an error there, as on a GPU.
+TEST(Elsewhere, LayersStayWhereTheirWeightsAre) {
+  Network n = random_network(testing::small(ModelFamily::kLlama), 3);
+  move_to(n, at::kMeta);
+  ASSERT_EQ(n.device().type(), at::kMeta);
+  const Positions positions(n.config, 16, 0, n.device());
+  Trace trace;
+  trace.keep = true;
+  at::Tensor x = at::empty({2, 16, 32}, at::TensorOptions().device(at::kMeta));
+  for (std::size_t layer = 0; layer < 3; ++layer) x = run_layer(n, layer, x, positions, &trace);
+  const at::Tensor logits = logits_of(n, x, &trace);
+  EXPECT_EQ(logits.device().type(), at::kMeta);
+  EXPECT_EQ(logits.sizes().vec(), (std::vector<std::int64_t>{2, 16, 50}));
+  EXPECT_EQ(trace.attention.at(2).device().type(), at::kMeta);
 }
 
 using testing::small;
@@ -273,6 +304,30 @@ TEST_P(Prune, SilentChannelsGoFirst) {
     mended.config.norm_eps *= 32.0f / 26.0f;
     const at::Tensor ids = at::arange(16, at::kLong).unsqueeze(0);
     EXPECT_LT((forward(n, ids) - forward(mended, ids)).abs().max().item<float>(), 1e-4);
+  }
+}
+
+TEST_P(Prune, CutsRememberWhatWasWhere) {
+  const Network n = random_network(small(GetParam()), 6);
+  ModelConfig once = n.config, twice = n.config;
+  once.layers.assign(2, n.config.layers[0]);
+  twice.layers.assign(2, {2, GetParam() == ModelFamily::kLlama ? 1u : 2u, 40});
+  const Network a = prune(n, once, nullptr), b = prune(a, twice, nullptr);
+  ASSERT_EQ(b.origins.size(), 2u);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(a.origins[i].heads, (std::vector<std::int64_t>{0, 1, 2, 3}));
+    EXPECT_EQ(b.origins[i].layer, a.origins[i].layer);
+    const std::string from = layer_prefix(n.config, static_cast<std::size_t>(b.origins[i].layer)),
+                      to = layer_prefix(b.config, i);
+    const bool llama = GetParam() == ModelFamily::kLlama;
+    for (std::size_t h = 0; h < 2; ++h) {  // the weights that a head's output goes through
+      const std::int64_t place = static_cast<std::int64_t>(h), was = b.origins[i].heads[h];
+      const at::Tensor ours = llama ? b.weight(to + "self_attn.o_proj.weight").t()
+                                    : b.weight(to + "attn.c_proj.weight"),
+                       its = llama ? n.weight(from + "self_attn.o_proj.weight").t()
+                                   : n.weight(from + "attn.c_proj.weight");
+      EXPECT_TRUE(ours.slice(0, 8 * place, 8 * place + 8).equal(its.slice(0, 8 * was, 8 * was + 8)));
+    }
   }
 }
 

@@ -134,6 +134,31 @@ TEST_P(Traces, HoldWhatTheLossesCompare) {
   EXPECT_NEAR(value(hidden_loss(s, t, map, {})), hidden, 1e-6);
 }
 
+/// Two heads of four are left, of layers 0 and 2: each is compared with the head that it was.
+TEST_P(Traces, AHeadThatIsLeftLearnsFromTheOneThatItWas) {
+  const Network whole = random_network(small(GetParam()), 1);
+  ModelConfig target = whole.config;
+  target.layers.assign(2, {2, GetParam() == ModelFamily::kLlama ? 1u : 2u, 40});
+  const Network cut = prune(whole, target, nullptr);
+  ASSERT_EQ(cut.origins.size(), 2u);
+  const Trace s = trace_of(cut), t = trace_of(whole);
+  double wanted = 0;
+  std::vector<std::size_t> layers;
+  for (std::size_t i = 0; i < 2; ++i) {
+    layers.push_back(static_cast<std::size_t>(cut.origins[i].layer));
+    ASSERT_EQ(cut.origins[i].heads.size(), 2u);
+    for (std::size_t h = 0; h < 2; ++h)
+      wanted += value((s.attention[i].select(1, static_cast<std::int64_t>(h)) -
+                       t.attention[layers[i]].select(1, cut.origins[i].heads[h]))
+                          .square()
+                          .mean()) /
+                4;
+  }
+  EXPECT_NEAR(value(attention_loss(s, t, layers, cut.origins)), wanted, 1e-6);
+  EXPECT_NE(value(attention_loss(s, t, layers, cut.origins)), value(attention_loss(s, t, layers)))
+      << "means over heads";
+}
+
 /// Relations of one position pair, written out: two positions, one head of one feature, q = (1, 2) against
 /// (1, 0); keys and values equal.
 TEST(RelationLoss, AsByHand) {
@@ -299,6 +324,49 @@ TEST_F(Optimise, ACacheChangesNothingButTheTeachersWork) {
   }
 }
 
+/// A teacher writes each window once; from the cache come the same words.
+TEST_F(Optimise, ATeachersTextIsWrittenOnce) {
+  const Network teacher_network = *load_network(*model);
+  OptimisePass pass;
+  pass.distil.emplace();
+  pass.distil->labels = pass.distil->teacher_text = 1, pass.distil->soft = 0;
+  TeacherOutputsKey key;
+  key.windows = stream->windows(32), key.window = 32, key.k = 1, key.vocabulary = model->config.n_vocab;
+  key.outputs = TeacherOutputs::kWritten, key.seed = 5;
+  const auto run = [&](TeacherCache* cache, std::uint64_t& forwards, std::uint64_t seed) {
+    Network n = random_network(model->config, 9);
+    Moments moments;
+    key.seed = seed;
+    Teacher teacher{teacher_network, key, cache};
+    for (int i = 0; i < 3; ++i) optimise_step(n, moments, &teacher, *stream, pass, 1, i, 3, 32, 4);
+    forwards = teacher.forwards;
+    return n;
+  };
+  auto cache = TeacherCache::open(folder / "c", key, 1 << 30);
+  ASSERT_OK(cache);
+  std::uint64_t none = 0, first = 0, second = 0, other = 0;
+  const Network a = run(nullptr, none, 5), b = run(&*cache, first, 5), c = run(&*cache, second, 5),
+                d = run(nullptr, other, 6);
+  EXPECT_EQ(none, 12u);
+  EXPECT_EQ(first, 12u);
+  EXPECT_EQ(second, 0u);
+  bool same = true;
+  for (const auto& [name, tensor] : a.weights) {
+    EXPECT_TRUE(tensor.equal(b.weight(name))) << name;
+    EXPECT_TRUE(tensor.equal(c.weight(name))) << name;
+    same &= tensor.equal(d.weight(name));
+  }
+  EXPECT_FALSE(same) << "another seed, other words";
+  // What it wrote goes on from the text's first quarter.
+  std::vector<std::byte> record(key.record_bytes());
+  std::vector<std::int64_t> text(33);
+  const std::uint64_t at = stream->window(1, 0, 32, text.data());
+  ASSERT_TRUE(cache->read(at, record));
+  const Tensor ids = unpack_targets(record, key).ids.squeeze(1);
+  EXPECT_TRUE(ids.slice(0, 0, 7).equal(at::tensor(text, at::kLong).slice(0, 1, 8)));
+  EXPECT_FALSE(ids.slice(0, 7).equal(at::tensor(text, at::kLong).slice(0, 8)));
+}
+
 /// Every part of a mixture, alone, lowers its own loss; a narrower student learns its projections.
 TEST_F(Optimise, EveryPartOfAMixtureTeaches) {
   const Network teacher_network = *load_network(*model);
@@ -319,11 +387,17 @@ TEST_F(Optimise, EveryPartOfAMixtureTeaches) {
   parts.emplace_back("on policy", none()).second.soft = 1;
   parts.back().second.divergence = Divergence::kJensenShannon;
   parts.back().second.on_policy = 0.5;
+  parts.emplace_back("sequence", none()).second.labels = 1;
+  parts.back().second.teacher_text = 1;
+  parts.emplace_back("mapped", none()).second.hidden = 1;
+  parts.back().second.layer_map.assign(narrow.layers.size(), 0);
   for (const auto& [name, mixture] : parts) {
     Network n = random_network(narrow, 9);
     if (mixture.hidden > 0) add_projections(n, model->config, 4);
     Moments moments;
     Teacher teacher{teacher_network, {}};
+    teacher.key.window = 16, teacher.key.k = 1, teacher.key.vocabulary = model->config.n_vocab;
+    teacher.key.outputs = TeacherOutputs::kWritten;
     OptimisePass pass;
     pass.distil = mixture;
     pass.warmup = 0;

@@ -13,6 +13,13 @@ using ::testing::AssertionFailure;
 using ::testing::AssertionResult;
 using ::testing::AssertionSuccess;
 
+ModelConfig narrow_model() {
+  ModelConfig c;
+  c.n_vocab = 512, c.n_ctx = 64, c.n_embd = 128, c.head_dim = 16;
+  c.layers.assign(2, {8, 8, 352});
+  return c;
+}
+
 class RecipeTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -199,6 +206,38 @@ TEST_F(RecipeTest, VocabularyEarlyStoppingAndPrecision) {
   EXPECT_TRUE(refused(with("evaluate:\n  - prune.vocabulary:"), 6, {"first"}));
 }
 
+TEST_F(RecipeTest, TeachersTextAndLayers) {
+  const auto sequence =
+      parse(std::string("  - distil.sequence: {tokens: 9, text_temperature: 0.5}\n") + kExport);
+  ASSERT_OK(sequence);
+  const Mixture& made = *std::get<OptimisePass>(sequence->passes[0]).distil;
+  EXPECT_EQ(made.teacher_text, 1);
+  EXPECT_EQ(made.labels, 1);
+  EXPECT_EQ(made.soft, 0);
+  EXPECT_EQ(made.text_temperature, 0.5);
+  const auto mixed = parse(
+      std::string(
+          "  - distil: {tokens: 9, hidden: 1, layer_map: [0, 1], teacher_text: 0.5, on_policy: 0.5}\n") +
+      kExport);
+  ASSERT_OK(mixed);
+  EXPECT_EQ(std::get<OptimisePass>(mixed->passes[0]).distil->layer_map, (std::vector<std::uint32_t>{0, 1}));
+  for (const auto& [keys, word] :
+       {std::pair{"distil.sequence: {tokens: 9, alpha: 1}", "alpha"},
+        {"distil: {tokens: 9, layer_map: [0, 1]}", "belongs to attention"},
+        {"distil: {tokens: 9, text_temperature: 1}", "belongs to teacher_text"},
+        {"distil: {tokens: 9, teacher_text: 0.6, on_policy: 0.6}", "at most 1"},
+        {"distil: {tokens: 9, teacher_text: 1, teacher_outputs: top_k}", "teacher_outputs: full"}})
+    EXPECT_TRUE(refused(parse(fmt::format("  - {}\n{}", keys, kExport)), 5, {word})) << keys;
+  const ModelConfig teacher = narrow_model();
+  const auto plan = [&](const char* map) {
+    auto recipe = parse(fmt::format("  - distil: {{tokens: 9, hidden: 1, layer_map: {}}}\n{}", map, kExport));
+    return make_plan(*recipe, teacher, &teacher, 1000, 1000);
+  };
+  EXPECT_OK(plan("[1, 0]"));
+  EXPECT_NE(plan("[1]").error().message.find("2 layers: one for each"), std::string::npos);
+  EXPECT_NE(plan("[0, 2]").error().message.find("the teacher's are 0 to 1"), std::string::npos);
+}
+
 TEST_F(RecipeTest, Classification) {
   const std::string head =
       "version: 1\ntask: classification\ndata: {train: {file: d.jsonl}, held_out: {file: d.jsonl}}\n";
@@ -261,7 +300,8 @@ TEST(Data, AStreamOfAFileIsThatOfItsDocuments) {
   ASSERT_OK(write_file_atomic(folder / "d.jsonl", testing::tiny_corpus_jsonl(50, 1)));
   for (const std::uint64_t limit : {std::uint64_t{0}, std::uint64_t{7}}) {
     auto held = TokenStream::make(*read_documents(folder / "d.jsonl", limit), *tokenizer);
-    auto mapped = TokenStream::make(folder / "d.jsonl", limit, *tokenizer, folder / "tokens");
+    auto mapped =
+        TokenStream::make(folder / "d.jsonl", limit, *tokenizer, folder / "tokens", limit == 0 ? 3 : 1);
     ASSERT_OK(held);
     ASSERT_OK(mapped);
     ASSERT_EQ(mapped->tokens(), held->tokens());
@@ -287,13 +327,6 @@ TEST_F(RecipeTest, ExportsKeepOffTheRunsOwnFiles) {
       parse("  - export: {file: s.gguf, hf: true}\n  - export: {file: s, kind: huggingface}\n");
   ASSERT_FALSE(twice);
   EXPECT_NE(twice.error().message.find("two exports write 's'"), std::string::npos);
-}
-
-ModelConfig narrow_model() {
-  ModelConfig c;
-  c.n_vocab = 512, c.n_ctx = 64, c.n_embd = 128, c.head_dim = 16;
-  c.layers.assign(2, {8, 8, 352});
-  return c;
 }
 
 TEST(Plan, WhatAFileIsWrittenAsIsTold) {
