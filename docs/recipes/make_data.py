@@ -4,13 +4,16 @@
 usage: make_data.py fashion OUT [--from /usr/share/datasets/fashion-mnist]   (Debian: dataset-fashion-mnist)
        make_data.py ai4i OUT --from ai4i2020.csv
        make_data.py hwu64 OUT --from FOLDER                                  (train.jsonl, test.jsonl)
+       make_data.py debian OUT --from CHECKOUT                               (Retort's own, for its demo teacher)
 """
 import argparse
 import collections
 import gzip
 import json
 import os
+import shutil
 import struct
+import subprocess
 import unicodedata
 
 
@@ -114,9 +117,21 @@ def hwu64(out, source):
                    'mask_token': '[MASK]', 'do_lower_case': True, 'tokenizer_class': 'BertTokenizer'}, file)
 
 
+def debian(out, source):
+    """This machine's package descriptions, those of Python's packages apart as well, and the demo teacher."""
+    folder = os.path.join(out, 'debian')
+    subprocess.run([os.path.join(source, 'scripts/debian-descriptions'), folder], check=True)
+    for split in ('distil', 'held_out'):
+        with open(os.path.join(folder, split + '.jsonl'), encoding='utf-8') as file:
+            lines = [line for line in file if json.loads(line)['label'] == 'python']
+        with open(os.path.join(folder, f'python-{split}.jsonl'), 'w', encoding='utf-8') as file:
+            file.writelines(lines)
+    shutil.copytree(os.path.join(source, 'scripts/demo-teacher/model'), os.path.join(folder, 'teacher'), dirs_exist_ok=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['fashion', 'ai4i', 'hwu64'])
+    parser.add_argument('what', choices=['fashion', 'ai4i', 'hwu64', 'debian'])
     parser.add_argument('out')
     parser.add_argument('--from', dest='source')
     arguments = parser.parse_args()
@@ -124,7 +139,7 @@ def main():
         parser.error(f'{arguments.what} needs --from: where its data are')
     os.makedirs(arguments.out, exist_ok=True)
     try:
-        {'fashion': fashion, 'ai4i': ai4i, 'hwu64': hwu64}[arguments.what](
+        {'fashion': fashion, 'ai4i': ai4i, 'hwu64': hwu64, 'debian': debian}[arguments.what](
             arguments.out, arguments.source or '/usr/share/datasets/fashion-mnist')
     except OSError as error:
         hint = "; Debian's package dataset-fashion-mnist has it" if arguments.what == 'fashion' else ''

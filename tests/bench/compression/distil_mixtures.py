@@ -17,6 +17,8 @@ WAYS = {
     'soft, relations': 'distil: {{{keys}, labels: 0.5, soft: 0.5, relation: 1}}',
     'reverse': 'distil: {{{keys}, labels: 0.5, soft: 0.5, divergence: reverse}}',
     'jsd, on policy': 'distil: {{{keys}, labels: 0.5, soft: 0.5, divergence: jsd, on_policy: 0.25}}',
+    'sequence': 'distil.sequence: {{{keys}}}',
+    'soft, a quarter sequence': 'distil: {{{keys}, labels: 0.5, soft: 0.5, teacher_text: 0.25}}',
 }
 bench = Bench(__doc__)
 bench.parser.add_argument('--tokens', type=int, default=100000)
