@@ -33,6 +33,9 @@ double matrix_product_rate() {
   return best;
 }
 
+LoopThreads::LoopThreads(int threads) : before_(at::get_num_threads()) { at::set_num_threads(threads); }
+LoopThreads::~LoopThreads() { at::set_num_threads(before_); }
+
 void settle_process(int threads, char** argv) {
   const std::string blas = std::to_string(threads), loops = std::to_string(std::max(1, threads / 2));
   const char* settled = std::getenv("RETORT_WORKER_THREADS");

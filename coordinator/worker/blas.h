@@ -8,6 +8,18 @@ namespace retort {
 /// products, and no spinning. A user's OPENBLAS_CORETYPE stays.
 void settle_process(int threads, char** argv);
 
+/// All of the worker's threads for loops while it lives, not half of them: for passes that mostly round.
+class LoopThreads {
+ public:
+  explicit LoopThreads(int threads);
+  ~LoopThreads();
+  LoopThreads(const LoopThreads&) = delete;
+  LoopThreads& operator=(const LoopThreads&) = delete;
+
+ private:
+  int before_;
+};
+
 /// Floating-point operations per second of a 512×512 F32 product.
 double matrix_product_rate();
 

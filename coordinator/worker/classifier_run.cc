@@ -301,7 +301,6 @@ class ClassifierRun final : public RecipeRun {
       planned.parameters = parameters_of(shape);
       planned.peak_bytes = kBase + data + (teacher_ ? 4 * parameters_of(*teacher_) : 0) + extra;
       plan.peak_bytes = std::max(plan.peak_bytes, planned.peak_bytes);
-      plan.flops += planned.flops;
       plan.passes.push_back(std::move(planned));
       shapes_.push_back(shape);
     }

@@ -6,6 +6,7 @@
 #include "common/gguf/gguf.h"
 #include "common/tokenizer/unicode_text.h"
 #include "coordinator/worker/activations.h"
+#include "coordinator/worker/blas.h"
 #include "coordinator/worker/data.h"
 #include "coordinator/worker/evaluate.h"
 #include "coordinator/worker/judge.h"
@@ -80,7 +81,7 @@ class LanguageRun final : public RecipeRun {
     if (recipe_.held_out) RETORT_TRY(read_documents(recipe_.held_out->file, 1));
     plan_ = RETORT_TRY(make_plan(recipe_, start_, teacher_model_ ? &teacher_config_ : nullptr,
                                  recipe_.train ? file_bytes(recipe_.train->file) : 0,
-                                 file_bytes(tokenizer_folder_ / "tokenizer.json")));
+                                 file_bytes(tokenizer_folder_ / "tokenizer.json"), options_.threads));
     return plan_;
   }
 
@@ -383,6 +384,7 @@ class LanguageRun final : public RecipeRun {
 
   Result<void> run(std::size_t index, const QuantizePass& pass) {
     teacher_.reset();  // it is not asked, and rounding wants memory
+    const LoopThreads all(options_.threads);
     std::vector<at::Tensor> text;
     if (pass.needs_calibration())
       text = RETORT_TRY(calibration(index, std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,

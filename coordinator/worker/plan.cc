@@ -353,10 +353,69 @@ std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config
   return bytes;
 }
 
+namespace {
+/// Seconds that one thread takes to encode a value (measured: AMD EPYC with AVX-512). `weighted`: with what
+/// each column's error counts.
+double encode_seconds(TensorType type, bool weighted) {
+  switch (type) {
+    case TensorType::kQ6K:
+    case TensorType::kQ3K:
+      return 147e-9;
+    case TensorType::kQ5K:
+    case TensorType::kQ4K:
+      return 110e-9;
+    case TensorType::kIq4Nl:
+      return 345e-9;
+    case TensorType::kCodebook4:
+      return 250e-9;
+    case TensorType::kCodebook8:
+      return 480e-9;
+    case TensorType::kQ4_0:
+      return weighted ? 113e-9 : 3e-9;
+    case TensorType::kSparse24Q8:
+      return 20e-9;
+    default:
+      return 4e-9;
+  }
+}
+}  // namespace
+
+RoundingCost rounding_cost(const QuantizePass& pass, const ModelConfig& config, std::uint64_t tokens) {
+  RoundingCost out;
+  const bool gptq = pass.method == QuantizePass::Method::kGptq, weighted = pass.needs_statistics();
+  std::uint64_t last_columns = 0;
+  for (const auto& [name, rows, columns] : matrices_of(config)) {
+    const auto fixed = fixed_format(pass, name);
+    const TensorType type = stored_type(fixed.value_or(pass.bits ? TensorType::kQ4K : pass.format), columns);
+    const double values = static_cast<double>(rows * columns), width = static_cast<double>(columns);
+    out.loop_seconds += values * encode_seconds(type, weighted);
+    if (pass.bits && !fixed)
+      for (const TensorType candidate : pass.candidates)
+        out.loop_seconds += values * encode_seconds(stored_type(candidate, columns), false);
+    const bool layer = name.starts_with(layers_prefix(config));
+    if (pass.awq && layer) {  // eleven values of α
+      out.loop_seconds += 11 * values * encode_seconds(type, weighted);
+      out.flops += 11 * 2 * values * width;
+    }
+    if (gptq) out.flops += values * width;  // each error, carried to the columns that are left
+    if (weighted && layer && columns != last_columns)
+      out.flops += 2 * static_cast<double>(tokens) * width * width + 2 * width * width * width;
+    last_columns = columns;
+  }
+  return out;
+}
+
+double Plan::seconds(double flops_per_second) const {
+  double sum = 0;
+  for (const PlannedPass& pass : passes) sum += seconds(pass, flops_per_second);
+  return sum;
+}
+
 Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const ModelConfig* teacher,
-                       std::uint64_t data_bytes, std::uint64_t vocabulary_bytes) {
+                       std::uint64_t data_bytes, std::uint64_t vocabulary_bytes, int threads) {
   constexpr std::uint64_t kBase = 220ull << 20;  // LibTorch and OpenBLAS, loaded and warm (measured)
   Plan plan;
+  plan.threads = threads;
   ModelConfig config = start;
   std::optional<QuantizePass> quantized;
   std::map<std::string, double> zero_shares;
@@ -434,6 +493,9 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
       if (rounding->bits)
         planned.flops += static_cast<double>(rounding->candidates.size() * 7ull * config.n_layer()) / 2 *
                          forward * static_cast<double>(rounding->sensitivity_tokens);
+      const RoundingCost cost = rounding_cost(*rounding, config, planned.tokens);
+      planned.flops += cost.flops;
+      planned.loop_seconds = cost.loop_seconds;
     } else if (std::holds_alternative<EvaluatePass>(pass)) {
       planned.tokens = recipe.held_out->max_tokens;
       planned.flops = forward_flops(config, config.n_ctx) * static_cast<double>(planned.tokens);
@@ -462,7 +524,6 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
     // Rounding lets go of the teacher.
     planned.peak_bytes = kBase + (std::holds_alternative<QuantizePass>(pass) ? 0 : kept) + extra;
     plan.peak_bytes = std::max(plan.peak_bytes, planned.peak_bytes);
-    plan.flops += planned.flops;
     plan.passes.push_back(std::move(planned));
   }
   return plan;
@@ -488,7 +549,7 @@ json::object to_json(const Plan& plan, double flops_per_second) {
                      {"tokens", pass.tokens},
                      {"steps", pass.steps},
                      {"peak_memory_bytes", pass.peak_bytes},
-                     {"estimated_seconds", pass.flops / flops_per_second}};
+                     {"estimated_seconds", plan.seconds(pass, flops_per_second)}};
     if (pass.file_bytes != 0) {
       out["file_bytes"] = pass.file_bytes;
       out["format"] = pass.format;
@@ -505,14 +566,17 @@ std::string to_table(const Plan& plan, double flops_per_second) {
   std::string out = fmt::format("{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", "pass",
                                 "model afterwards", "parameters", "tokens", "file", "memory", "time");
   for (const PlannedPass& pass : plan.passes)
-    out += fmt::format("{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", pass.name, pass.shape_after,
-                       format_count(pass.parameters), pass.tokens ? format_count(pass.tokens) : "",
-                       pass.file_bytes ? format_bytes(pass.file_bytes) : "", format_bytes(pass.peak_bytes),
-                       pass.flops > 0 ? format_seconds(pass.flops / flops_per_second) : "");
+    out += fmt::format(
+        "{:<24} {:<44} {:>10} {:>9} {:>10} {:>10} {:>12}\n", pass.name, pass.shape_after,
+        format_count(pass.parameters), pass.tokens ? format_count(pass.tokens) : "",
+        pass.file_bytes ? format_bytes(pass.file_bytes) : "", format_bytes(pass.peak_bytes),
+        pass.flops + pass.loop_seconds > 0 ? format_seconds(plan.seconds(pass, flops_per_second)) : "");
   for (const std::string& warning : plan.warnings) out += "warning: " + warning + "\n";
   out += fmt::format(
       "peak memory about {}, time about {} (from floating-point operations at the {:.0f} GFLOP/s of\n"
-      "matrix products that training reaches here, half of what a 512×512 product measured)\n",
+      "matrix products that training reaches here, half of what a 512×512 product measured, and what "
+      "searches\n"
+      "for scales took on another machine)\n",
       format_bytes(plan.peak_bytes), format_seconds(plan.seconds(flops_per_second)), flops_per_second / 1e9);
   return out;
 }

@@ -23,17 +23,21 @@ struct PlannedPass {
   std::optional<TensorType>
       rewritten;  ///< export: the type that matrices are encoded in, unless they already are
   std::uint64_t tokens = 0, steps = 0, file_bytes = 0, peak_bytes = 0;
-  double flops = 0;
+  double flops = 0;         ///< of matrix products
+  double loop_seconds = 0;  ///< of one thread, beside them: searches for the scales of rounded values
 };
 
 struct Plan {
   std::vector<PlannedPass> passes;
   std::vector<std::string> warnings;  ///< what is not as a recipe's words let one think
   std::uint64_t peak_bytes = 0;
-  double flops = 0;
+  int threads = 1;
 
   /// At `flops_per_second` of matrix products.
-  double seconds(double flops_per_second) const { return flops / flops_per_second; }
+  double seconds(const PlannedPass& pass, double flops_per_second) const {
+    return pass.flops / flops_per_second + pass.loop_seconds / threads;
+  }
+  double seconds(double flops_per_second) const;  ///< of all passes
 };
 
 /// The model's shape after a cut. kInvalid when a target is larger than what is there or heads do not divide.
@@ -54,7 +58,7 @@ std::uint32_t micro_batch(std::uint32_t windows, std::uint32_t window, std::uint
 /// `teacher`: nullptr when there is none. `data_bytes`: size of the training text, `vocabulary_bytes`: of
 /// tokenizer.json.
 Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const ModelConfig* teacher,
-                       std::uint64_t data_bytes, std::uint64_t vocabulary_bytes);
+                       std::uint64_t data_bytes, std::uint64_t vocabulary_bytes, int threads = 1);
 
 /// Windows of calibration text that go through the model at once.
 std::uint32_t calibration_batch(const ModelConfig& config, std::uint64_t window);
@@ -79,6 +83,13 @@ std::uint64_t statistics_bytes(std::uint64_t columns);
 /// Memory of a quantize.weights beside the network: encoded matrices, the statistics of one layer at a time
 /// and the text's hidden states (quantize.h).
 std::uint64_t quantize_bytes(const QuantizePass& pass, const ModelConfig& config);
+
+/// Time of a quantize.weights: seconds that one thread takes to search for scales, and operations of what
+/// GPTQ and AWQ do with each matrix's statistics over `tokens`.
+struct RoundingCost {
+  double loop_seconds = 0, flops = 0;
+};
+RoundingCost rounding_cost(const QuantizePass& pass, const ModelConfig& config, std::uint64_t tokens);
 
 /// How a file's matrices come to be stored when these formats are asked for.
 struct WrittenAs {

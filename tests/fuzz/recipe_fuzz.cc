@@ -1,4 +1,4 @@
-// fuzz-links: retort_worker_core
+// fuzz-links: retort_recipe
 // Recipes: refused with a place, or taken with at least one export and every width and share in its range.
 #include "coordinator/worker/recipe.h"
 #include "tests/fuzz/fuzz_seeds.h"
@@ -27,6 +27,9 @@ std::vector<std::string> fuzz_seeds() {
         "  - prune.vocabulary: {min_count: 2}\n",
         "  - distil: {tokens: 9, labels: 0, soft: 1, divergence: jsd, beta: 0.3, attention: 1, hidden: 1, "
         "relation: 1, relation_heads: 2, on_policy: 0.5}\n  - evaluate: {label: x}\n",
+        "  - distil.sequence: {tokens: 9, text_temperature: 0.5}\n  - distil: {tokens: 9, hidden: 1, "
+        "layer_map: "
+        "[0, 3], teacher_text: 0.5, on_policy: 0.5}\n",
         "  - distil.soft: {tokens: 9, alpha: 1, teacher_outputs: top_k, k: 8}\n  - quantize.aware: {tokens: "
         "9, "
         "format: Q4_K}\n  - quantize.activations: {method: kl, smooth: 0.5, dynamic: [\"*down*\"], "

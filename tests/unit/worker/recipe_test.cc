@@ -390,6 +390,27 @@ TEST(Plan, SparseFilesArePlannedWithoutTheirZeros) {
       << "its zeros are stored like other values";
 }
 
+/// What searches for scales, and what looks at text, takes longer than what does not.
+TEST(Plan, RoundingTakesItsTime) {
+  ModelConfig config = narrow_model();
+  config.n_embd = 256, config.head_dim = 32;
+  const auto cost = [&](QuantizePass pass) { return rounding_cost(pass, config, 1000); };
+  using Method = QuantizePass::Method;
+  const RoundingCost q8 = cost({.format = TensorType::kQ8_0}), q4 = cost({.format = TensorType::kQ4K}),
+                     gptq = cost({.format = TensorType::kQ4K, .method = Method::kGptq}),
+                     awq = cost({.format = TensorType::kQ4K, .awq = true}), bits = cost({.bits = 4.5});
+  EXPECT_GT(q4.loop_seconds, 10 * q8.loop_seconds);
+  EXPECT_EQ(q4.flops, 0);
+  EXPECT_GT(gptq.flops, 0);
+  EXPECT_GT(awq.loop_seconds, 4 * q4.loop_seconds);
+  EXPECT_GT(bits.loop_seconds, 4 * q4.loop_seconds);
+  Plan plan;
+  plan.threads = 2;
+  plan.passes.resize(2);
+  plan.passes[0].flops = 3e9, plan.passes[1].loop_seconds = 4;
+  EXPECT_EQ(plan.seconds(1e9), 5);
+}
+
 TEST(Plan, ShapesOfCuts) {
   ModelConfig c;
   c.n_vocab = 100, c.n_ctx = 32, c.n_embd = 64, c.head_dim = 8;
