@@ -9,6 +9,20 @@ DocumentFormat document_format(const std::filesystem::path& file) {
   return file.extension() == ".txt" ? DocumentFormat::kPlainText : DocumentFormat::kJsonLines;
 }
 
+namespace {
+/// "text", or "prompt" and "completion" as they follow on each other.
+Result<std::string> document_in(const json::object& line, const std::string& place) {
+  if (json_has(line, "prompt") && !json_has(line, "text"))
+    return RETORT_TRY(json_string(line, "prompt", place)) +
+           RETORT_TRY(json_string(line, "completion", place));
+  if (json_has(line, "messages") && !json_has(line, "text"))
+    return fail(
+        ErrorCode::kUnsupported, place,
+        "'messages' are text only after a model's chat template: write what it makes of them into 'text'");
+  return json_string(line, "text", place);
+}
+}  // namespace
+
 Result<std::uint64_t> visit_documents(std::string_view text, DocumentFormat format, const std::string& where,
                                       const std::function<bool(std::string document)>& visit) {
   const auto blank = [](std::string_view part) {
@@ -32,7 +46,7 @@ Result<std::uint64_t> visit_documents(std::string_view text, DocumentFormat form
       if (blank(line)) continue;
       const std::string place = fmt::format("{}:{}", where, number);
       const json::value value = RETORT_TRY(parse_json(line, place));
-      give(RETORT_TRY(json_string(*RETORT_TRY(as_object(value, place)), "text", place)));
+      give(RETORT_TRY(document_in(*RETORT_TRY(as_object(value, place)), place)));
     } else if (blank(line)) {
       give(std::exchange(paragraph, {}));
     } else {

@@ -11,7 +11,8 @@
 
 namespace retort {
 
-/// How documents stand in a file: an object with a member "text" a line, or paragraphs between blank lines.
+/// How documents stand in a file: an object a line with a member "text", or with "prompt" and "completion"
+/// that follow on each other, or paragraphs between blank lines.
 enum class DocumentFormat { kJsonLines, kPlainText };
 
 /// By the ending: .txt is plain text, anything else JSON lines.

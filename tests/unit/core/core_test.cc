@@ -168,6 +168,22 @@ TEST(File, APipeIsNoFileAndHoldsNobodyUp) {
 }
 
 }  // namespace
+TEST(Documents, PromptsAndCompletionsAreJoined) {
+  const auto read = [](const char* line) {
+    std::string found;
+    const auto count =
+        visit_documents(line, DocumentFormat::kJsonLines, "d.jsonl", [&](std::string document) {
+          found = std::move(document);
+          return true;
+        });
+    return count ? found : count.error().describe();
+  };
+  EXPECT_EQ(read(R"({"prompt": "two and two ", "completion": "are four"})"), "two and two are four");
+  EXPECT_EQ(read(R"({"prompt": "x", "text": "whole"})"), "whole");
+  EXPECT_NE(read(R"({"prompt": "x"})").find("completion"), std::string::npos);
+  EXPECT_NE(read(R"({"messages": []})").find("chat template"), std::string::npos);
+}
+
 TEST(Documents, ParagraphsAndJsonLinesByOneRule) {
   testing::TemporaryFolder folder;
   const auto documents = [&](const char* name, const char* text, std::uint64_t limit = 0) {
