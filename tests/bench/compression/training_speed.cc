@@ -83,7 +83,7 @@ int main(int argc, char** argv) {
   TokenStream stream = TokenStream::make(std::vector<std::string>{letters}, opened->tokenizer).value();
   std::printf("512×512×512 in F32: %.0f GFLOP/s\n", matrix_product_rate() / 1e9);
   for (const bool bf16 : {false, true}) {
-    if (bf16 && !has_bf16()) break;
+    if (bf16 && !has_bf16(at::kCPU)) break;
     torch::NoGradGuard no_grad;
     const at::ScalarType type = bf16 ? at::kBFloat16 : at::kFloat;
     Products products;
