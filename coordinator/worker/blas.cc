@@ -33,7 +33,13 @@ double matrix_product_rate() {
   return best;
 }
 
-LoopThreads::LoopThreads(int threads) : before_(at::get_num_threads()) { at::set_num_threads(threads); }
+namespace {
+int settled_threads = 0;  // 0: nobody has said
+}
+
+LoopThreads::LoopThreads() : before_(at::get_num_threads()) {
+  if (settled_threads > 0) at::set_num_threads(settled_threads);
+}
 LoopThreads::~LoopThreads() { at::set_num_threads(before_); }
 
 void settle_process(int threads, char** argv) {
@@ -57,6 +63,7 @@ void settle_process(int threads, char** argv) {
   // each time, which then clears their pages anew: a third to two thirds of a step.
   keep_freed_memory(1u << 30, std::numeric_limits<int>::max());
   ::mallopt(M_TOP_PAD, 64 << 20);
+  settled_threads = threads;
   at::set_num_threads(std::max(1, threads / 2));
   at::globalContext().setFlushDenormal(true);
 }

@@ -8,10 +8,10 @@ namespace retort {
 /// products, and no spinning. A user's OPENBLAS_CORETYPE stays.
 void settle_process(int threads, char** argv);
 
-/// All of the worker's threads for loops while it lives, not half of them: for passes that mostly round.
+/// All of the threads that settle_process was told for loops while it lives, not half of them: for rounding.
 class LoopThreads {
  public:
-  explicit LoopThreads(int threads);
+  LoopThreads();
   ~LoopThreads();
   LoopThreads(const LoopThreads&) = delete;
   LoopThreads& operator=(const LoopThreads&) = delete;

@@ -384,7 +384,7 @@ class LanguageRun final : public RecipeRun {
 
   Result<void> run(std::size_t index, const QuantizePass& pass) {
     teacher_.reset();  // it is not asked, and rounding wants memory
-    const LoopThreads all(options_.threads);
+    const LoopThreads all;
     std::vector<at::Tensor> text;
     if (pass.needs_calibration())
       text = RETORT_TRY(calibration(index, std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "coordinator/worker/blas.h"
 #include "coordinator/worker/distil.h"
 #include "coordinator/worker/masked_text.h"
 #include "coordinator/worker/matrix_quantizer.h"
@@ -239,6 +240,7 @@ Network rounded_copy(const Network& network, const QuantizePass& formats) {
     Tensor lost;
     {
       torch::NoGradGuard no_grad;
+      const LoopThreads all;
       const Tensor on_cpu = tensor.detach().cpu();
       const Tensor whole = stored.transposed ? on_cpu.t().contiguous() : on_cpu;
       const TensorType type =
