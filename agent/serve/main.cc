@@ -110,6 +110,8 @@ int run(int argc, char** argv) {
       ->required();
   eval_command->add_option("--labels", options.labels, "idx file of the images' labels");
   eval_command->add_option("--teacher", options.teacher, "GGUF to compare with");
+  eval_command->add_option("--documents", options.documents,
+                           "judge by the first so many documents (default: all)");
   eval_command->add_option("--max-tokens", options.max_tokens, "stop after this many predictions");
   eval_command->add_option("--max-examples", options.max_examples, "stop after this many (classifiers)");
   eval_command->add_flag("--json", options.as_json, "always so");

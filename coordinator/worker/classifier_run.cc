@@ -111,7 +111,7 @@ class ClassifierRun final : public RecipeRun {
 
  private:
   Result<void> begin() override {
-    RETORT_TRY(out_.load({recipe_.sha256, sources_.teacher_sha256, recipe_.passes.size(), options_.threads}));
+    RETORT_TRY(out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads}));
     if (recipe_.held_out) {
       serve_ = RETORT_TRY(find_serve(options_.serve_binary));
       held_out_ = RETORT_TRY(read(*recipe_.held_out));
@@ -121,7 +121,9 @@ class ClassifierRun final : public RecipeRun {
       tell_missing_labels();
       sources_.data_sha256 = RETORT_TRY(sha256_file_hex(recipe_.train->file));
     }
-    RETORT_TRY(out_.learn_from(sources_.data_sha256));
+    RETORT_TRY(out_.learn_from(sources_.data_sha256, recipe_.held_out
+                                                         ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
+                                                         : std::string()));
     const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
     using Normalize = ClassifierInit::Normalize;
     if (first != nullptr && first->classifier && start_.classifier &&
@@ -153,9 +155,10 @@ class ClassifierRun final : public RecipeRun {
                     recipe_.teacher.string());
       tokenizer_ = model.tokenizer;
       tokenizer_folder_ = recipe_.teacher;
-      teacher = RETORT_TRY(load_network(model));
+      teacher = RETORT_TRY(load_network(model, recipe_.teacher.string()));
     }
     sources_.teacher_sha256 = RETORT_TRY(weights_sha256(recipe_.teacher));
+    teacher_model_sha256_ = RETORT_TRY(model_sha256(recipe_.teacher));
     start_.config = teacher.config, start_.classifier = teacher.classifier;
     teacher_ = std::move(teacher);
     return {};
@@ -199,7 +202,7 @@ class ClassifierRun final : public RecipeRun {
         return fail(ErrorCode::kInvalid, recipe_.place(0), "init: '{}' is a {}, and a bert is asked for",
                     init.body.string(), to_string(body.config.family));
       start_.config = body.config;
-      body_ = RETORT_TRY(load_network(body));
+      body_ = RETORT_TRY(load_network(body, init.body.string()));
       sources_.init_sha256 = RETORT_TRY(weights_sha256(init.body));
     }
     EncoderConfig& head = start_.config.encoder;

@@ -54,6 +54,7 @@ class LanguageRun final : public RecipeRun {
                     "'{}' is an encoder without a masked-LM head; classifiers have task: classification",
                     recipe_.teacher.string());
       teacher_sha256_ = RETORT_TRY(weights_sha256(recipe_.teacher));
+      teacher_model_sha256_ = RETORT_TRY(model_sha256(recipe_.teacher));
       tokenizer_ = teacher_model_->tokenizer;
       tokenizer_folder_ = recipe_.teacher;
       start_ = teacher_model_->config;
@@ -87,7 +88,7 @@ class LanguageRun final : public RecipeRun {
 
  private:
   Result<void> begin() override {
-    RETORT_TRY(out_.load({recipe_.sha256, teacher_sha256_, recipe_.passes.size(), options_.threads}));
+    RETORT_TRY(out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads}));
     if (recipe_.held_out) {
       bool judges = false;
       for (const Pass& pass : recipe_.passes) {
@@ -100,7 +101,9 @@ class LanguageRun final : public RecipeRun {
     data_sha256_ = recipe_.train      ? RETORT_TRY(sha256_file_hex(recipe_.train->file))
                    : recipe_.held_out ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
                                       : "";
-    RETORT_TRY(out_.learn_from(data_sha256_));
+    RETORT_TRY(out_.learn_from(data_sha256_, recipe_.held_out
+                                                 ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
+                                                 : std::string()));
     if (vocabulary_) RETORT_TRY(take_vocabulary());
     return load_weights();
   }
@@ -126,8 +129,8 @@ class LanguageRun final : public RecipeRun {
           (optimise->distil->outputs != TeacherOutputs::kFull || optimise->distil->on_policy > 0 ||
            optimise->distil->teacher_text > 0))
         return fail(ErrorCode::kUnsupported, recipe_.place(i),
-                    "{}: a masked language model hides other tokens each time and writes none, so "
-                    "'teacher_outputs' must be full, 'on_policy' and 'teacher_text' 0",
+                    "{}: a masked language model hides other tokens each time and writes none, so it learns "
+                    "by 'teacher_outputs: full', without distil.sequence, 'on_policy' and 'teacher_text'",
                     pass_name(pass));
     }
     return {};
@@ -164,7 +167,7 @@ class LanguageRun final : public RecipeRun {
   /// it was under the condition that none of the others comes.
   Result<void> need_teacher() {
     if (teacher_ || !teacher_model_) return {};
-    teacher_ = RETORT_TRY(load_network(*teacher_model_));
+    teacher_ = RETORT_TRY(load_network(*teacher_model_, recipe_.teacher.string()));
     if (vocabulary_) keep_tokens(*teacher_, vocabulary_->kept, start_);
     return {};
   }
@@ -228,7 +231,7 @@ class LanguageRun final : public RecipeRun {
 
   Result<TeacherOutputsKey> outputs_key(const Mixture& mixture, std::uint32_t window) {
     TeacherOutputsKey key;
-    key.teacher_sha256 = teacher_sha256_;
+    key.teacher_sha256 = teacher_model_sha256_;
     key.tokenizer_sha256 = RETORT_TRY(sha256_file_hex(tokenizer_folder_ / "tokenizer.json"));
     key.data_sha256 = data_sha256_;
     key.limit_documents = recipe_.train->limit_documents;
@@ -494,13 +497,14 @@ class LanguageRun final : public RecipeRun {
                                      TensorType::kF32, {{"general.name", std::string("teacher")}})));
     }
     std::vector<std::string> more;
-    if (recipe_.held_out->max_tokens != 0)
-      more = {"--max-tokens", std::to_string(recipe_.held_out->max_tokens)};
+    for (const auto& [option, value] : {std::pair{"--max-tokens", recipe_.held_out->max_tokens},
+                                        {"--documents", recipe_.held_out->limit_documents}})
+      if (value != 0) more.insert(more.end(), {option, std::to_string(value)});
     return judged(file, reference, more);
   }
 
   std::optional<HfModel> teacher_model_;
-  std::string teacher_sha256_, data_sha256_;
+  std::string teacher_sha256_, data_sha256_;  ///< of its weights, for the lineage; of the text
   ModelConfig start_, teacher_config_;
   std::optional<VocabularyCut> vocabulary_;
   std::vector<std::string> held_out_;

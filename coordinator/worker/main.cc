@@ -26,6 +26,16 @@ Recipes: docs/recipes.md)";
 
 void on_signal(int) { retort::run_interrupted = true; }
 
+/// A file that is mapped is read beyond its end: someone else has made it shorter.
+void on_bus_error(int) {
+  constexpr std::string_view kMessage =
+      "retort-worker: a file that is being read, of the teacher or of the data, was made shorter meanwhile; "
+      "put it "
+      "back and run again\n";
+  (void)!::write(STDERR_FILENO, kMessage.data(), kMessage.size());
+  ::_exit(retort::exit_code(retort::ErrorCode::kUnavailable));
+}
+
 retort::Result<void> write_reports(const std::vector<std::filesystem::path>& folders, bool one,
                                    const std::filesystem::path& html, const std::filesystem::path& json) {
   std::vector<retort::json::object> reports;
@@ -133,6 +143,7 @@ int main(int argc, char** argv) {
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGBUS, on_bus_error);
 
   options.dry_run |= plan->parsed();
   if (run->parsed() || plan->parsed()) return retort::run_recipe(options);

@@ -394,13 +394,13 @@ Tensor write_on(const Network& network, const Tensor& prompts, std::int64_t coun
   return out;
 }
 
-Result<Network> load_network(const HfModel& model) {
+Result<Network> load_network(const HfModel& model, const std::string& where) {
   Network network{model.config, {}, {}};
   RETORT_TRY(gather(network, [&](const std::string& name) { return model.weights.find(name); }));
   for (const auto& [name, tensor] : network.weights)
     if (!tensor.isfinite().all().item<bool>())
       return fail(
-          ErrorCode::kCorrupt, "weights",
+          ErrorCode::kCorrupt, where,
           "tensor '{}' holds NaN or infinity: the file is broken, or was written by a training that had "
           "failed",
           name);

@@ -143,8 +143,8 @@ at::Tensor forward(const Network& network, const at::Tensor& ids, Trace* trace =
 at::Tensor encode_text(const Network& network, const at::Tensor& ids, const at::Tensor& tokens,
                        Trace* trace = nullptr);
 
-/// Every weight of the opened folder, copied to F32.
-Result<Network> load_network(const HfModel& model);
+/// Every weight of the opened folder, copied to F32. kCorrupt: one is NaN or infinite; `where` is named.
+Result<Network> load_network(const HfModel& model, const std::string& where = "weights");
 /// The weights of a network's shape, from tensors named `prefix` + a weight's name, copied to F32.
 Result<void> load_weights(Network& network, const Safetensors& file, const std::string& prefix);
 /// Normal(0, 0.02), residual outputs of decoders divided by √(2·layers), norms one, biases zero (GPT-2's

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <set>
 
@@ -62,18 +63,24 @@ class Fields {
     return false;
   }
 
+  /// Digits alone, as people count: 010 is ten.
+  static std::optional<std::uint64_t> count(const std::string& text) {
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (text.empty() || error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+    return value;
+  }
   template <typename T>
   void whole(const char* key, T& out, std::uint64_t low, std::uint64_t high) {
     if (!has(key)) return;
-    std::uint64_t value = 0;
     const std::string text = node_[key].IsScalar() ? node_[key].Scalar() : "";
-    const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
-    if (!digits || !YAML::convert<std::uint64_t>::decode(node_[key], value) || value < low || value > high) {
+    const auto value = count(text);
+    if (!value || *value < low || *value > high) {
       refuse(node_[key],
              fmt::format("'{}' must be a whole number from {} to {}, not '{}'", key, low, high, text));
       return;
     }
-    out = static_cast<T>(value);
+    out = static_cast<T>(*value);
   }
   /// A whole number, or a list of them.
   void wholes(const char* key, std::vector<std::uint32_t>& out, std::uint32_t low, std::uint32_t high) {
@@ -82,13 +89,12 @@ class Fields {
     for (std::size_t i = 0; i < (list.IsSequence() ? list.size() : 1); ++i) {
       const YAML::Node item = list.IsSequence() ? list[i] : list;
       const std::string text = item.IsScalar() ? item.Scalar() : "";
-      std::uint32_t value = 0;
-      if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos ||
-          !YAML::convert<std::uint32_t>::decode(item, value) || value < low || value > high)
+      const auto value = count(text);
+      if (!value || *value < low || *value > high)
         return refuse(item, fmt::format("'{}' must be a whole number from {} to {}, or a list of such, not "
                                         "'{}'",
                                         key, low, high, text));
-      out.push_back(value);
+      out.push_back(static_cast<std::uint32_t>(*value));
     }
     if (out.empty()) refuse(list, fmt::format("'{}' is an empty list", key));
   }
@@ -109,7 +115,12 @@ class Fields {
       refuse(node_[key], fmt::format("'{}' must be a text", key));
       return;
     }
-    out = node_[key].Scalar();
+    const std::string& given = node_[key].Scalar();
+    if (std::any_of(given.begin(), given.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; })) {
+      refuse(node_[key], fmt::format("'{}' has control characters", key));
+      return;
+    }
+    out = given;
   }
   void choice(const char* key, std::string& out, const std::vector<std::string>& choices) {
     text(key, out);
@@ -149,10 +160,10 @@ class Fields {
 };
 
 /// What a run's output folder holds beside its exports.
-constexpr std::array<std::string_view, 14> kOwnFiles{
+constexpr std::array<std::string_view, 15> kOwnFiles{
     "teacher.gguf", "result.json",      "state.json",  "progress.jsonl", "worker.lock",
     "cancel",       "finish",           "eval.json",   "tokenizer",      "tokens.bin",
-    "report.html",  "best.safetensors", "report.json", "written"};
+    "report.html",  "best.safetensors", "report.json", "written",        "eval.stderr"};
 
 struct Reader {
   std::filesystem::path folder;
@@ -558,6 +569,10 @@ struct Reader {
     fields.number("text_temperature", out.text_temperature, 0, 10);
     if (fields.has("text_temperature") && out.teacher_text == 0)
       fields.refuse(fields.node("text_temperature"), "'text_temperature' belongs to teacher_text");
+    if (out.on_policy > 0 && out.soft + out.attention + out.hidden + out.relation == 0)
+      fields.refuse(
+          fields.node("on_policy"),
+          "what the student writes has no labels: 'on_policy' needs soft, attention, hidden or relation");
     if (out.on_policy + out.teacher_text > 1)
       fields.refuse(fields.node("teacher_text"),
                     "on_policy and teacher_text are shares of the same windows: together at most 1");
@@ -692,18 +707,14 @@ struct Reader {
     if (!out.huggingface && !out.file.ends_with(".gguf"))
       return fail(ErrorCode::kInvalid, fields.at("file"), "'{}' must end in .gguf (or say kind: huggingface)",
                   out.file);
-    const bool control = std::any_of(out.file.begin(), out.file.end(), [](char c) {
-      return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
-    });
-    if (control || out.file.size() > 200)
-      return fail(ErrorCode::kInvalid, fields.at("file"),
-                  "'file' must have at most 200 bytes and no control characters");
+    if (out.file.size() > 200)
+      return fail(ErrorCode::kInvalid, fields.at("file"), "'file' must have at most 200 bytes");
     std::vector<std::string> names{out.file};
     if (out.also_huggingface) names.push_back(std::filesystem::path(out.file).stem().string());
     for (const std::string& name : names) {
       const bool ours =
           std::any_of(kOwnFiles.begin(), kOwnFiles.end(), [&](std::string_view own) { return name == own; });
-      if (ours || name.starts_with("checkpoint-"))
+      if (ours || name.starts_with("checkpoint-") || name.ends_with(".tmp"))
         return fail(ErrorCode::kInvalid, fields.at("file"), "'{}' is a name that the worker itself uses",
                     name);
     }
@@ -728,7 +739,8 @@ struct Reader {
                   fmt::join(names, ", "));
     const std::string name = node.begin()->first.Scalar();
     YAML::Node body = node.begin()->second;
-    if (body.IsNull()) body = YAML::Load("{}");
+    if (body.IsNull())  // an empty one, on the same line
+      body = YAML::Load(std::string(static_cast<std::size_t>(std::max(0, node.Mark().line)), '\n') + "{}");
     if (classification && std::find(names.begin(), names.end(), name) == names.end()) {
       const auto meant = nearest(name, names);
       return fail(ErrorCode::kInvalid, at_line(where, node),

@@ -31,7 +31,7 @@ Result<void> RecipeRun::pass_done(bool weights_changed) {
 
 Training RecipeRun::training_of(const OptimisePass& pass, std::size_t index, std::uint64_t per_step) const {
   const std::uint64_t steps = std::max<std::uint64_t>(1, pass.tokens / per_step);
-  return {pass, index, recipe_.passes.size(), steps, per_step, recipe_.where, {}, {}};
+  return {pass, index, recipe_.passes.size(), steps, per_step, recipe_.place(index), {}, {}};
 }
 
 Result<void> RecipeRun::train_there(const Training& training, Network* teacher) {

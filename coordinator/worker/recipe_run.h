@@ -52,6 +52,7 @@ class RecipeRun {
   std::filesystem::path serve_, tokenizer_folder_;
   std::optional<Tokenizer> tokenizer_;
   std::optional<Network> teacher_;
+  std::string teacher_model_sha256_;  ///< model_sha256, where there is a teacher
   Plan plan_;
   Network network_;
   Moments moments_;

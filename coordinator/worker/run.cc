@@ -130,10 +130,11 @@ int run_recipe(const RunOptions& options) {
     } catch (const std::bad_alloc&) {
       return fail(ErrorCode::kOutOfBudget, "memory",
                   "the system has no more memory to give; make batch_tokens smaller");
-    } catch (const std::exception& error) {  // LibTorch's
+    } catch (const std::exception& error) {  // LibTorch's, whose further lines tell where it was in itself
       std::string text = error.what();
+      text = text.substr(0, text.find('\n'));
       return fail(text.find("alloc") != std::string::npos ? ErrorCode::kOutOfBudget : ErrorCode::kInternal,
-                  "LibTorch", "{}", text.substr(0, text.find('\n')));
+                  "LibTorch", "{}", text);
     }
   }();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -177,6 +178,10 @@ Result<std::string> weights_sha256(const fs::path& folder) {
   std::string all;
   for (const fs::path& shard : shards) all += RETORT_TRY(sha256_file_hex(shard));
   return sha256_hex(all);
+}
+
+Result<std::string> model_sha256(const fs::path& folder) {
+  return sha256_hex(RETORT_TRY(weights_sha256(folder)) + RETORT_TRY(sha256_file_hex(folder / "config.json")));
 }
 
 Result<void> inspect_model(const fs::path& folder) {

@@ -65,12 +65,17 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
     if (json_has(object, "checkpoint_sha256"))  // older versions did not look
       state.checkpoint_sha256 = RETORT_TRY(json_string(object, "checkpoint_sha256", path.string()));
     state.data_sha256 = RETORT_TRY(json_string(object, "data_sha256", path.string()));
+    if (json_has(object, "held_out_sha256"))
+      state.held_out_sha256 = RETORT_TRY(json_string(object, "held_out_sha256", path.string()));
     state.artifacts = *RETORT_TRY(json_array(object, "artifacts", path.string()));
     if (json_has(object, "best_step")) {  // older versions did not look
       state.best_loss = RETORT_TRY(json_number(object, "best_loss", path.string()));
       state.best_step = RETORT_TRY(json_uint(object, "best_step", path.string()));
       state.waited = RETORT_TRY(json_uint(object, "waited", path.string()));
     }
+    if (json_has(object, "check") && RETORT_TRY(json_string(object, "check", path.string())) != state_check())
+      return fail(ErrorCode::kCorrupt, path.string(),
+                  "this state is not what was written; empty the folder and begin anew");
     const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", path.string()));
     if (threads != static_cast<std::uint64_t>(identity.threads))
       progress_.warning(
@@ -87,18 +92,30 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
   return {};
 }
 
-Result<void> RunFolder::learn_from(const std::string& data_sha256) {
-  if (!state.data_sha256.empty() && state.data_sha256 != data_sha256)
-    return fail(ErrorCode::kConflict, folder_.string(),
-                "the training data has changed since this run began; start anew in another folder");
-  state.data_sha256 = data_sha256;
+Result<void> RunFolder::learn_from(const std::string& data_sha256, const std::string& held_out_sha256) {
+  for (const auto& [name, was, is] : {std::tuple{"training", &state.data_sha256, &data_sha256},
+                                      {"held-out", &state.held_out_sha256, &held_out_sha256}}) {
+    if (!was->empty() && *was != *is)
+      return fail(ErrorCode::kConflict, folder_.string(),
+                  "the {} data has changed since this run began; start anew in another folder", name);
+    *was = *is;
+  }
   return {};
+}
+
+/// Of all that says where a run goes on.
+std::string RunFolder::state_check() const {
+  return sha256_hex(fmt::format("{} {} {} {} {} {} {} {} {} {} {}", identity_.recipe_sha256,
+                                identity_.teacher_sha256, state.data_sha256, state.held_out_sha256,
+                                state.pass, state.step, state.steps, state.checkpoint,
+                                state.checkpoint_sha256, state.best_step, state.waited));
 }
 
 Result<void> RunFolder::save_state() {
   const json::object object{{"recipe_sha256", identity_.recipe_sha256},
                             {"teacher_sha256", identity_.teacher_sha256},
                             {"data_sha256", state.data_sha256},
+                            {"held_out_sha256", state.held_out_sha256},
                             {"threads", identity_.threads},
                             {"pass", state.pass},
                             {"step", state.step},
@@ -108,7 +125,8 @@ Result<void> RunFolder::save_state() {
                             {"best_loss", state.best_loss},
                             {"best_step", state.best_step},
                             {"waited", state.waited},
-                            {"artifacts", state.artifacts}};
+                            {"artifacts", state.artifacts},
+                            {"check", state_check()}};
   return on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object)));
 }
 

@@ -16,7 +16,7 @@ struct RunState {
   std::uint64_t steps = 0;  ///< of the pass in hand, when DIR/finish made it shorter; 0: as planned
   std::string checkpoint;   ///< file name; empty: the starting weights
   std::string checkpoint_sha256;
-  std::string data_sha256;
+  std::string data_sha256, held_out_sha256;
   json::array artifacts;
   double best_loss = 0;  ///< on held-out data, of the weights in best.safetensors; where best_step is not 0
   std::uint64_t best_step = 0;  ///< the step they are of
@@ -43,10 +43,11 @@ class RunFolder {
 
   /// kCancelled when the user asked for it, or run_interrupted says so.
   Result<void> check_stop() const;
-  /// Reads the state that is there, if any, and removes what a crash left behind. kConflict: another run's.
+  /// Reads the state that is there, if any, and removes what a crash left behind. kConflict: another run's;
+  /// kCorrupt: not what was written.
   Result<void> load(const RunIdentity& identity);
-  /// Notes what the run learns from. kConflict: it began with something else.
-  Result<void> learn_from(const std::string& data_sha256);
+  /// Notes what the run learns from and is judged by. kConflict: it began with something else.
+  Result<void> learn_from(const std::string& data_sha256, const std::string& held_out_sha256);
   Result<void> save_state();
   /// Weights and moments, then the state that names them, then the old file goes.
   Result<void> save(const Network& network, const Moments& moments);
@@ -61,6 +62,7 @@ class RunFolder {
   void forget_best();
 
  private:
+  std::string state_check() const;
   std::filesystem::path encoded_file(const std::string& checkpoint) const;
   Result<std::string> checksum(const std::string& checkpoint) const;  ///< of it and its encoded_file
 

@@ -14,7 +14,7 @@ struct Training {
   std::size_t index = 0, passes = 0;  ///< of the pass, in the recipe
   std::uint64_t steps = 0;
   std::uint64_t per_step = 0;  ///< tokens, or examples
-  std::string where;           ///< of the recipe, for errors
+  std::string where;           ///< the pass's place in the recipe, for errors
   std::function<StepReport(std::uint64_t step, std::uint64_t steps)> step;
   std::function<Result<double>()> held_out_loss;  ///< mean, where the pass looks at it (evaluate_every)
 };

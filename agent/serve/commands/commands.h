@@ -23,7 +23,7 @@ struct ServeArguments {
                 time_ms = 20;
   std::size_t queue = 64;
   std::uint32_t request_tokens = 0, request_seconds = 0;
-  std::uint64_t max_tokens = 0, max_examples = 0;
+  std::uint64_t documents = 0, max_tokens = 0, max_examples = 0;
   bool as_json = false, hold_socket = false;
 };
 

@@ -40,8 +40,8 @@ Result<void> eval_encoder(const ServeArguments& options, std::shared_ptr<const M
   if (!model->config().encoder.labels.empty())
     result = RETORT_TRY(evaluate_labels(model, options.data, options.max_examples, options.ctx, team));
   else if (model->config().encoder.mlm_head)
-    result = RETORT_TRY(evaluate_masked(model, RETORT_TRY(read_documents(options.data)), options.max_tokens,
-                                        options.ctx, team));
+    result = RETORT_TRY(evaluate_masked(model, RETORT_TRY(read_documents(options.data, options.documents)),
+                                        options.max_tokens, options.ctx, team));
   else
     return fail(ErrorCode::kUnsupported, options.model,
                 "an encoder without a classification or masked-LM head has nothing to judge");

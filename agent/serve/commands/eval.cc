@@ -16,7 +16,7 @@ Result<void> eval(const ServeArguments& options) {
   if (student->config().is_encoder()) return eval_encoder(options, student);
   std::shared_ptr<const Model> teacher;
   if (!options.teacher.empty()) teacher = RETORT_TRY(Model::open(options.teacher));
-  const auto documents = RETORT_TRY(read_documents(options.data));
+  const auto documents = RETORT_TRY(read_documents(options.data, options.documents));
   ThreadTeam team(thread_count(options));
   const Evaluation result = RETORT_TRY(evaluate(
       student, teacher, documents,

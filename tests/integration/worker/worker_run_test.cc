@@ -263,6 +263,72 @@ TEST_F(WorkerRun, LearnsFromWhatItsTeacherWrote) {
   EXPECT_EQ(hash("killed/student.gguf"), hash("o/student.gguf"));
 }
 
+/// What the text is judged on is the same in training and of a file.
+TEST_F(WorkerRun, FilesAreJudgedByTheDocumentsThatTheRecipeNames) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  recipe("passes:\n  - evaluate: {label: now}\n  - export: {file: s.gguf, format: F32}\n",
+         "data: {held_out: {file: train.jsonl, limit_documents: 5}}\n");
+  ASSERT_EQ(run("o").status, 0);
+  const auto judged = events("o", "evaluation");
+  ASSERT_EQ(judged.size(), 2u);
+  EXPECT_EQ(judged[0].at("tokens"), judged[1].at("tokens"));
+}
+
+/// A config.json makes another model of the same weights.
+TEST_F(WorkerRun, ACacheAndARunAreOfOneConfigToo) {
+  recipe(
+      "passes:\n  - distil.soft: {tokens: 2048, batch_tokens: 256, teacher_outputs: top_k}\n"
+      "  - export: {file: s.gguf}\n");
+  const std::vector<std::string> cache{"--cache", (folder_ / "cache").string()};
+  ASSERT_EQ(run("a", cache).status, 0);
+  std::string config = *read_file(folder_ / "teacher/config.json");
+  json::object changed = json::parse(config).as_object();
+  changed["rope_theta"] = 77.0;
+  config = json::serialize(changed);
+  ASSERT_OK(write_file_atomic(folder_ / "teacher/config.json", config));
+  ASSERT_EQ(run("b", cache).status, 0);
+  EXPECT_GT(events("b", "teacher_outputs").at(0).at("windows_computed").to_number<int>(), 0);
+  const Ended again = run("a", cache);
+  EXPECT_NE(again.status, 0);
+  EXPECT_NE(again.err.find("another teacher"), std::string::npos) << again.err;
+}
+
+TEST_F(WorkerRun, AStateThatWasChangedIsRefusedAndLosesNothing) {
+  recipe(
+      "passes:\n  - distil.soft: {tokens: 16384, batch_tokens: 256, checkpoint_seconds: 1}\n"
+      "  - export: {file: s.gguf}\n");
+  const pid_t child = start("o");
+  ASSERT_TRUE(reached("o", 3, child));
+  ::kill(child, SIGTERM);
+  ASSERT_EQ(finish(child).status, 130);
+  const std::string whole = *read_file(folder_ / "o/state.json");
+  std::string changed = whole;
+  const std::size_t at = changed.find("\"pass\":");
+  ASSERT_NE(at, std::string::npos) << whole;
+  changed[changed.find('0', at)] = '1';
+  ASSERT_OK(write_file_atomic(folder_ / "o/state.json", changed));
+  Ended ended = run("o");
+  EXPECT_NE(ended.status, 0);
+  EXPECT_NE(ended.err.find("not what was written"), std::string::npos) << ended.err;
+  ASSERT_OK(write_file_atomic(folder_ / "o/state.json", whole));
+  ended = run("o");
+  EXPECT_EQ(ended.status, 0) << ended.err;
+}
+
+TEST_F(WorkerRun, ATeacherThatIsCutShortMeanwhileIsAnError) {
+  recipe(
+      "passes:\n  - distil.soft: {tokens: 65536, batch_tokens: 256}\n  - quantize.weights: {format: Q8_0}\n"
+      "  - evaluate: {label: now}\n  - export: {file: s.gguf}\n",
+      "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl, max_tokens: 100}}\n");
+  const pid_t child = start("o");
+  ASSERT_TRUE(reached("o", 3, child));
+  fs::resize_file(folder_ / "teacher/model.safetensors", 1000);
+  const Ended ended = finish(child);
+  EXPECT_GT(ended.status, 0);
+  EXPECT_LT(ended.status, 128) << "no signal";
+  EXPECT_NE(ended.err.find("made shorter"), std::string::npos) << ended.err;
+}
+
 TEST_F(WorkerRun, AGpuThatIsNotThereIsSaid) {
   const Ended ended = run("o", {"--device", "cuda"});
   if (ended.status == 0) GTEST_SKIP() << "there is one";

@@ -81,6 +81,25 @@ TEST_F(RecipeTest, UnknownKeysNameLineAndNeighbour) {
               {"'temprature'", "'temperature'"}));
 }
 
+TEST_F(RecipeTest, NumbersTextsAndEmptyPasses) {
+  EXPECT_EQ(
+      std::get<OptimisePass>(parse(std::string("  - train: {tokens: 0300}\n") + kExport)->passes[0]).tokens,
+      300u);
+  EXPECT_FALSE(parse(std::string("  - train: {tokens: 0x10}\n") + kExport));
+  EXPECT_FALSE(parse(std::string("  - train: {tokens: 99999999999999999999}\n") + kExport));
+  EXPECT_TRUE(
+      refused(parse(std::string("  - evaluate:\n  - distil.soft:\n") + kExport), 6, {"needs 'tokens'"}));
+  EXPECT_TRUE(
+      refused(parse("  - export: {file: s.gguf, label: \"\\e[31mred\"}\n"), 5, {"control characters"}));
+  EXPECT_TRUE(
+      refused(parse(kExport, "version: 1\nteacher: {model: \"teacher\\0x\"}\n"), 2, {"control characters"}));
+  EXPECT_TRUE(
+      refused(parse("  - export: {file: eval.stderr, kind: huggingface}\n"), 5, {"the worker itself uses"}));
+  EXPECT_TRUE(
+      refused(parse(std::string("  - distil: {tokens: 9, labels: 1, soft: 0, on_policy: 0.5}\n") + kExport),
+              5, {"has no labels"}));
+}
+
 TEST_F(RecipeTest, TypesAndRanges) {
   EXPECT_TRUE(
       refused(parse(std::string("  - distil.soft: {tokens: many}\n") + kExport), 5, {"'tokens'", "many"}));
