@@ -15,6 +15,7 @@ WAYS = {
     'soft, attention': 'distil: {{{keys}, labels: 0.5, soft: 0.5, attention: 30}}',
     'soft, hidden': 'distil: {{{keys}, labels: 0.5, soft: 0.5, hidden: 0.1}}',
     'soft, relations': 'distil: {{{keys}, labels: 0.5, soft: 0.5, relation: 1}}',
+    'soft, relations 0.05': 'distil: {{{keys}, labels: 0.5, soft: 0.5, relation: 0.05}}',
     'reverse': 'distil: {{{keys}, labels: 0.5, soft: 0.5, divergence: reverse}}',
     'jsd, on policy': 'distil: {{{keys}, labels: 0.5, soft: 0.5, divergence: jsd, on_policy: 0.25}}',
     'sequence': 'distil.sequence: {{{keys}}}',
