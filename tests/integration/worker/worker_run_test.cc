@@ -295,7 +295,7 @@ TEST_F(WorkerRun, ACacheAndARunAreOfOneConfigToo) {
 
 TEST_F(WorkerRun, AStateThatWasChangedIsRefusedAndLosesNothing) {
   recipe(
-      "passes:\n  - distil.soft: {tokens: 16384, batch_tokens: 256, checkpoint_seconds: 1}\n"
+      "passes:\n  - distil.soft: {tokens: 131072, batch_tokens: 256, checkpoint_seconds: 1}\n"
       "  - export: {file: s.gguf}\n");
   const pid_t child = start("o");
   ASSERT_TRUE(reached("o", 3, child));
@@ -317,7 +317,7 @@ TEST_F(WorkerRun, AStateThatWasChangedIsRefusedAndLosesNothing) {
 
 TEST_F(WorkerRun, ATeacherThatIsCutShortMeanwhileIsAnError) {
   recipe(
-      "passes:\n  - distil.soft: {tokens: 65536, batch_tokens: 256}\n  - quantize.weights: {format: Q8_0}\n"
+      "passes:\n  - distil.soft: {tokens: 131072, batch_tokens: 256}\n  - quantize.weights: {format: Q8_0}\n"
       "  - evaluate: {label: now}\n  - export: {file: s.gguf}\n",
       "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl, max_tokens: 100}}\n");
   const pid_t child = start("o");
