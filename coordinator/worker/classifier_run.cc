@@ -111,7 +111,6 @@ class ClassifierRun final : public RecipeRun {
 
  private:
   Result<void> begin() override {
-    RETORT_TRY(out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads}));
     if (recipe_.held_out) {
       serve_ = RETORT_TRY(find_serve(options_.serve_binary));
       held_out_ = RETORT_TRY(read(*recipe_.held_out));
@@ -158,7 +157,7 @@ class ClassifierRun final : public RecipeRun {
       teacher = RETORT_TRY(load_network(model, recipe_.teacher.string()));
     }
     sources_.teacher_sha256 = RETORT_TRY(weights_sha256(recipe_.teacher));
-    teacher_model_sha256_ = RETORT_TRY(model_sha256(recipe_.teacher));
+    teacher_model_sha256_ = RETORT_TRY(model_sha256(recipe_.teacher, sources_.teacher_sha256));
     start_.config = teacher.config, start_.classifier = teacher.classifier;
     teacher_ = std::move(teacher);
     return {};

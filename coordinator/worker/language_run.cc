@@ -54,7 +54,7 @@ class LanguageRun final : public RecipeRun {
                     "'{}' is an encoder without a masked-LM head; classifiers have task: classification",
                     recipe_.teacher.string());
       teacher_sha256_ = RETORT_TRY(weights_sha256(recipe_.teacher));
-      teacher_model_sha256_ = RETORT_TRY(model_sha256(recipe_.teacher));
+      teacher_model_sha256_ = RETORT_TRY(model_sha256(recipe_.teacher, teacher_sha256_));
       tokenizer_ = teacher_model_->tokenizer;
       tokenizer_folder_ = recipe_.teacher;
       start_ = teacher_model_->config;
@@ -88,7 +88,6 @@ class LanguageRun final : public RecipeRun {
 
  private:
   Result<void> begin() override {
-    RETORT_TRY(out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads}));
     if (recipe_.held_out) {
       bool judges = false;
       for (const Pass& pass : recipe_.passes) {

@@ -6,6 +6,7 @@
 namespace retort {
 
 Result<void> RecipeRun::execute() {
+  RETORT_TRY(out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads}));
   RETORT_TRY(begin());
   while (out_.state.pass < recipe_.passes.size()) {
     const std::size_t index = out_.state.pass;

@@ -180,8 +180,8 @@ Result<std::string> weights_sha256(const fs::path& folder) {
   return sha256_hex(all);
 }
 
-Result<std::string> model_sha256(const fs::path& folder) {
-  return sha256_hex(RETORT_TRY(weights_sha256(folder)) + RETORT_TRY(sha256_file_hex(folder / "config.json")));
+Result<std::string> model_sha256(const fs::path& folder, const std::string& weights) {
+  return sha256_hex(weights + RETORT_TRY(sha256_file_hex(folder / "config.json")));
 }
 
 Result<void> inspect_model(const fs::path& folder) {

@@ -32,8 +32,8 @@ int run_recipe(const RunOptions& options);
 Result<void> on_disk(Result<void> written);
 /// Of a folder's safetensors: the file's own hash, or the hash of the shards' hashes.
 Result<std::string> weights_sha256(const std::filesystem::path& folder);
-/// Of what makes a folder's model what it is: its weights and its config.json.
-Result<std::string> model_sha256(const std::filesystem::path& folder);
+/// Of what makes a folder's model what it is: its weights, by their weights_sha256, and its config.json.
+Result<std::string> model_sha256(const std::filesystem::path& folder, const std::string& weights);
 /// Checks a Hugging Face folder and prints what it is as JSON.
 Result<void> inspect_model(const std::filesystem::path& folder);
 /// Whether training on `name`, as in RunOptions, uses a GPU. kUnavailable: cuda is asked for, and LibTorch

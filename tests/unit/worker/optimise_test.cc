@@ -216,6 +216,14 @@ class Optimise : public ::testing::Test {
     stream = TokenStream::make(*read_documents(folder / "d.jsonl"), model->tokenizer);
     ASSERT_OK(stream);
   }
+  /// What three steps make of a network of the model's shape; how many windows went through the teacher.
+  Network three_steps(const OptimisePass& pass, Teacher teacher, std::uint64_t& forwards) {
+    Network n = random_network(model->config, 9);
+    Moments moments;
+    for (int i = 0; i < 3; ++i) optimise_step(n, moments, &teacher, *stream, pass, 1, i, 3, 32, 4);
+    forwards = teacher.forwards;
+    return n;
+  }
 
   TemporaryFolder folder;
   Result<HfModel> model = fail(ErrorCode::kInternal, "", "not set up");
@@ -304,12 +312,7 @@ TEST_F(Optimise, ACacheChangesNothingButTheTeachersWork) {
   key.windows = stream->windows(32), key.window = 32, key.k = 8, key.vocabulary = model->config.n_vocab;
   key.temperature = pass.distil->temperature;
   const auto run = [&](TeacherCache* cache, std::uint64_t& forwards) {
-    Network n = random_network(model->config, 9);
-    Moments moments;
-    Teacher teacher{teacher_network, key, cache};
-    for (int i = 0; i < 3; ++i) optimise_step(n, moments, &teacher, *stream, pass, 1, i, 3, 32, 4);
-    forwards = teacher.forwards;
-    return n;
+    return three_steps(pass, {teacher_network, key, cache}, forwards);
   };
   auto cache = TeacherCache::open(folder / "c", key, 1 << 30);
   ASSERT_OK(cache);
@@ -334,13 +337,8 @@ TEST_F(Optimise, ATeachersTextIsWrittenOnce) {
   key.windows = stream->windows(32), key.window = 32, key.k = 1, key.vocabulary = model->config.n_vocab;
   key.outputs = TeacherOutputs::kWritten, key.seed = 5;
   const auto run = [&](TeacherCache* cache, std::uint64_t& forwards, std::uint64_t seed) {
-    Network n = random_network(model->config, 9);
-    Moments moments;
     key.seed = seed;
-    Teacher teacher{teacher_network, key, cache};
-    for (int i = 0; i < 3; ++i) optimise_step(n, moments, &teacher, *stream, pass, 1, i, 3, 32, 4);
-    forwards = teacher.forwards;
-    return n;
+    return three_steps(pass, {teacher_network, key, cache}, forwards);
   };
   auto cache = TeacherCache::open(folder / "c", key, 1 << 30);
   ASSERT_OK(cache);
