@@ -33,23 +33,24 @@ double matrix_product_rate() {
   return best;
 }
 
-namespace {
-int settled_threads = 0;  // 0: nobody has said
+void in_pieces(std::int64_t n, std::int64_t size,
+               const std::function<void(std::int64_t first, std::int64_t end)>& piece) {
+  at::parallel_for(0, (n + size - 1) / size, 1, [&](std::int64_t begin, std::int64_t end) {
+    torch::NoGradGuard no_grad;
+    for (std::int64_t i = begin; i < end; ++i) piece(i * size, std::min(n, (i + 1) * size));
+  });
 }
-
-LoopThreads::LoopThreads() : before_(at::get_num_threads()) {
-  if (settled_threads > 0) at::set_num_threads(settled_threads);
-}
-LoopThreads::~LoopThreads() { at::set_num_threads(before_); }
 
 void settle_process(int threads, char** argv) {
-  const std::string blas = std::to_string(threads), loops = std::to_string(std::max(1, threads / 2));
+  const std::string wanted = std::to_string(threads);
   const char* settled = std::getenv("RETORT_WORKER_THREADS");
-  if (settled == nullptr || settled != blas) {
-    for (const auto& [name, value] : {std::pair<const char*, std::string>{"RETORT_WORKER_THREADS", blas},
-                                      {"OPENBLAS_NUM_THREADS", blas},
-                                      {"OMP_NUM_THREADS", loops},
-                                      {"OMP_WAIT_POLICY", "passive"}})
+  if (settled == nullptr || settled != wanted) {
+    // A thread waits for the next loop for some microseconds, which is how far apart they are, and then
+    // sleeps.
+    for (const auto& [name, value] : {std::pair<const char*, std::string>{"RETORT_WORKER_THREADS", wanted},
+                                      {"OMP_NUM_THREADS", wanted},
+                                      {"OMP_WAIT_POLICY", "passive"},
+                                      {"GOMP_SPINCOUNT", "10000"}})
       ::setenv(name, value.c_str(), 1);
 #if defined(__x86_64__)
     // OpenBLAS 0.3.21 takes an AMD CPU with AVX-512 for a Zen 3 and multiplies half as fast as it could.
@@ -63,8 +64,7 @@ void settle_process(int threads, char** argv) {
   // each time, which then clears their pages anew: a third to two thirds of a step.
   keep_freed_memory(1u << 30, std::numeric_limits<int>::max());
   ::mallopt(M_TOP_PAD, 64 << 20);
-  settled_threads = threads;
-  at::set_num_threads(std::max(1, threads / 2));
+  at::set_num_threads(threads);
   at::globalContext().setFlushDenormal(true);
 }
 

@@ -1,8 +1,13 @@
 #include "coordinator/worker/distil.h"
 
+#include <torch/csrc/autograd/custom_function.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+
+#include "coordinator/worker/blas.h"
 
 namespace retort {
 namespace {
@@ -12,8 +17,82 @@ using at::Tensor;
 /// Mean over rows of KL(p ‖ q), both as logarithms.
 Tensor mean_divergence(const Tensor& p, const Tensor& q) { return (p.exp() * (p - q)).sum(-1).mean(); }
 
-/// log(1 − Σ eˣ) over the last dimension, for logarithms of probabilities that sum to less than one.
-Tensor log_rest(const Tensor& logs) { return (1 - logs.exp().sum(-1, true)).clamp_min(1e-7).log(); }
+constexpr double kLeastRest = 1e-7;  ///< of the tokens that are not kept: F32 sums are no finer
+
+/// Of a few rows of logits x: what they lose by the targets, and that loss's gradient, which takes the place
+/// of x. N is the number of all rows.
+Tensor rows_loss(Tensor x, const TokenTargets& targets, std::int64_t first, double n) {
+  const auto rows = [&](const Tensor& all) { return all.slice(0, first, first + x.size(0)).to(x.device()); };
+  Tensor loss = at::zeros({}, x.options()), of_label, of_kept, gradient;
+  Tensor label, ids;
+  const bool labels = targets.labels.defined(), soft = targets.kept.ids.defined();
+  const double t = soft ? targets.temperature : 1;
+  x.sub_(x.amax(-1, true));
+  if (labels) {
+    label = rows(targets.labels).unsqueeze(1);
+    of_label = x.gather(-1, label.clamp_min(0));
+  }
+  if (t != 1) x.mul_(1 / t);
+  if (soft) {
+    ids = rows(targets.kept.ids);
+    of_kept = x.gather(-1, ids);
+  }
+  // eˣ is most of the work: of the labels' temperature it is eˣ of the other to the power t.
+  const bool multiplied = t == 1 || t == 2;
+  if (labels && !multiplied) gradient = (x * t).exp_();
+  x.exp_();
+  if (labels && multiplied) gradient = !soft ? x : t == 1 ? x.clone() : x.square();
+  if (labels) {  // softmax(x) − [the label]
+    const Tensor there = label.ge(0).to(x.scalar_type()) * (targets.labels_weight / n);
+    const Tensor sum = gradient.sum(-1, true);
+    loss = loss + ((sum.log() - of_label) * there).sum();
+    gradient.mul_(there / sum).scatter_add_(-1, label.clamp_min(0), -there);
+  }
+  if (soft) {  // of q = softmax(x / t): Σ g_i over the kept ones, then the softmax's own (−q Σ g)
+    const double factor = targets.soft_weight * t * t / n;
+    const Tensor sum = x.sum(-1, true), kept = of_kept - sum.log();
+    Tensor g;
+    if (targets.kept.logs.defined()) {
+      const Tensor teacher = rows(targets.kept.logs), p = teacher.exp();
+      const std::int64_t k = ids.size(1);
+      const Tensor likely = kept.exp(), others = (1 - likely.sum(-1, true)).clamp_min(kLeastRest);
+      loss = loss + (p * (teacher - at::cat({kept, others.log()}, -1))).sum() * factor;
+      g = likely * (p.slice(1, k) / others * others.gt(kLeastRest)) - p.slice(1, 0, k);
+    } else {
+      loss = loss - kept.mean(-1).sum() * factor;
+      g = at::full_like(kept, -1.0 / static_cast<double>(ids.size(1)));
+    }
+    g = g * (factor / t);
+    x.mul_(-g.sum(-1, true) / sum).scatter_add_(-1, ids, g);
+    if (labels) x.add_(gradient);
+  }
+  return loss;
+}
+
+class TokenLoss : public torch::autograd::Function<TokenLoss> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& logits,
+                        const TokenTargets& targets) {
+    const std::int64_t n = logits.size(0);
+    const std::int64_t rows = logits.is_cpu() ? std::max<std::int64_t>(1, kPieceValues / logits.size(1)) : n;
+    const Tensor values = logits.detach();
+    std::vector<double> losses(static_cast<std::size_t>((n + rows - 1) / rows));
+    in_pieces(n, rows, [&](std::int64_t first, std::int64_t end) {
+      const Tensor own = values.slice(0, first, end), x = own.to(at::kFloat);
+      losses[static_cast<std::size_t>(first / rows)] =
+          rows_loss(x, targets, first, static_cast<double>(n)).item<double>();
+      if (!x.is_same(own)) own.copy_(x);
+    });
+    context->saved_data["gradient"] = values;
+    return at::scalar_tensor(std::accumulate(losses.begin(), losses.end(), 0.0), at::kFloat);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& of_loss) {
+    const Tensor gradient = context->saved_data["gradient"].toTensor();
+    const double scale = of_loss[0].item<double>();
+    return {scale == 1 ? gradient : gradient * scale, Tensor()};
+  }
+};
 
 }  // namespace
 
@@ -51,7 +130,7 @@ TeacherTargets teacher_targets(const Tensor& teacher_logits, TeacherOutputs outp
     return {logs.exp().multinomial(k, /*replacement=*/true, generator), {}};
   }
   const auto [top, ids] = logs.topk(k, -1);
-  return {ids, at::cat({top, log_rest(top)}, -1)};
+  return {ids, at::cat({top, (1 - top.exp().sum(-1, true)).clamp_min(kLeastRest).log()}, -1)};
 }
 
 std::vector<std::byte> pack_targets(const TeacherTargets& targets, const TeacherOutputsKey& key) {
@@ -96,12 +175,8 @@ TeacherTargets unpack_targets(std::span<const std::byte> record, const TeacherOu
   return out;
 }
 
-Tensor soft_loss(const Tensor& student_logits, const TeacherTargets& targets, double temperature) {
-  const Tensor all = at::log_softmax(student_logits / temperature, -1);
-  const Tensor kept = all.gather(-1, targets.ids.to(all.device()));
-  const double factor = temperature * temperature;
-  if (!targets.logs.defined()) return kept.mean() * -factor;
-  return mean_divergence(targets.logs.to(all.device()), at::cat({kept, log_rest(kept)}, -1)) * factor;
+Tensor token_loss(const Tensor& logits, const TokenTargets& targets) {
+  return TokenLoss::apply(logits, targets);
 }
 
 std::vector<std::size_t> layer_map(std::size_t student_layers, std::size_t teacher_layers) {

@@ -26,11 +26,24 @@ TeacherTargets teacher_targets(const at::Tensor& teacher_logits, TeacherOutputs 
 std::vector<std::byte> pack_targets(const TeacherTargets& targets, const TeacherOutputsKey& key);
 TeacherTargets unpack_targets(std::span<const std::byte> record, const TeacherOutputsKey& key);
 
-/// T² KL over the k kept tokens and one bucket for all others (kTopK: what a plain top-k leaves out biases
-/// the student, 2503.16870 section 3; the bucket keeps its mass right), or T² times the mean cross-entropy of
-/// the draws (kSampled: its gradient is that of the whole KL in the mean; its value is larger by the
-/// teacher's entropy).
-at::Tensor soft_loss(const at::Tensor& student_logits, const TeacherTargets& targets, double temperature);
+/// What each token's logits are to learn.
+struct TokenTargets {
+  at::Tensor labels;  ///< [N] int64, the token that came next, -1 where there is none; undefined: no labels
+  double labels_weight = 1;
+  TeacherTargets kept;                      ///< its ids undefined: no teacher's outputs
+  double soft_weight = 1, temperature = 1;  ///< of `kept`
+};
+
+/// Logits [N, vocabulary], F32 or BF16 (then so is their gradient). The sum, by weight, of
+/// - the cross-entropy of the labels, over N;
+/// - T² KL over the k kept tokens and one bucket for all others (kTopK: what a plain top-k leaves out biases
+///   the student, 2503.16870 section 3; the bucket keeps its mass right), or T² times the mean cross-entropy
+///   of the draws (kSampled: its gradient is that of the whole KL in the mean; its value is larger by the
+///   teacher's entropy).
+/// Both losses and their gradient are made together, a few rows at a time, and the gradient takes the logits'
+/// place, whose values are gone afterwards: much of a small student's step is passes over [N, vocabulary],
+/// which memory is too slow for. Backward once.
+at::Tensor token_loss(const at::Tensor& logits, const TokenTargets& targets);
 
 /// The teacher's layer for each of the student's where nobody says otherwise: i → ⌈(i+1) L_t / L_s⌉ − 1, so
 /// that the last ones meet.

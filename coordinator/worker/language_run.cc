@@ -6,7 +6,6 @@
 #include "common/gguf/gguf.h"
 #include "common/tokenizer/unicode_text.h"
 #include "coordinator/worker/activations.h"
-#include "coordinator/worker/blas.h"
 #include "coordinator/worker/data.h"
 #include "coordinator/worker/evaluate.h"
 #include "coordinator/worker/judge.h"
@@ -386,7 +385,6 @@ class LanguageRun final : public RecipeRun {
 
   Result<void> run(std::size_t index, const QuantizePass& pass) {
     teacher_.reset();  // it is not asked, and rounding wants memory
-    const LoopThreads all;
     std::vector<at::Tensor> text;
     if (pass.needs_calibration())
       text = RETORT_TRY(calibration(index, std::max(pass.needs_statistics() ? pass.calibration_tokens : 0,

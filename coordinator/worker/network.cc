@@ -6,6 +6,7 @@
 
 #include "common/core/random.h"
 #include "common/hf/classifier_model.h"
+#include "coordinator/worker/fused.h"
 #include "coordinator/worker/plan.h"
 
 namespace retort {
@@ -30,17 +31,6 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& m
   const Tensor attention = at::softmax(scores, -1);
   if (maps != nullptr) maps->push_back(attention.view({b, h, s, seen}));
   return at::bmm(attention, heads(v)).view({b, h, s, d}).transpose(1, 2);
-}
-
-/// Rotate-half pairing: feature i with i + D/2.
-Tensor rotate(const Tensor& x, const Positions& positions) {
-  const std::int64_t half = x.size(3) / 2;
-  const Tensor turned = at::cat({-x.slice(3, half), x.slice(3, 0, half)}, 3);
-  return x * positions.cos + turned * positions.sin;
-}
-
-Tensor rms_norm(const Tensor& x, const Tensor& weight, float epsilon) {
-  return x * at::rsqrt(x.square().mean(-1, true) + static_cast<double>(epsilon)) * weight;
 }
 
 Tensor layer_norm(const Network& n, const Tensor& x, const std::string& name) {
@@ -114,13 +104,14 @@ Tensor llama_layer(const Network& n, std::size_t layer, const Tensor& in, const 
   const Tensor k = product(h, "self_attn.k_proj.weight").view({b, s, shape.n_head_kv, d});
   Tensor v = product(h, "self_attn.v_proj.weight").view({b, s, shape.n_head_kv, d});
   note_projections(trace, q, k, v);
-  Tensor keys = rotate(k, positions);
+  Tensor keys = rotate(k, positions.cos, positions.sin);
   take_past(trace, layer, keys, v);
-  const Tensor attention = attend(rotate(q, positions), keys, v, positions.mask, maps_of(trace));
+  const Tensor attention =
+      attend(rotate(q, positions.cos, positions.sin), keys, v, positions.mask, maps_of(trace));
   note_heads(trace, layer, attention);
   Tensor x = in + product(attention.reshape({b, s, shape.n_head * d}), "self_attn.o_proj.weight");
   h = note_channels(trace, rms_norm(x, n.weight(p + "post_attention_layernorm.weight"), c.norm_eps));
-  const Tensor active = at::silu(product(h, "mlp.gate_proj.weight")) * product(h, "mlp.up_proj.weight");
+  const Tensor active = silu_gate(product(h, "mlp.gate_proj.weight"), product(h, "mlp.up_proj.weight"));
   note_ffn(trace, layer, active);
   x = x + product(active, "mlp.down_proj.weight");
   note_layer(trace, layer, in, x);

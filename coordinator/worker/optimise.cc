@@ -57,21 +57,20 @@ struct Batch {
   std::optional<MaskedText> masked;   ///< of an encoder
   std::vector<std::uint64_t> at;      ///< which windows of the text
   std::vector<std::int64_t> written;  ///< rows that the student writes on
-  std::vector<std::int64_t> read;     ///< the others
-  std::vector<std::int64_t> told;     ///< of these those that the teacher writes on
+  std::vector<std::int64_t> told;     ///< rows that the teacher writes on
 
   Tensor inputs() const { return ids.slice(1, 0, -1).contiguous(); }
 };
 
-/// Logits [N, vocabulary] of the batch's tokens, of an encoder of those that are hidden, in either precision;
-/// what comes back is F32.
+/// Logits [N, vocabulary] of the batch's tokens, of an encoder of those that are hidden, in F32 or bfloat16;
+/// the trace in F32.
 Tensor run(const Network& network, const Batch& batch, bool bf16, Trace* trace = nullptr) {
   Tensor logits;
   {
     const LowPrecision low(bf16, network.device());
     logits =
         batch.masked ? told_logits(network, *batch.masked, trace) : forward(network, batch.inputs(), trace);
-    logits = logits.to(at::kFloat).view({-1, network.config.n_vocab});
+    logits = logits.view({-1, network.config.n_vocab});
   }
   if (bf16 && trace != nullptr)
     for (auto* kept : {&trace->hidden, &trace->attention, &trace->query, &trace->key, &trace->value})
@@ -95,8 +94,10 @@ Batch take(TokenStream& stream, std::uint64_t seed, std::uint64_t first, std::in
     const std::uint64_t index = first + static_cast<std::uint64_t>(i);
     out.at.push_back(stream.window(seed, index, window, out.ids.data_ptr<std::int64_t>() + i * (window + 1)));
     const double drawn = chance(seed, index);
-    (drawn < mixture.on_policy ? out.written : out.read).push_back(i);
-    if (drawn >= mixture.on_policy && drawn < mixture.on_policy + mixture.teacher_text) out.told.push_back(i);
+    if (drawn < mixture.on_policy)
+      out.written.push_back(i);
+    else if (drawn < mixture.on_policy + mixture.teacher_text)
+      out.told.push_back(i);
   }
   return out;
 }
@@ -171,39 +172,38 @@ void take_teacher_text(Teacher& teacher, Batch& batch, double temperature) {
   }
 }
 
+/// The token that came next [N], -1 where the student wrote it: that is no label.
+Tensor labels_of(const Batch& batch) {
+  if (batch.masked) return batch.masked->targets;
+  Tensor labels = batch.ids.slice(1, 1);
+  if (!batch.written.empty()) labels = labels.index_fill(0, at::tensor(batch.written, at::kLong), -1);
+  return labels.reshape({-1});
+}
+
 Tensor distillation(const Network& student, Teacher& teacher, const Batch& batch, const Mixture& mixture,
                     bool bf16) {
-  const std::int64_t vocabulary = student.config.n_vocab;
   Trace ours, theirs;
   ours.keep = theirs.keep = mixture.needs_trace();
   const Tensor logits = run(student, batch, bf16, &ours);
   Tensor loss = at::zeros({});
-  if (mixture.outputs == TeacherOutputs::kFull) {
+  TokenTargets targets;
+  if (mixture.labels > 0) targets.labels = labels_of(batch), targets.labels_weight = mixture.labels;
+  if (mixture.outputs != TeacherOutputs::kFull) {
+    targets.kept = targets_of(teacher, batch, batch.inputs());
+    targets.soft_weight = mixture.soft, targets.temperature = mixture.temperature;
+  } else if (mixture.soft > 0 || mixture.needs_trace()) {
     Tensor teacher_logits;
-    if (mixture.soft > 0 || mixture.needs_trace()) {
+    {
       torch::NoGradGuard no_grad;
-      teacher_logits = run(teacher.network, batch, bf16, &theirs);
+      teacher_logits = run(teacher.network, batch, bf16, &theirs).to(at::kFloat);
       teacher.forwards += batch.at.size();
     }
     if (mixture.soft > 0)
-      loss = loss + soft_loss(logits, teacher_logits, mixture.temperature, mixture.divergence, mixture.beta) *
+      loss = loss + soft_loss(logits.to(at::kFloat), teacher_logits, mixture.temperature, mixture.divergence,
+                              mixture.beta) *
                         mixture.soft;
-  } else {
-    loss = loss +
-           soft_loss(logits, targets_of(teacher, batch, batch.inputs()), mixture.temperature) * mixture.soft;
   }
-  if (mixture.labels > 0 && !batch.read.empty()) {  // what the student wrote is no label
-    Tensor from = logits, targets = batch.masked ? batch.masked->targets : batch.ids.slice(1, 1);
-    if (!batch.written.empty()) {
-      const Tensor read = at::tensor(batch.read, at::kLong);
-      from = from.view({-1, targets.size(1), vocabulary}).index_select(0, read.to(from.device()));
-      targets = targets.index_select(0, read);
-    }
-    const double share = static_cast<double>(batch.read.size()) / static_cast<double>(batch.at.size());
-    loss = loss +
-           at::cross_entropy_loss(from.reshape({-1, vocabulary}), targets.reshape({-1}).to(from.device())) *
-               (mixture.labels * share);
-  }
+  if (targets.labels.defined() || targets.kept.ids.defined()) loss = loss + token_loss(logits, targets);
   if (!mixture.needs_trace()) return loss;
   const std::size_t student_layers = student.config.layers.size(),
                     layers = teacher.network.config.layers.size();
@@ -240,7 +240,6 @@ Network rounded_copy(const Network& network, const QuantizePass& formats) {
     Tensor lost;
     {
       torch::NoGradGuard no_grad;
-      const LoopThreads all;
       const Tensor on_cpu = tensor.detach().cpu();
       const Tensor whole = stored.transposed ? on_cpu.t().contiguous() : on_cpu;
       const TensorType type =
@@ -336,9 +335,7 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
     if (pass.distil) {
       loss = distillation(student, *teacher, batch, mixture, bf16);
     } else {
-      const Tensor logits = run(student, batch, bf16);
-      const Tensor targets = batch.masked ? batch.masked->targets : batch.ids.slice(1, 1).reshape({-1});
-      loss = at::cross_entropy_loss(logits, targets.to(logits.device()));
+      loss = token_loss(run(student, batch, bf16), {.labels = labels_of(batch)});
     }
     loss = loss * (static_cast<double>(count) / windows);
     loss.backward();
@@ -349,6 +346,7 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
 
 void begin_step(Network& network) {
   for (auto& [name, tensor] : network.weights) {
+    if (!tensor.is_contiguous()) tensor = tensor.detach().contiguous();  // finish_step takes it in pieces
     tensor.set_requires_grad(true);
     tensor.mutable_grad() = Tensor();
   }
@@ -380,11 +378,17 @@ StepReport finish_step(Network& network, Moments& moments, const OptimisePass& p
     Tensor& first = moments.first[name];
     Tensor& second = moments.second[name];
     if (!first.defined()) first = at::zeros_like(tensor), second = at::zeros_like(tensor);
-    const Tensor gradient = scale == 1 ? tensor.grad() : tensor.grad() * scale;
-    first.mul_(kBeta1).add_(gradient, 1 - kBeta1);
-    second.mul_(kBeta2).addcmul_(gradient, gradient, 1 - kBeta2);
-    if (tensor.dim() > 1) tensor.mul_(1 - report.learning_rate * pass.weight_decay);
-    tensor.addcdiv_(first, (second / correct2).sqrt_().add_(kEpsilon), -report.learning_rate / correct1);
+    const Tensor gradients = tensor.grad().reshape({-1});
+    in_pieces(tensor.numel(), tensor.is_cpu() ? kPieceValues : tensor.numel(),
+              [&, &w = tensor](std::int64_t begin, std::int64_t end) {
+                const auto piece = [&](const Tensor& all) { return all.view({-1}).slice(0, begin, end); };
+                Tensor values = piece(w), g = piece(gradients), m = piece(first), v = piece(second);
+                if (scale != 1) g = g * scale;
+                m.mul_(kBeta1).add_(g, 1 - kBeta1);
+                v.mul_(kBeta2).addcmul_(g, g, 1 - kBeta2);
+                if (w.dim() > 1) values.mul_(1 - report.learning_rate * pass.weight_decay);
+                values.addcdiv_(m, (v / correct2).sqrt_().add_(kEpsilon), -report.learning_rate / correct1);
+              });
     tensor.mutable_grad() = Tensor();
   }
   return report;

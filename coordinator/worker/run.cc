@@ -111,7 +111,7 @@ int run_recipe(const RunOptions& options) {
     const double rate = matrix_product_rate();
     if (rate < kSlowBlas)
       progress.warning(
-          fmt::format("matrix products run at only {:.1f} GFLOP/s: install libopenblas0-pthread, training "
+          fmt::format("matrix products run at only {:.1f} GFLOP/s: install libopenblas0-openmp, training "
                       "is 20 to 30 times faster with it",
                       rate / 1e9));
     const std::string where = recipe.where;
@@ -216,7 +216,7 @@ Result<void> check_blas(int threads) {
       json::object{{"gflops", rate / 1e9}, {"threads", threads}, {"fast", rate >= kSlowBlas}});
   if (rate >= kSlowBlas) return {};
   return fail(ErrorCode::kUnavailable, "BLAS",
-              "a 512×512 product runs at {:.1f} GFLOP/s, below {:.0f}: install libopenblas0-pthread",
+              "a 512×512 product runs at {:.1f} GFLOP/s, below {:.0f}: install libopenblas0-openmp",
               rate / 1e9, kSlowBlas / 1e9);
 }
 

@@ -40,7 +40,7 @@ endif()
 if(TARGET retort-worker)
   retort_package(worker SUMMARY "compresses language models: prunes, distils, quantizes"
     DESCRIPTION "One process a job, driven by a recipe. Useful alone, and started by retort-coordinator."
-    DEPENDS "libopenblas0-pthread" RECOMMENDS "retort-serve")
+    DEPENDS "libopenblas0-openmp" RECOMMENDS "retort-serve")
 endif()
 if(TARGET retort-agent)
   retort_package(agent SUMMARY "keeps the language model that this device should serve"

@@ -19,6 +19,10 @@ using testing::small;
 
 double value(const Tensor& loss) { return loss.item<double>(); }
 
+Tensor kept_loss(const Tensor& logits, const TeacherTargets& kept, double temperature) {
+  return token_loss(logits.clone(), {.kept = kept, .temperature = temperature});
+}
+
 Tensor row(std::initializer_list<double> probabilities) {
   return at::tensor(std::vector<double>(probabilities)).log().to(at::kFloat).unsqueeze(0);
 }
@@ -49,10 +53,10 @@ TEST(TopK, KeepsTheLargestAndTheMassOfTheRest) {
   EXPECT_EQ(kept.ids[0][1].item<int>(), 2);
   EXPECT_NEAR(kept.logs[0][2].exp().item<double>(), 0.2, 1e-6);
   const double wanted = 0.5 * std::log(0.5 / 0.2) + 0.3 * std::log(0.3 / 0.2) + 0.2 * std::log(0.2 / 0.6);
-  EXPECT_NEAR(value(soft_loss(student, kept, 1)), wanted, 1e-5);
-  EXPECT_NEAR(value(soft_loss(student, kept, 2)), 4 * value(soft_loss(student / 2, kept, 1)),
+  EXPECT_NEAR(value(kept_loss(student, kept, 1)), wanted, 1e-5);
+  EXPECT_NEAR(value(kept_loss(student, kept, 2)), 4 * value(kept_loss(student / 2, kept, 1)),
               1e-5);  // the targets' own temperature is in them
-  EXPECT_NEAR(value(soft_loss(teacher, kept, 1)), 0, 1e-5);
+  EXPECT_NEAR(value(kept_loss(teacher, kept, 1)), 0, 1e-5);
   // Merging tokens can only lower a divergence.
   EXPECT_LT(wanted, value(soft_loss(student, teacher, 1)));
 }
@@ -67,11 +71,73 @@ TEST(Sampled, GradientIsTheWholeDivergencesInTheMean) {
   };
   const Tensor whole = gradient([&](const Tensor& s) { return soft_loss(s, teacher, 2); });
   const TeacherTargets drawn = teacher_targets(teacher, TeacherOutputs::kSampled, 40000, 2, 7);
-  const Tensor sampled = gradient([&](const Tensor& s) { return soft_loss(s, drawn, 2); });
+  const Tensor sampled = gradient([&](const Tensor& s) { return kept_loss(s, drawn, 2); });
   EXPECT_LT((whole - sampled).abs().max().item<float>(), 0.03);
   // A plain top-k, renormalized, is not.
   EXPECT_TRUE(teacher_targets(teacher, TeacherOutputs::kSampled, 40, 2, 7)
                   .ids.equal(teacher_targets(teacher, TeacherOutputs::kSampled, 40, 2, 7).ids));
+}
+
+// Against LibTorch's own operations and their gradients, over more rows than are taken at once.
+TEST(TokenLoss, LossAndGradientAreTheSumOfBoth) {
+  constexpr std::int64_t kRows = 100, kVocabulary = 3000;
+  at::Generator generator = at::detail::createCPUGenerator(8);
+  const Tensor start = at::empty({kRows, kVocabulary}, at::kFloat).normal_(0, 3, generator);
+  const Tensor teacher = start + at::empty_like(start).normal_(0, 2, generator);
+  Tensor labels = at::randint(kVocabulary, {kRows}, generator, at::kLong);
+  labels[3] = labels[99] = -1;
+  const auto naive = [&](const Tensor& logits, const TokenTargets& t) {
+    Tensor loss = at::zeros({});
+    if (t.labels.defined())
+      loss = loss +
+             at::cross_entropy_loss(logits, t.labels, {}, at::Reduction::Sum, -1) * (t.labels_weight / kRows);
+    if (!t.kept.ids.defined()) return loss;
+    const Tensor kept = at::log_softmax(logits / t.temperature, -1).gather(-1, t.kept.ids);
+    const double factor = t.soft_weight * t.temperature * t.temperature;
+    if (!t.kept.logs.defined()) return loss - kept.mean() * factor;
+    const Tensor q = at::cat({kept, (1 - kept.exp().sum(-1, true)).clamp_min(1e-7).log()}, -1);
+    return loss + (t.kept.logs.exp() * (t.kept.logs - q)).sum(-1).mean() * factor;
+  };
+  std::vector<TokenTargets> cases;
+  for (const double temperature : {1.0, 2.0, 2.5}) {
+    const TeacherTargets top = teacher_targets(teacher, TeacherOutputs::kTopK, 16, temperature, 1),
+                         drawn = teacher_targets(teacher, TeacherOutputs::kSampled, 16, temperature, 1);
+    for (const TeacherTargets& kept : {top, drawn}) {
+      cases.push_back({.kept = kept, .temperature = temperature});
+      cases.push_back({.labels = labels,
+                       .labels_weight = 0.3,
+                       .kept = kept,
+                       .soft_weight = 0.7,
+                       .temperature = temperature});
+    }
+  }
+  cases.push_back({.labels = labels});
+  for (const TokenTargets& targets : cases) {
+    Tensor ours = start.clone().set_requires_grad(true), theirs = start.clone().set_requires_grad(true);
+    const Tensor loss = token_loss(ours, targets) * 0.5, wanted = naive(theirs, targets) * 0.5;
+    EXPECT_NEAR(value(loss), value(wanted), 1e-5 * value(wanted));
+    loss.backward(), wanted.backward();
+    EXPECT_LT((ours.grad() - theirs.grad()).abs().max().item<float>(),
+              1e-5 * theirs.grad().abs().max().item<float>());
+  }
+  // Of bfloat16 logits it is what it is of their F32 values.
+  const Tensor low = start.to(at::kBFloat16);
+  Tensor ours = low.clone().set_requires_grad(true), theirs = low.to(at::kFloat).set_requires_grad(true);
+  token_loss(ours, cases[1]).backward(), naive(theirs, cases[1]).backward();
+  EXPECT_EQ(ours.grad().scalar_type(), at::kBFloat16);
+  EXPECT_LT((ours.grad().to(at::kFloat) - theirs.grad()).abs().max().item<float>(),
+            0.01 * theirs.grad().abs().max().item<float>());
+}
+
+TEST(TokenLoss, StaysFiniteWhereTheStudentIsCertain) {
+  // The label's probability is less than F32's least, and nothing is left for the tokens that are not kept.
+  Tensor logits = at::tensor({200.0f, -200.0f, 0.0f}).unsqueeze(0).set_requires_grad(true);
+  TokenTargets targets{.labels = at::tensor({1}, at::kLong)};
+  targets.kept = teacher_targets(row({0.5, 0.3, 0.2}), TeacherOutputs::kTopK, 1, 1, 0);
+  const Tensor loss = token_loss(logits, targets);
+  EXPECT_NEAR(value(loss), 400 + 0.5 * std::log(0.5) + 0.5 * std::log(0.5 / 1e-7), 0.01);
+  loss.backward();
+  EXPECT_LE(logits.grad().abs().max().item<float>(), 1.5f);
 }
 
 TEST(Targets, SurviveTheirStoredForm) {
