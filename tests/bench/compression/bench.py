@@ -1,8 +1,8 @@
 """What the compression benchmarks share: a working folder with text and recipes that are run once. Results are kept in the
 folder, so that a benchmark that was stopped goes on where it was.
 
-Text: scripts/debian-descriptions (a Debian machine's own package descriptions): distil.jsonl to learn and calibrate from,
-300 of held_out.jsonl to judge on.
+Text: scripts/debian-descriptions (a Debian machine's own package descriptions): distil.jsonl to learn and calibrate from
+(train.jsonl is what the demo teacher learnt from), 300 of held_out.jsonl to judge on.
 """
 import argparse
 import hashlib
@@ -42,11 +42,11 @@ class Bench:
                 out.writelines(lines)
         return self.args
 
-    def recipe(self, passes, seed=1, options=()):
+    def recipe(self, passes, seed=1, options=(), learn_from='distil'):
         """Runs passes (a list of 'name: {…}') and returns (artifacts by file, events, folder)."""
         text = os.path.join(self.work, 'text')
         recipe = (f'version: 1\nseed: {seed}\nteacher: {{model: {os.path.abspath(self.args.teacher)}}}\ndata:\n'
-                  f'  train: {{file: {text}/distil.jsonl}}\n  held_out: {{file: {text}/judged.jsonl}}\npasses:\n'
+                  f'  train: {{file: {text}/{learn_from}.jsonl}}\n  held_out: {{file: {text}/judged.jsonl}}\npasses:\n'
                   + ''.join(f'  - {line}\n' for line in passes))
         name = hashlib.sha256((recipe + ' '.join(options)).encode()).hexdigest()[:16]
         folder = os.path.join(self.work, name)

@@ -2,7 +2,7 @@
 """Cost against the number of classes of one corpus: CPU time of each class's whole run (pruning, distilling, quantizing, judging),
 beside the same run that learns from the text alone and pays no teacher.
 
-  teacher_cache.py --work /tmp/bench [--classes 10] [--tokens 200000] [--hidden 96] [--outputs top_k]
+  teacher_cache.py --work /tmp/bench [--classes 10] [--tokens 200000] [--hidden 96] [--outputs top_k] [--text train]
 
 Shared part: what the first class with an empty cache takes more than again with the full one. A class's own training: its recipe
 with 'train' for 'distil.soft'.
@@ -18,6 +18,7 @@ bench.parser.add_argument('--classes', type=int, default=10)
 bench.parser.add_argument('--tokens', type=int, default=200000)
 bench.parser.add_argument('--hidden', type=int, default=96, help="students' width; 96 of the demo teacher's 256: ≤⅙ of its parameters")
 bench.parser.add_argument('--outputs', default='top_k', choices=['top_k', 'sampled'])
+bench.parser.add_argument('--text', default='distil', choices=['distil', 'train'], help='some 310,000 or a million tokens')
 args = bench.start()
 cache = os.path.join(bench.work, 'cache')
 shutil.rmtree(cache, ignore_errors=True)
@@ -28,7 +29,7 @@ def cost(index, learn, options=()):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     artifacts, events, folder = bench.recipe(
         [f'prune.structured: {{layers: 1, hidden: {args.hidden}, ffn: {64 + 16 * index}, heads: 2}}', learn,
-         'quantize.weights: {format: Q8_0}', 'export: {file: s.gguf}'], options=options)
+         'quantize.weights: {format: Q8_0}', 'export: {file: s.gguf}'], options=options, learn_from=args.text)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     shutil.rmtree(folder)
     told = [e for e in events if e['event'] == 'teacher_outputs']
