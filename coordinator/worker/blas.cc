@@ -33,8 +33,11 @@ double matrix_product_rate() {
   return best;
 }
 
-void in_pieces(std::int64_t n, std::int64_t size,
+void in_pieces(const Tensor& tensor, std::int64_t n,
                const std::function<void(std::int64_t first, std::int64_t end)>& piece) {
+  constexpr std::int64_t kValues = 131072;  // half a MiB in F32
+  const std::int64_t each = std::max<std::int64_t>(1, tensor.numel() / std::max<std::int64_t>(1, n));
+  const std::int64_t size = std::max<std::int64_t>(1, tensor.is_cpu() ? kValues / each : n);
   at::parallel_for(0, (n + size - 1) / size, 1, [&](std::int64_t begin, std::int64_t end) {
     torch::NoGradGuard no_grad;
     for (std::int64_t i = begin; i < end; ++i) piece(i * size, std::min(n, (i + 1) * size));

@@ -3,6 +3,10 @@
 #include <cstdint>
 #include <functional>
 
+namespace at {
+class Tensor;
+}
+
 namespace retort {
 
 /// Settles what makes a process train fast; call it first, before other threads. What the BLAS and the
@@ -10,13 +14,11 @@ namespace retort {
 /// more with `argv`. A user's OPENBLAS_CORETYPE stays.
 void settle_process(int threads, char** argv);
 
-/// Values of a tensor that a core's second-level cache holds with a second one's.
-constexpr std::int64_t kPieceValues = 131072;
-
-/// Calls `piece(first, end)` for parts of 0 … n of `size` each (the last may be shorter), on all threads,
-/// without gradients, in no order. For loops of several operations over large tensors: with parts of
-/// kPieceValues only the first operation waits for memory. The error of a call is thrown again.
-void in_pieces(std::int64_t n, std::int64_t size,
+/// Calls `piece(first, end)` for parts of 0 … n, on all threads, without gradients, in no order. For several
+/// operations one after another over a tensor of n rows (or n values), and others as large: a part holds so
+/// many values that they stay in a core's cache, so that only the first operation waits for memory. On a GPU
+/// one part is all. The error of a call is thrown again.
+void in_pieces(const at::Tensor& tensor, std::int64_t n,
                const std::function<void(std::int64_t first, std::int64_t end)>& piece);
 
 /// Floating-point operations per second of a 512×512 F32 product.

@@ -74,12 +74,11 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& logits,
                         const TokenTargets& targets) {
     const std::int64_t n = logits.size(0);
-    const std::int64_t rows = logits.is_cpu() ? std::max<std::int64_t>(1, kPieceValues / logits.size(1)) : n;
     const Tensor values = logits.detach();
-    std::vector<double> losses(static_cast<std::size_t>((n + rows - 1) / rows));
-    in_pieces(n, rows, [&](std::int64_t first, std::int64_t end) {
+    std::vector<double> losses(static_cast<std::size_t>(n));
+    in_pieces(values, n, [&](std::int64_t first, std::int64_t end) {
       const Tensor own = values.slice(0, first, end), x = own.to(at::kFloat);
-      losses[static_cast<std::size_t>(first / rows)] =
+      losses[static_cast<std::size_t>(first)] =
           rows_loss(x, targets, first, static_cast<double>(n)).item<double>();
       if (!x.is_same(own)) own.copy_(x);
     });

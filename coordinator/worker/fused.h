@@ -2,8 +2,9 @@
 
 #include <torch/types.h>
 
-/// Operations of a layer that LibTorch has only in several, each of which reads and writes all of its tensors:
-/// here a piece of them at a time goes through all, in F32 whatever the tensors' type is, there and back.
+/// Operations of a layer that LibTorch has only in several, each of which reads and writes all of its
+/// tensors: here a piece of them at a time goes through all, in F32 whatever the tensors' type is, there and
+/// back.
 namespace retort {
 
 /// SwiGLU's gate (Shazeer, 2002.05202): silu(gate) · up, of one shape. In bfloat16 LibTorch's silu takes
@@ -11,11 +12,12 @@ namespace retort {
 at::Tensor silu_gate(const at::Tensor& gate, const at::Tensor& up);
 
 /// Rotary positions (Su et al., 2104.09864, section 3.2.2, of pairs of a feature and the one half a head
-/// further): x [batch, seq, heads, D] by the angles whose cosines and sines are [seq, 1, D], both halves alike.
+/// further): x [batch, seq, heads, D] by the angles whose cosines and sines are [seq, 1, D], both halves
+/// alike.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 
-/// x [..., width] over the root of its mean square (Zhang and Sennrich, 1910.07467, equation 4), times a weight
-/// [width].
+/// x [..., width] over the root of its mean square (Zhang and Sennrich, 1910.07467, equation 4), times a
+/// weight [width].
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double epsilon);
 
 }  // namespace retort

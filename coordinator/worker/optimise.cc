@@ -379,16 +379,15 @@ StepReport finish_step(Network& network, Moments& moments, const OptimisePass& p
     Tensor& second = moments.second[name];
     if (!first.defined()) first = at::zeros_like(tensor), second = at::zeros_like(tensor);
     const Tensor gradients = tensor.grad().reshape({-1});
-    in_pieces(tensor.numel(), tensor.is_cpu() ? kPieceValues : tensor.numel(),
-              [&, &w = tensor](std::int64_t begin, std::int64_t end) {
-                const auto piece = [&](const Tensor& all) { return all.view({-1}).slice(0, begin, end); };
-                Tensor values = piece(w), g = piece(gradients), m = piece(first), v = piece(second);
-                if (scale != 1) g = g * scale;
-                m.mul_(kBeta1).add_(g, 1 - kBeta1);
-                v.mul_(kBeta2).addcmul_(g, g, 1 - kBeta2);
-                if (w.dim() > 1) values.mul_(1 - report.learning_rate * pass.weight_decay);
-                values.addcdiv_(m, (v / correct2).sqrt_().add_(kEpsilon), -report.learning_rate / correct1);
-              });
+    in_pieces(tensor, tensor.numel(), [&, &w = tensor](std::int64_t begin, std::int64_t end) {
+      const auto piece = [&](const Tensor& all) { return all.view({-1}).slice(0, begin, end); };
+      Tensor values = piece(w), g = piece(gradients), m = piece(first), v = piece(second);
+      if (scale != 1) g = g * scale;
+      m.mul_(kBeta1).add_(g, 1 - kBeta1);
+      v.mul_(kBeta2).addcmul_(g, g, 1 - kBeta2);
+      if (w.dim() > 1) values.mul_(1 - report.learning_rate * pass.weight_decay);
+      values.addcdiv_(m, (v / correct2).sqrt_().add_(kEpsilon), -report.learning_rate / correct1);
+    });
     tensor.mutable_grad() = Tensor();
   }
   return report;
