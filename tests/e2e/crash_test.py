@@ -195,7 +195,9 @@ class Crash(harness.FleetTest):
                 fleet.env['RETORT_FAIL_POINT'] = f'{place}.{moment}'
             fleet.start_coordinator('--job-threads', '1', '--heartbeat-millis', '1000')
             fleet.env.pop('RETORT_FAIL_POINT', None)
-            fleet.wait('the device', lambda: fleet.status('one').get('link') == 'up')
+            # A rotation that the last kill cut short goes on as soon as the device is back, and may reach this one's point first.
+            coordinator = fleet.coordinator
+            fleet.wait('the device', lambda: coordinator.poll() is not None or fleet.status('one').get('link') == 'up')
             stop = threading.Event()
             writer = threading.Thread(target=self.write_on, args=(stop, acknowledged))
             writer.start()
