@@ -34,8 +34,9 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& m
 }
 
 Tensor layer_norm(const Network& n, const Tensor& x, const std::string& name) {
-  return at::layer_norm(x, {n.config.n_embd}, n.weight(name + ".weight"), n.weight(name + ".bias"),
-                        static_cast<double>(n.config.norm_eps));
+  // Of one type with its weights, whatever a product before it gave.
+  return at::layer_norm(x.to(at::kFloat), {n.config.n_embd}, n.weight(name + ".weight"),
+                        n.weight(name + ".bias"), static_cast<double>(n.config.norm_eps));
 }
 
 void tell(Trace* trace, const std::string& weight, const Tensor& input) {

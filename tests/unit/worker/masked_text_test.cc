@@ -59,6 +59,21 @@ TEST_F(Masked, HidesAsThePaperSays) {
   EXPECT_EQ(hide_tokens(at::full({1, 3}, 9, at::kLong), tokenizer(), 1).places.numel(), 1) << "never none";
 }
 
+TEST_F(Masked, IsLearntInBFloat16AsInF32) {
+  const auto losses = [&](OptimisePass::Precision precision) {
+    Network n = random_network(model_->config, 3);
+    Moments moments;
+    OptimisePass pass;
+    pass.precision = precision;
+    std::vector<double> out;
+    for (std::uint64_t i = 0; i < 3; ++i)
+      out.push_back(optimise_step(n, moments, nullptr, *stream_, pass, 1, i, 60, 32, 8, &tokenizer()).loss);
+    return out;
+  };
+  const auto whole = losses(OptimisePass::Precision::kF32), low = losses(OptimisePass::Precision::kBf16);
+  for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(low[i], whole[i], 0.02 * whole[i]) << i;
+}
+
 TEST_F(Masked, IsLearntFromTextAndFromATeacher) {
   OptimisePass pass;
   pass.learning_rate = 3e-3;
