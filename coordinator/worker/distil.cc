@@ -17,20 +17,26 @@ using at::Tensor;
 /// Mean over rows of KL(p ‖ q), both as logarithms.
 Tensor mean_divergence(const Tensor& p, const Tensor& q) { return (p.exp() * (p - q)).sum(-1).mean(); }
 
-constexpr double kLeastRest = 1e-7;  ///< of the tokens that are not kept: F32 sums are no finer
+constexpr double kLeastRest = 1e-7;  ///< F32 sums are no finer
+
+/// What probabilities [N, k] leave to all other tokens, [N, 1].
+Tensor rest_of(const Tensor& probabilities) {
+  return (1 - probabilities.sum(-1, true)).clamp_min(kLeastRest);
+}
 
 /// Of a few rows of logits x: what they lose by the targets, and that loss's gradient, which takes the place
 /// of x. N is the number of all rows.
 Tensor rows_loss(Tensor x, const TokenTargets& targets, std::int64_t first, double n) {
   const auto rows = [&](const Tensor& all) { return all.slice(0, first, first + x.size(0)).to(x.device()); };
-  Tensor loss = at::zeros({}, x.options()), of_label, of_kept, gradient;
-  Tensor label, ids;
+  Tensor loss = at::zeros({}, x.options()), there, label, of_label, ids, of_kept, gradient;
   const bool labels = targets.labels.defined(), soft = targets.kept.ids.defined();
   const double t = soft ? targets.temperature : 1;
   x.sub_(x.amax(-1, true));
   if (labels) {
     label = rows(targets.labels).unsqueeze(1);
-    of_label = x.gather(-1, label.clamp_min(0));
+    there = label.ge(0).to(x.scalar_type()) * (targets.labels_weight / n);
+    label = label.clamp_min(0);  // where there is none: any, of no weight
+    of_label = x.gather(-1, label);
   }
   if (t != 1) x.mul_(1 / t);
   if (soft) {
@@ -43,10 +49,9 @@ Tensor rows_loss(Tensor x, const TokenTargets& targets, std::int64_t first, doub
   x.exp_();
   if (labels && multiplied) gradient = !soft ? x : t == 1 ? x.clone() : x.square();
   if (labels) {  // softmax(x) − [the label]
-    const Tensor there = label.ge(0).to(x.scalar_type()) * (targets.labels_weight / n);
     const Tensor sum = gradient.sum(-1, true);
     loss = loss + ((sum.log() - of_label) * there).sum();
-    gradient.mul_(there / sum).scatter_add_(-1, label.clamp_min(0), -there);
+    gradient.mul_(there / sum).scatter_add_(-1, label, -there);
   }
   if (soft) {  // of q = softmax(x / t): Σ g_i over the kept ones, then the softmax's own (−q Σ g)
     const double factor = targets.soft_weight * t * t / n;
@@ -55,7 +60,7 @@ Tensor rows_loss(Tensor x, const TokenTargets& targets, std::int64_t first, doub
     if (targets.kept.logs.defined()) {
       const Tensor teacher = rows(targets.kept.logs), p = teacher.exp();
       const std::int64_t k = ids.size(1);
-      const Tensor likely = kept.exp(), others = (1 - likely.sum(-1, true)).clamp_min(kLeastRest);
+      const Tensor likely = kept.exp(), others = rest_of(likely);
       loss = loss + (p * (teacher - at::cat({kept, others.log()}, -1))).sum() * factor;
       g = likely * (p.slice(1, k) / others * others.gt(kLeastRest)) - p.slice(1, 0, k);
     } else {
@@ -129,7 +134,7 @@ TeacherTargets teacher_targets(const Tensor& teacher_logits, TeacherOutputs outp
     return {logs.exp().multinomial(k, /*replacement=*/true, generator), {}};
   }
   const auto [top, ids] = logs.topk(k, -1);
-  return {ids, at::cat({top, (1 - top.exp().sum(-1, true)).clamp_min(kLeastRest).log()}, -1)};
+  return {ids, at::cat({top, rest_of(top.exp()).log()}, -1)};
 }
 
 std::vector<std::byte> pack_targets(const TeacherTargets& targets, const TeacherOutputsKey& key) {

@@ -52,19 +52,18 @@ Result<void> run(const Options& options) {
   const std::size_t shapes = all.size();
   const std::vector<DecodeSample> students = random_students(options);
   all.insert(all.end(), students.begin(), students.end());
-  std::vector<std::size_t> turns;  // one of each kind after the other
-  for (std::size_t i = 0; i < std::max(shapes, students.size()); ++i) {
-    if (i < shapes) turns.push_back(i);
-    if (i < students.size()) turns.push_back(shapes + i);
-  }
-  std::vector<DecodeSample> in_turns;
-  for (const std::size_t i : turns) in_turns.push_back(all[i]);
   std::vector<std::vector<double>> seconds(all.size());
-  for (std::uint32_t round = 0; round < options.rounds; ++round) {
-    const auto measured =
-        RETORT_TRY(measure_decode(in_turns, team, folder, std::chrono::milliseconds(options.time), 0));
-    for (std::size_t i = 0; i < all.size(); ++i) seconds[turns[i]].push_back(measured[i].seconds);
-  }
+  const auto measure = [&](std::size_t i) -> Result<void> {
+    const auto measured = RETORT_TRY(measure_decode(std::span(all).subspan(i, 1), team, folder,
+                                                    std::chrono::milliseconds(options.time), 0));
+    seconds[i].push_back(measured[0].seconds);
+    return {};
+  };
+  for (std::uint32_t round = 0; round < options.rounds; ++round)
+    for (std::size_t i = 0; i < std::max(shapes, students.size()); ++i) {
+      if (i < shapes) RETORT_TRY(measure(i));
+      if (i < students.size()) RETORT_TRY(measure(shapes + i));
+    }
   for (std::size_t i = 0; i < all.size(); ++i) {
     std::sort(seconds[i].begin(), seconds[i].end());
     all[i].seconds = seconds[i][seconds[i].size() / 2];
