@@ -415,6 +415,7 @@ class LanguageRun final : public RecipeRun {
                     {"kl_divergence", e.divergence ? json::value(*e.divergence) : json::value(nullptr)},
                     {"top1_agreement", e.agreement ? json::value(*e.agreement) : json::value(nullptr)},
                     {"tokens_per_second", n / std::max(1e-9, e.seconds)}});
+    tell_worse_than_a_guess(pass.label, e.nll / n);
     return pass_done(false);
   }
 
@@ -450,11 +451,22 @@ class LanguageRun final : public RecipeRun {
       RETORT_TRY(need_teacher());
       const json::object figures = RETORT_TRY(judge(path));
       tell_evaluation(progress_, pass.label, json::value(pass.file), figures);
+      tell_worse_than_a_guess(pass.label, RETORT_TRY(json_number(figures, "nll_per_token", path.string())));
       tell_samples(pass.label);
       artifact["evaluation"] = figures;
     }
     out_.state.artifacts.push_back(std::move(artifact));
     return pass_done(false);
+  }
+
+  /// What no student should be: training that exploded, or a cut that took too much.
+  void tell_worse_than_a_guess(const std::string& label, double nll) {
+    const double guess = std::log(static_cast<double>(network_.config.n_vocab));
+    if (nll <= guess + 1) return;  // not so where it is no number
+    progress_.warning(fmt::format(
+        "{}: {:.4g} nats a token, where any of {} tokens alike costs {:.2f}: worse than a guess. Look at the "
+        "passes before it: a learning_rate that is too high, or a cut without training after it",
+        label, nll, network_.config.n_vocab, guess));
   }
 
   /// What student and teacher write after the beginnings of held-out texts.

@@ -280,10 +280,10 @@ bool has_bf16(at::Device device) {
 }
 
 void RunawayLoss::add(double loss) {
-  ++steps_;
-  const double share = std::max(1.0 / static_cast<double>(steps_), 0.1);
-  mean_ += share * (loss - mean_);
-  least_ = std::min(least_, mean_);
+  ++steps;
+  last = loss;
+  mean += std::max(1.0 / static_cast<double>(steps), 0.1) * (loss - mean);
+  least = steps == 1 ? mean : std::min(least, mean);
 }
 
 double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64_t steps) {

@@ -56,19 +56,21 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
                          std::uint64_t steps, std::uint32_t window, std::uint32_t windows,
                          const Tokenizer* tokenizer = nullptr);
 
-/// Tells when a loss has run away: its mean over some 20 steps is a nat and a half above the least that it
-/// has been. Thread: one.
-class RunawayLoss {
- public:
+/// Tells when a pass's loss has run away: its mean over some ten steps is a nat and a half above the least
+/// that it has been. Thread: one.
+struct RunawayLoss {
+  std::uint64_t steps = 0;
+  double mean = 0, least = 0, last = 0;
+
   void add(double loss);
-  bool rising() const { return mean_ > least_ + 0.5; }  ///< no state worth keeping
-  bool gone() const { return steps_ > 20 && mean_ > least_ + 1.5; }
-  double mean() const { return mean_; }
-  double least() const { return least_; }
+  bool rising() const { return mean > least + 0.5; }  ///< no weights worth keeping
+  /// Known on the way only once the first steps, whose bumps may be a warm-up's, are behind.
+  bool gone() const { return steps > 20 && mean > least + kFar; }
+  /// At the end of a pass, however short.
+  bool gone_at_last() const { return std::min(mean, last) > least + kFar; }
 
  private:
-  std::uint64_t steps_ = 0;
-  double mean_ = 0, least_ = 1e300;
+  static constexpr double kFar = 1.5;
 };
 
 }  // namespace retort

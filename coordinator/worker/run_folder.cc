@@ -73,6 +73,13 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
       state.best_step = RETORT_TRY(json_uint(object, "best_step", path.string()));
       state.waited = RETORT_TRY(json_uint(object, "waited", path.string()));
     }
+    if (json_has(object, "loss")) {
+      const json::object& loss = *RETORT_TRY(json_object(object, "loss", path.string()));
+      state.loss.steps = RETORT_TRY(json_uint(loss, "steps", path.string()));
+      state.loss.mean = RETORT_TRY(json_number(loss, "mean", path.string()));
+      state.loss.least = RETORT_TRY(json_number(loss, "least", path.string()));
+      state.loss.last = RETORT_TRY(json_number(loss, "last", path.string()));
+    }
     if (json_has(object, "check") && RETORT_TRY(json_string(object, "check", path.string())) != state_check())
       return fail(ErrorCode::kCorrupt, path.string(),
                   "this state is not what was written; empty the folder and begin anew");
@@ -125,6 +132,10 @@ Result<void> RunFolder::save_state() {
                             {"best_loss", state.best_loss},
                             {"best_step", state.best_step},
                             {"waited", state.waited},
+                            {"loss", json::object{{"steps", state.loss.steps},
+                                                  {"mean", state.loss.mean},
+                                                  {"least", state.loss.least},
+                                                  {"last", state.loss.last}}},
                             {"artifacts", state.artifacts},
                             {"check", state_check()}};
   return on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object)));
@@ -219,7 +230,7 @@ Result<void> RunFolder::restore(Network& network, Moments& moments) const {
 void RunFolder::next_pass() {
   ++state.pass;
   state.step = state.steps = state.best_step = state.waited = 0;
-  state.best_loss = 0;
+  state.best_loss = 0, state.loss = {};
 }
 
 Result<void> RunFolder::save_best(const Network& network) {

@@ -21,6 +21,7 @@ struct RunState {
   double best_loss = 0;  ///< on held-out data, of the weights in best.safetensors; where best_step is not 0
   std::uint64_t best_step = 0;  ///< the step they are of
   std::uint64_t waited = 0;     ///< looks at the held-out data since
+  RunawayLoss loss;             ///< of the pass in hand
 };
 
 /// What a run is of; a folder of another one is refused.

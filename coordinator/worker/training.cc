@@ -37,14 +37,23 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
   const OptimisePass& pass = training.pass;
   RunState& state = folder.state;
   std::uint64_t steps = state.steps != 0 ? state.steps : training.steps;
-  RunawayLoss runaway;
+  const auto stopped = [&](const std::string& why, const char* what_to_do) {
+    return fail(ErrorCode::kInvalid, training.where, "{}: {}; {}{}", pass.name, why, what_to_do,
+                state.checkpoint.empty() ? std::string()
+                                         : ". " + state.checkpoint + " holds the last good weights");
+  };
+  const auto run_away = [&](const char* when) {
+    return stopped(fmt::format("{} step {} the loss has run away, to {:.4g} from {:.4g}", when, state.step,
+                               state.loss.mean, state.loss.least),
+                   "lower learning_rate");
+  };
   Time::time_point saved = Time::now(), told = {}, mark = Time::now();
   std::uint64_t mark_step = state.step;
   double rate = 0;
   std::error_code ignored;
   while (state.step < steps && !(pass.patience != 0 && state.waited >= pass.patience)) {
     if (const auto stop = folder.check_stop(); !stop) {
-      RETORT_TRY(folder.save(network, moments));
+      if (!state.loss.rising()) RETORT_TRY(folder.save(network, moments));
       return fail(stop.error());
     }
     if (pass.schedule == OptimisePass::Schedule::kWsd && state.steps == 0 &&
@@ -55,16 +64,12 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
       RETORT_TRY(folder.save(network, moments));
     }
     const StepReport report = training.step(state.step, steps);
-    runaway.add(std::isfinite(report.loss) ? report.loss : 0);
-    if (!std::isfinite(report.loss) || runaway.gone())
-      return fail(ErrorCode::kInvalid, training.where, "{}: at step {} the {}; {}{}", pass.name, state.step,
-                  std::isfinite(report.loss) ? fmt::format("loss has run away, to {:.2f} from {:.2f}",
-                                                           runaway.mean(), runaway.least())
-                                             : "loss or its gradient is not a number any more",
-                  state.step == 0 ? "no step was taken yet: look at the model's weights and the data"
-                                  : "lower learning_rate",
-                  state.checkpoint.empty() ? std::string()
-                                           : ". " + state.checkpoint + " holds the last good weights");
+    if (!std::isfinite(report.loss))
+      return stopped(fmt::format("at step {} the loss or its gradient is not a number any more", state.step),
+                     state.step == 0 ? "no step was taken yet: look at the model's weights and the data"
+                                     : "lower learning_rate");
+    state.loss.add(report.loss);
+    if (state.loss.gone()) return run_away("at");
     ++state.step;
     const bool first = state.step == mark_step + 1 && rate == 0, last = state.step == steps;
     if (since(mark) > 5 || first || last) {
@@ -88,15 +93,17 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
     }
     if (pass.evaluate_every != 0 && (last || state.step % pass.evaluate_every == 0))
       RETORT_TRY(look(folder, progress, network, training));
-    if (!last && since(saved) >= pass.checkpoint_seconds && !runaway.rising()) {
+    if (!last && since(saved) >= pass.checkpoint_seconds && !state.loss.rising()) {
       RETORT_TRY(folder.save(network, moments));
       saved = Time::now();
     }
   }
+  const bool earlier_weights = state.best_step != 0 && state.best_step != state.step;
+  if (state.loss.gone_at_last() && !earlier_weights) return run_away("after");
   for (auto& [name, tensor] : network.weights) tensor = tensor.detach();
   drop_projections(network);
   if (state.best_step != 0) {
-    if (state.best_step != state.step) RETORT_TRY(folder.restore_best(network));
+    if (earlier_weights) RETORT_TRY(folder.restore_best(network));
     progress.emit("best", {{"pass_index", training.index},
                            {"step", state.best_step},
                            {"stopped_at", state.step},

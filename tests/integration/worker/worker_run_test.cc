@@ -621,6 +621,58 @@ TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
   EXPECT_FALSE(fs::exists(folder_ / "o" / "best.safetensors"));
 }
 
+/// Passes too short to tell a trend from noise on the way are judged by their end.
+TEST_F(WorkerRun, AShortPassWhoseLossExplodesFails) {
+  recipe(
+      "passes:\n  - train: {tokens: 1024, batch_tokens: 256, learning_rate: 1, warmup: 0}\n"
+      "  - export: {file: s.gguf}\n");
+  const Ended ended = run("o");
+  EXPECT_EQ(ended.status, 3);
+  EXPECT_NE(ended.err.find("r.yaml:6"), std::string::npos) << ended.err;
+  EXPECT_NE(ended.err.find("after step 4 the loss has run away"), std::string::npos) << ended.err;
+  EXPECT_EQ(text_of(result("o").at("state")), "failed");
+  EXPECT_FALSE(fs::exists(folder_ / "o" / "s.gguf"));
+}
+
+/// What the loss has been is not forgotten when a run goes on: it fails where it failed.
+TEST_F(WorkerRun, ALossThatRanAwayHasRunAwayStillWhenTheRunGoesOn) {
+  recipe(
+      "passes:\n  - train: {tokens: 2560, batch_tokens: 256, learning_rate: 1e-3}\n"
+      "  - train: {tokens: 128000, batch_tokens: 256, learning_rate: 1, warmup: 1, checkpoint_seconds: 1}\n"
+      "  - export: {file: s.gguf}\n");
+  const auto said = [&] {
+    const Ended ended = run("o");
+    EXPECT_EQ(ended.status, 3);
+    EXPECT_NE(ended.err.find("the loss has run away"), std::string::npos) << ended.err;
+    return ended.err.substr(0, ended.err.find("; lower learning_rate"));
+  };
+  const std::string first = said();
+  const auto step = [&] {
+    return json::parse(*read_file(folder_ / "o" / "state.json")).at("step").to_number<int>();
+  };
+  ASSERT_GT(step(), 20);  // it goes on from a checkpoint, past the steps in which nothing is known yet
+  EXPECT_EQ(said(), first);
+  EXPECT_GT(events("o", "pass_start").back().at("resumed_at_step").to_number<int>(), 20);
+}
+
+TEST_F(WorkerRun, AModelThatIsWorseThanAGuessIsSaid) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  const auto said = [&](const std::string& rate) {  // one step: what it does to the loss is not seen
+    recipe("passes:\n  - train: {tokens: 256, batch_tokens: 256, warmup: 0, learning_rate: " + rate +
+               "}\n  - evaluate: {}\n  - export: {file: s.gguf}\n",
+           "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl}}\n");
+    const Ended ended = run(rate);
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    std::size_t count = 0;
+    for (const json::object& warning : events(rate, "warning"))
+      count += text_of(warning.at("message")).find("worse than a guess") != std::string::npos ? 1 : 0;
+    return count;
+  };
+  EXPECT_EQ(said("1"), 2u);
+  EXPECT_EQ(said("1e-4"), 0u);
+}
+
 TEST_F(WorkerRun, ASmallerVocabularyPredictsTheSameText) {
   if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
   ASSERT_OK(

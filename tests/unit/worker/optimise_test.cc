@@ -509,5 +509,20 @@ TEST(RunawayLoss, TellsGrowthFromNoise) {
   EXPECT_TRUE(wild.gone());
 }
 
+TEST(RunawayLoss, JudgesAShortPassByItsEnd) {
+  const auto after = [](std::vector<double> losses) {
+    RunawayLoss loss;
+    for (const double l : losses) loss.add(l);
+    EXPECT_FALSE(loss.gone());  // too early to tell
+    return loss.gone_at_last();
+  };
+  EXPECT_TRUE(after({3, 40}));
+  EXPECT_TRUE(after({3, 40, 1e10, 1e12}));
+  EXPECT_TRUE(after({3, 6, 6, 6, 6}));
+  EXPECT_FALSE(after({3}));
+  EXPECT_FALSE(after({3, 4, 3.5, 4.2}));
+  EXPECT_FALSE(after({3, 9, 7, 5, 3.2}));  // it has come back
+}
+
 }  // namespace
 }  // namespace retort
