@@ -38,9 +38,9 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
   RunState& state = folder.state;
   std::uint64_t steps = state.steps != 0 ? state.steps : training.steps;
   const auto stopped = [&](const std::string& why, const char* what_to_do) {
-    return fail(ErrorCode::kInvalid, training.where, "{}: {}; {}{}", pass.name, why, what_to_do,
-                state.checkpoint.empty() ? std::string()
-                                         : ". " + state.checkpoint + " holds the last good weights");
+    return fail(
+        ErrorCode::kInvalid, training.where, "{}: {}; {}{}", pass.name, why, what_to_do,
+        state.checkpoint.empty() ? std::string() : ". " + state.checkpoint + " holds the last good weights");
   };
   const auto run_away = [&](const char* when) {
     return stopped(fmt::format("{} step {} the loss has run away, to {:.4g} from {:.4g}", when, state.step,

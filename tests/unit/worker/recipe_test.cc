@@ -257,6 +257,17 @@ TEST_F(RecipeTest, TeachersTextAndLayers) {
   EXPECT_NE(plan("[0, 2]").error().message.find("the teacher's are 0 to 1"), std::string::npos);
 }
 
+TEST_F(RecipeTest, KeepsNoTeacherOutputsThatNobodyAsksFor) {
+  const auto outputs = [&](const std::string& keys) {
+    const auto recipe = parse("  - " + keys + "\n" + kExport);
+    return std::get<OptimisePass>(recipe->passes[0]).distil->outputs;
+  };
+  EXPECT_EQ(outputs("distil.soft: {tokens: 9, alpha: 0.5, teacher_outputs: top_k}"), TeacherOutputs::kTopK);
+  EXPECT_EQ(outputs("distil.soft: {tokens: 9, alpha: 0, teacher_outputs: top_k}"), TeacherOutputs::kFull);
+  EXPECT_EQ(outputs("distil: {tokens: 9, soft: 0, labels: 1, teacher_outputs: sampled}"),
+            TeacherOutputs::kFull);
+}
+
 TEST_F(RecipeTest, Classification) {
   const std::string head =
       "version: 1\ntask: classification\ndata: {train: {file: d.jsonl}, held_out: {file: d.jsonl}}\n";
