@@ -3,31 +3,47 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "coordinator/worker/blas.h"
+#include "coordinator/worker/fused_loops.h"
 
 namespace retort {
 namespace {
 
 using at::Tensor;
+using loops::Bf16;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// `call` for pieces of all tensors, which are of one shape and lie in their order.
+/// What the loops are for; LibTorch's operations do the rest: GPUs and other types.
+bool loops_take(const Tensor& x) {
+  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+}
+
+/// Calls `call` with a value of the type that the tensor's are of.
 template <typename Call>
-void over(const Tensor& like, const Call& call) {
-  in_pieces(like, like.numel(), [&](std::int64_t first, std::int64_t end) {
-    call([&](const Tensor& all) { return all.view({-1}).slice(0, first, end); });
-  });
+void of_type(const Tensor& x, const Call& call) {
+  if (x.scalar_type() == at::kFloat)
+    call(float());
+  else
+    call(Bf16());
+}
+
+template <typename Value>
+Value* data(const Tensor& x) {
+  return static_cast<Value*>(x.data_ptr());
 }
 
 class SiluGate : public torch::autograd::Function<SiluGate> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& gate_in, const Tensor& up_in) {
     const Tensor gate = gate_in.contiguous(), up = up_in.contiguous(), out = at::empty_like(gate);
-    over(out,
-         [&](const auto& piece) { piece(out).copy_(at::silu(piece(gate).to(at::kFloat)).mul_(piece(up))); });
+    of_type(gate, [&]<typename Value>(Value) {
+      in_pieces(gate, gate.numel(), [&](std::int64_t first, std::int64_t end) {
+        loops::silu_gate(data<Value>(gate) + first, data<Value>(up) + first, data<Value>(out) + first,
+                         static_cast<std::size_t>(end - first));
+      });
+    });
     context->save_for_backward({gate, up});
     return out;
   }
@@ -35,33 +51,39 @@ class SiluGate : public torch::autograd::Function<SiluGate> {
     const variable_list saved = context->get_saved_variables();
     const Tensor &gate = saved[0], &up = saved[1], out = of_out[0].contiguous();
     const Tensor of_gate = at::empty_like(gate), of_up = at::empty_like(up);
-    over(out, [&](const auto& piece) {
-      // d silu(g)/dg = σ + gσ − gσ·σ
-      const Tensor g = piece(gate).to(at::kFloat), o = piece(out).to(at::kFloat);
-      const Tensor sigma = at::sigmoid(g), silu = g * sigma;
-      piece(of_up).copy_(silu * o);
-      piece(of_gate).copy_((o * piece(up)).mul_((sigma + silu).addcmul_(silu, sigma, -1)));
+    of_type(gate, [&]<typename Value>(Value) {
+      in_pieces(gate, gate.numel(), [&](std::int64_t first, std::int64_t end) {
+        loops::silu_gate_back(data<Value>(gate) + first, data<Value>(up) + first, data<Value>(out) + first,
+                              data<Value>(of_gate) + first, data<Value>(of_up) + first,
+                              static_cast<std::size_t>(end - first));
+      });
     });
     return {of_gate, of_up};
   }
 };
 
 /// x [B, S, H, D] turned, or with `sign` -1 turned back.
-Tensor turn(const Tensor& x_in, const Tensor& cos, const Tensor& sin, double sign) {
+Tensor turn(const Tensor& x_in, const Tensor& cos, const Tensor& sin, float sign) {
   const Tensor x = x_in.contiguous(), out = at::empty_like(x);
-  const std::int64_t half = x.size(3) / 2;
-  in_pieces(x, x.size(0), [&](std::int64_t first, std::int64_t end) {
-    const Tensor from = x.slice(0, first, end).to(at::kFloat), to = from * cos;
-    to.slice(3, 0, half).addcmul_(from.slice(3, half), sin.slice(2, 0, half), -sign);
-    to.slice(3, half).addcmul_(from.slice(3, 0, half), sin.slice(2, half), sign);
-    out.slice(0, first, end).copy_(to);
+  const std::int64_t seq = x.size(1), heads = x.size(2), width = x.size(3);
+  of_type(x, [&]<typename Value>(Value) {
+    in_pieces(x, x.size(0) * seq, [&](std::int64_t first, std::int64_t end) {
+      for (std::int64_t at = first; at < end; ++at) {
+        const std::int64_t values = at * heads * width, angles = at % seq * width;
+        loops::rotate(data<Value>(x) + values, data<Value>(out) + values, data<float>(cos) + angles,
+                      data<float>(sin) + angles, sign, static_cast<std::size_t>(heads),
+                      static_cast<std::size_t>(width));
+      }
+    });
   });
   return out;
 }
 
 class Rotate : public torch::autograd::Function<Rotate> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& cos_in,
+                        const Tensor& sin_in) {
+    const Tensor cos = cos_in.contiguous(), sin = sin_in.contiguous();
     context->saved_data["cos"] = cos, context->saved_data["sin"] = sin;
     return turn(x, cos, sin, 1);
   }
@@ -73,54 +95,62 @@ class Rotate : public torch::autograd::Function<Rotate> {
 
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& x_in, const Tensor& weight, double epsilon) {
-    const Tensor x = x_in.contiguous(), out = at::empty_like(x);
-    rows(x, [&](std::int64_t, const auto& piece) {
-      const Tensor from = piece(x).to(at::kFloat);
-      piece(out).copy_((from * scale(from, epsilon)).mul_(weight));
+  static Tensor forward(AutogradContext* context, const Tensor& x_in, const Tensor& weight_in,
+                        double epsilon) {
+    const Tensor x = x_in.contiguous(), weight = weight_in.to(at::kFloat).contiguous(),
+                 out = at::empty_like(x);
+    const std::int64_t width = x.size(-1);
+    of_type(x, [&]<typename Value>(Value) {
+      in_pieces(x, x.numel() / width, [&](std::int64_t first, std::int64_t end) {
+        loops::rms_norm(data<Value>(x) + first * width, data<float>(weight), data<Value>(out) + first * width,
+                        epsilon, static_cast<std::size_t>(end - first), static_cast<std::size_t>(width));
+      });
     });
     context->save_for_backward({x, weight});
     context->saved_data["epsilon"] = epsilon;
+    context->saved_data["type"] = static_cast<std::int64_t>(weight_in.scalar_type());
     return out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& of_out) {
     const variable_list saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], out = of_out[0].contiguous(), of_x = at::empty_like(x);
     const double epsilon = context->saved_data["epsilon"].toDouble();
-    std::vector<Tensor> of_weight(static_cast<std::size_t>(count(x)));  // at the first row of each piece
-    rows(x, [&](std::int64_t first, const auto& piece) {
-      const Tensor from = piece(x).to(at::kFloat), r = scale(from, epsilon), normed = from * r;
-      Tensor o = piece(out).to(at::kFloat);
-      of_weight[static_cast<std::size_t>(first)] = (o * normed).sum(0);
-      o = o * weight;  // d/dx of x r is r (1 - x̂ mean(x̂ ·))
-      piece(of_x).copy_(o.sub_(normed * (o * normed).mean(-1, true)).mul_(r));
+    const std::int64_t width = x.size(-1), rows = x.numel() / width, some = 64;
+    // A sum for each group of rows, and the sum of these: the same on however many threads.
+    const Tensor of_weight = at::zeros({(rows + some - 1) / some, width}, at::kFloat);
+    of_type(x, [&]<typename Value>(Value) {
+      in_pieces(x, of_weight.size(0), [&](std::int64_t first, std::int64_t end) {
+        for (std::int64_t group = first; group < end; ++group) {
+          const std::int64_t at = group * some * width;
+          loops::rms_norm_back(data<Value>(x) + at, data<float>(weight), data<Value>(out) + at,
+                               data<Value>(of_x) + at, data<float>(of_weight) + group * width, epsilon,
+                               static_cast<std::size_t>(std::min(some, rows - group * some)),
+                               static_cast<std::size_t>(width));
+        }
+      });
     });
-    std::erase_if(of_weight, [](const Tensor& part) { return !part.defined(); });
-    return {of_x, at::stack(of_weight).sum(0), Tensor()};
-  }
-
- private:
-  static Tensor scale(const Tensor& x, double epsilon) {
-    return x.square().mean(-1, true).add_(epsilon).rsqrt_();
-  }
-  static std::int64_t count(const Tensor& x) { return x.numel() / x.size(-1); }
-  /// `call` with a piece's first row and what takes the piece out of a tensor of x's shape, as [rows, width].
-  template <typename Call>
-  static void rows(const Tensor& x, const Call& call) {
-    in_pieces(x, count(x), [&](std::int64_t first, std::int64_t end) {
-      call(first, [&](const Tensor& all) { return all.view({-1, x.size(-1)}).slice(0, first, end); });
-    });
+    const auto type = static_cast<at::ScalarType>(context->saved_data["type"].toInt());
+    return {of_x, of_weight.sum(0).to(type), Tensor()};
   }
 };
 
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
-  return RmsNorm::apply(x, weight, epsilon);
+  if (loops_take(x)) return RmsNorm::apply(x, weight, epsilon);
+  return x * at::rsqrt(x.square().mean(-1, true) + epsilon) * weight;
 }
 
-Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) { return Rotate::apply(x, cos, sin); }
+Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  if (loops_take(x)) return Rotate::apply(x, cos, sin);
+  const std::int64_t half = x.size(3) / 2;
+  const Tensor crossed = at::cat({-x.slice(3, half), x.slice(3, 0, half)}, 3);
+  return (x * cos + crossed * sin).to(x.scalar_type());
+}
 
-Tensor silu_gate(const Tensor& gate, const Tensor& up) { return SiluGate::apply(gate, up); }
+Tensor silu_gate(const Tensor& gate, const Tensor& up) {
+  if (loops_take(gate)) return SiluGate::apply(gate, up);
+  return at::silu(gate) * up;
+}
 
 }  // namespace retort

@@ -3,12 +3,12 @@
 #include <torch/types.h>
 
 /// Operations of a layer that LibTorch has only in several, each of which reads and writes all of its
-/// tensors: here a piece of them at a time goes through all, in F32 whatever the tensors' type is, there and
-/// back.
+/// tensors: here one loop (fused_loops.h) does all, there and back, computed in F32 and rounded once. So on a
+/// CPU, for F32 and bfloat16; elsewhere they are LibTorch's several. Their gradients have gradients there
+/// alone.
 namespace retort {
 
-/// SwiGLU's gate (Shazeer, 2002.05202): silu(gate) · up, of one shape. In bfloat16 LibTorch's silu takes
-/// several times as long as in F32.
+/// SwiGLU's gate (Shazeer, 2002.05202): silu(gate) · up, of one shape and type.
 at::Tensor silu_gate(const at::Tensor& gate, const at::Tensor& up);
 
 /// Rotary positions (Su et al., 2104.09864, section 3.2.2, of pairs of a feature and the one half a head

@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include <functional>
+#include <limits>
 #include <vector>
 
 namespace retort {
@@ -18,26 +19,28 @@ std::vector<Tensor> there_and_back(const Operation& operation, const std::vector
   std::vector<Tensor> own;
   for (const Tensor& input : inputs) own.push_back(input.detach().clone().set_requires_grad(true));
   std::vector<Tensor> out{operation(own)};
-  const Tensor weights = at::linspace(-1, 1, out[0].numel()).view_as(out[0]);
-  (out[0].to(at::kFloat) * weights).sum().backward();
+  const Tensor weights = at::linspace(-1, 1, out[0].numel(), at::kDouble).view_as(out[0]);
+  (out[0].to(at::kDouble) * weights).sum().backward();
   for (const Tensor& input : own) out.push_back(input.grad());
   return out;
 }
 
-/// In F32 as LibTorch's operations, in bfloat16 as they are in F32, rounded once.
-void expect_same(const Operation& ours, const Operation& theirs, std::vector<Tensor> inputs) {
-  const std::vector<Tensor> got = there_and_back(ours, inputs), wanted = there_and_back(theirs, inputs);
-  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(at::allclose(got[i], wanted[i], 1e-5, 1e-6)) << i;
-  std::vector<Tensor> low;
-  for (Tensor& input : inputs) {
-    low.push_back(input.to(at::kBFloat16));
-    input = low.back().to(at::kFloat);
-  }
-  const std::vector<Tensor> rounded = there_and_back(ours, low), exact = there_and_back(theirs, inputs);
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    EXPECT_EQ(rounded[i].scalar_type(), at::kBFloat16);
-    const Tensor off = (rounded[i].to(at::kFloat) - exact[i]).abs().max();
-    EXPECT_LT(off.item<float>(), 0.01f * exact[i].abs().max().item<float>()) << i;
+/// As LibTorch's operations are in F64, rounded once: in F32, in bfloat16, and in F64, where ours are
+/// LibTorch's.
+void expect_same(const Operation& ours, const Operation& theirs, const std::vector<Tensor>& inputs) {
+  for (const auto& [type, most] :
+       {std::pair{at::kFloat, 1e-5}, {at::kBFloat16, 1e-2}, {at::kDouble, 1e-12}}) {
+    std::vector<Tensor> given, exact;
+    for (const Tensor& input : inputs) {
+      given.push_back(input.to(type));
+      exact.push_back(given.back().to(at::kDouble));
+    }
+    const std::vector<Tensor> got = there_and_back(ours, given), wanted = there_and_back(theirs, exact);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(got[i].scalar_type(), type);
+      const Tensor off = (got[i].to(at::kDouble) - wanted[i]).abs().max();
+      EXPECT_LT(off.item<double>(), most * wanted[i].abs().max().item<double>()) << type << " " << i;
+    }
   }
 }
 
@@ -49,6 +52,17 @@ TEST(Fused, SiluGate) {  // of more than one piece, and of one that is not full
   expect_same([](const auto& in) { return silu_gate(in[0], in[1]); },
               [](const auto& in) { return at::silu(in[0]) * in[1]; },
               {normal({5, 271, 256}, 1), normal({5, 271, 256}, 2)});
+}
+
+TEST(Fused, SiluGateOfAnyNumber) {
+  const float none = std::numeric_limits<float>::quiet_NaN(), most = std::numeric_limits<float>::infinity();
+  const Tensor gate = at::tensor({-1e30f, -200.0f, -88.0f, -1e-30f, 0.0f, 20.0f, 200.0f, 1e30f, none, most}),
+               got = silu_gate(gate, at::ones_like(gate));
+  EXPECT_TRUE(at::allclose(got, at::silu(gate), 1e-6, 1e-6, true)) << got;
+  const Tensor low = gate.to(at::kBFloat16), rounded = silu_gate(low, at::ones_like(low));
+  EXPECT_TRUE(rounded[8].isnan().item<bool>());
+  EXPECT_TRUE(at::allclose(rounded.to(at::kFloat), at::silu(low.to(at::kFloat)), 1e-2, 1e-6, true))
+      << rounded;
 }
 
 TEST(Fused, Rotate) {
