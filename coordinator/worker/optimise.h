@@ -57,20 +57,17 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
                          const Tokenizer* tokenizer = nullptr);
 
 /// Tells when a pass's loss has run away: its mean over some ten steps is a nat and a half above the least
-/// that it has been. Thread: one.
+/// that it has been. Of 20 steps or fewer, whose bumps may be a warm-up's or of small batches, only the end
+/// tells, and there it must be three nats. Thread: one.
 struct RunawayLoss {
   std::uint64_t steps = 0;
   double mean = 0, least = 0, last = 0;
 
   void add(double loss);
   bool rising() const { return mean > least + 0.5; }  ///< no weights worth keeping
-  /// Known on the way only once the first steps, whose bumps may be a warm-up's, are behind.
-  bool gone() const { return steps > 20 && mean > least + kFar; }
-  /// At the end of a pass, however short.
-  bool gone_at_last() const { return std::min(mean, last) > least + kFar; }
-
- private:
-  static constexpr double kFar = 1.5;
+  bool gone() const { return steps > 20 && mean > least + 1.5; }
+  bool gone_at_last() const { return gone() || risen() > 3; }
+  double risen() const { return std::min(mean, last) - least; }  ///< at the pass's end
 };
 
 }  // namespace retort

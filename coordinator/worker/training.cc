@@ -100,6 +100,10 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
   }
   const bool earlier_weights = state.best_step != 0 && state.best_step != state.step;
   if (state.loss.gone_at_last() && !earlier_weights) return run_away("after");
+  if (state.loss.risen() > 1 && !earlier_weights)
+    progress.warning(
+        fmt::format("{}: the loss ended at {:.4g}, {:.2g} above the least that it was: lower learning_rate",
+                    pass.name, state.loss.least + state.loss.risen(), state.loss.risen()));
   for (auto& [name, tensor] : network.weights) tensor = tensor.detach();
   drop_projections(network);
   if (state.best_step != 0) {

@@ -518,7 +518,8 @@ TEST(RunawayLoss, JudgesAShortPassByItsEnd) {
   };
   EXPECT_TRUE(after({3, 40}));
   EXPECT_TRUE(after({3, 40, 1e10, 1e12}));
-  EXPECT_TRUE(after({3, 6, 6, 6, 6}));
+  EXPECT_TRUE(after({3, 8, 8, 8, 8}));
+  EXPECT_FALSE(after({4.66, 7.75}));  // two batches of eight tokens
   EXPECT_FALSE(after({3}));
   EXPECT_FALSE(after({3, 4, 3.5, 4.2}));
   EXPECT_FALSE(after({3, 9, 7, 5, 3.2}));  // it has come back
