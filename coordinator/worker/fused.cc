@@ -20,13 +20,15 @@ bool loops_take(const Tensor& x) {
   return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
-/// Calls `call` with a value of the type that the tensor's are of.
+/// in_pieces() with a value of the type that the tensor's are of.
 template <typename Call>
-void of_type(const Tensor& x, const Call& call) {
-  if (x.scalar_type() == at::kFloat)
-    call(float());
-  else
-    call(Bf16());
+void in_typed_pieces(const Tensor& x, std::int64_t n, const Call& call) {
+  in_pieces(x, n, [&](std::int64_t first, std::int64_t end) {
+    if (x.scalar_type() == at::kFloat)
+      call(float(), first, end);
+    else
+      call(Bf16(), first, end);
+  });
 }
 
 template <typename Value>
@@ -38,11 +40,9 @@ class SiluGate : public torch::autograd::Function<SiluGate> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& gate_in, const Tensor& up_in) {
     const Tensor gate = gate_in.contiguous(), up = up_in.contiguous(), out = at::empty_like(gate);
-    of_type(gate, [&]<typename Value>(Value) {
-      in_pieces(gate, gate.numel(), [&](std::int64_t first, std::int64_t end) {
-        loops::silu_gate(data<Value>(gate) + first, data<Value>(up) + first, data<Value>(out) + first,
-                         static_cast<std::size_t>(end - first));
-      });
+    in_typed_pieces(gate, gate.numel(), [&]<typename Value>(Value, std::int64_t first, std::int64_t end) {
+      loops::silu_gate(data<Value>(gate) + first, data<Value>(up) + first, data<Value>(out) + first,
+                       static_cast<std::size_t>(end - first));
     });
     context->save_for_backward({gate, up});
     return out;
@@ -51,12 +51,10 @@ class SiluGate : public torch::autograd::Function<SiluGate> {
     const variable_list saved = context->get_saved_variables();
     const Tensor &gate = saved[0], &up = saved[1], out = of_out[0].contiguous();
     const Tensor of_gate = at::empty_like(gate), of_up = at::empty_like(up);
-    of_type(gate, [&]<typename Value>(Value) {
-      in_pieces(gate, gate.numel(), [&](std::int64_t first, std::int64_t end) {
-        loops::silu_gate_back(data<Value>(gate) + first, data<Value>(up) + first, data<Value>(out) + first,
-                              data<Value>(of_gate) + first, data<Value>(of_up) + first,
-                              static_cast<std::size_t>(end - first));
-      });
+    in_typed_pieces(gate, gate.numel(), [&]<typename Value>(Value, std::int64_t first, std::int64_t end) {
+      loops::silu_gate_back(data<Value>(gate) + first, data<Value>(up) + first, data<Value>(out) + first,
+                            data<Value>(of_gate) + first, data<Value>(of_up) + first,
+                            static_cast<std::size_t>(end - first));
     });
     return {of_gate, of_up};
   }
@@ -66,15 +64,13 @@ class SiluGate : public torch::autograd::Function<SiluGate> {
 Tensor turn(const Tensor& x_in, const Tensor& cos, const Tensor& sin, float sign) {
   const Tensor x = x_in.contiguous(), out = at::empty_like(x);
   const std::int64_t seq = x.size(1), heads = x.size(2), width = x.size(3);
-  of_type(x, [&]<typename Value>(Value) {
-    in_pieces(x, x.size(0) * seq, [&](std::int64_t first, std::int64_t end) {
-      for (std::int64_t at = first; at < end; ++at) {
-        const std::int64_t values = at * heads * width, angles = at % seq * width;
-        loops::rotate(data<Value>(x) + values, data<Value>(out) + values, data<float>(cos) + angles,
-                      data<float>(sin) + angles, sign, static_cast<std::size_t>(heads),
-                      static_cast<std::size_t>(width));
-      }
-    });
+  in_typed_pieces(x, x.size(0) * seq, [&]<typename Value>(Value, std::int64_t first, std::int64_t end) {
+    for (std::int64_t at = first; at < end; ++at) {
+      const std::int64_t values = at * heads * width, angles = at % seq * width;
+      loops::rotate(data<Value>(x) + values, data<Value>(out) + values, data<float>(cos) + angles,
+                    data<float>(sin) + angles, sign, static_cast<std::size_t>(heads),
+                    static_cast<std::size_t>(width));
+    }
   });
   return out;
 }
@@ -97,41 +93,39 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& x_in, const Tensor& weight_in,
                         double epsilon) {
-    const Tensor x = x_in.contiguous(), weight = weight_in.to(at::kFloat).contiguous(),
-                 out = at::empty_like(x);
+    const Tensor x = x_in.contiguous(), weight = factors(weight_in), out = at::empty_like(x);
     const std::int64_t width = x.size(-1);
-    of_type(x, [&]<typename Value>(Value) {
-      in_pieces(x, x.numel() / width, [&](std::int64_t first, std::int64_t end) {
-        loops::rms_norm(data<Value>(x) + first * width, data<float>(weight), data<Value>(out) + first * width,
-                        epsilon, static_cast<std::size_t>(end - first), static_cast<std::size_t>(width));
-      });
+    in_typed_pieces(x, x.numel() / width, [&]<typename Value>(Value, std::int64_t first, std::int64_t end) {
+      loops::rms_norm(data<Value>(x) + first * width, data<float>(weight), data<Value>(out) + first * width,
+                      epsilon, static_cast<std::size_t>(end - first), static_cast<std::size_t>(width));
     });
-    context->save_for_backward({x, weight});
+    context->save_for_backward({x, weight_in});
     context->saved_data["epsilon"] = epsilon;
-    context->saved_data["type"] = static_cast<std::int64_t>(weight_in.scalar_type());
     return out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& of_out) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], out = of_out[0].contiguous(), of_x = at::empty_like(x);
+    const Tensor &x = saved[0], weight = factors(saved[1]), out = of_out[0].contiguous(),
+                 of_x = at::empty_like(x);
     const double epsilon = context->saved_data["epsilon"].toDouble();
     const std::int64_t width = x.size(-1), rows = x.numel() / width, some = 64;
     // A sum for each group of rows, and the sum of these: the same on however many threads.
     const Tensor of_weight = at::zeros({(rows + some - 1) / some, width}, at::kFloat);
-    of_type(x, [&]<typename Value>(Value) {
-      in_pieces(x, of_weight.size(0), [&](std::int64_t first, std::int64_t end) {
-        for (std::int64_t group = first; group < end; ++group) {
-          const std::int64_t at = group * some * width;
-          loops::rms_norm_back(data<Value>(x) + at, data<float>(weight), data<Value>(out) + at,
-                               data<Value>(of_x) + at, data<float>(of_weight) + group * width, epsilon,
-                               static_cast<std::size_t>(std::min(some, rows - group * some)),
-                               static_cast<std::size_t>(width));
-        }
-      });
+    in_typed_pieces(x, of_weight.size(0), [&]<typename Value>(Value, std::int64_t first, std::int64_t end) {
+      for (std::int64_t group = first; group < end; ++group) {
+        const std::int64_t at = group * some * width;
+        loops::rms_norm_back(data<Value>(x) + at, data<float>(weight), data<Value>(out) + at,
+                             data<Value>(of_x) + at, data<float>(of_weight) + group * width, epsilon,
+                             static_cast<std::size_t>(std::min(some, rows - group * some)),
+                             static_cast<std::size_t>(width));
+      }
     });
-    const auto type = static_cast<at::ScalarType>(context->saved_data["type"].toInt());
-    return {of_x, of_weight.sum(0).to(type), Tensor()};
+    return {of_x, of_weight.sum(0).to(saved[1].scalar_type()), Tensor()};
   }
+
+ private:
+  /// A weight as the loops take it.
+  static Tensor factors(const Tensor& weight) { return weight.to(at::kFloat).contiguous(); }
 };
 
 }  // namespace

@@ -250,6 +250,7 @@ struct Reader {
       fields.number("text_temperature", out.distil->text_temperature, 0, 10);
     } else if (out.distil) {
       RETORT_TRY(read_mixture(fields, *out.distil, mixture));
+      if (out.distil->soft == 0) out.distil->outputs = TeacherOutputs::kFull;  // nobody asks: none are kept
     }
     RETORT_TRY(fields.result());
     if (aware) {
@@ -546,7 +547,6 @@ struct Reader {
       out.soft = 0.9;
       fields.number("alpha", out.soft, 0, 1);
       out.labels = 1 - out.soft;
-      if (out.soft == 0) out.outputs = TeacherOutputs::kFull;  // nobody asks for them: none are kept
       return fields.result();
     }
     fields.number("labels", out.labels, 0, 1e6);
@@ -583,7 +583,6 @@ struct Reader {
       fields.refuse(fields.node("teacher_outputs"),
                     "attention, hidden, relation, on_policy, teacher_text and divergences other than forward "
                     "need 'teacher_outputs: full'");
-    if (out.soft == 0) out.outputs = TeacherOutputs::kFull;
     if (out.labels + out.soft + out.attention + out.hidden + out.relation <= 0)
       return fail(ErrorCode::kInvalid, fields.place(), "'distil' has no part with a weight above zero");
     return fields.result();
