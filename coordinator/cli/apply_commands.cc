@@ -4,8 +4,9 @@
 #include "common/core/file.h"
 #include "common/core/units.h"
 #include "coordinator/cli/commands.h"
-#include "coordinator/cli/table.h"
+
 #include "coordinator/cli/yaml.h"
+#include "coordinator/progress/terminal.h"
 
 namespace retort::cli {
 namespace {

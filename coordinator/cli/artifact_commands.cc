@@ -5,8 +5,9 @@
 #include "common/core/sha256.h"
 #include "common/core/units.h"
 #include "coordinator/cli/commands.h"
-#include "coordinator/cli/table.h"
+
 #include "coordinator/cli/views.h"
+#include "coordinator/progress/terminal.h"
 
 namespace retort::cli {
 namespace {

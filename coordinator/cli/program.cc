@@ -4,9 +4,10 @@
 #include <cstdlib>
 
 #include "coordinator/cli/commands.h"
-#include "coordinator/cli/table.h"
+
 #include "coordinator/cli/views.h"
 #include "coordinator/cli/yaml.h"
+#include "coordinator/progress/terminal.h"
 
 namespace retort::cli {
 

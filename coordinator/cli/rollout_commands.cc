@@ -10,6 +10,7 @@
 #include "coordinator/cli/commands.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cli/views.h"
+#include "coordinator/progress/terminal.h"
 
 namespace retort::cli {
 namespace {

@@ -24,11 +24,4 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-/// Columns that UTF-8 text takes, one a code point.
-std::size_t display_width(std::string_view text);
-/// Control characters become '?'.
-std::string harmless(std::string_view text);
-/// "[#######...............] 30 %"; `fraction` is kept within 0 and 1.
-std::string bar(double fraction, std::size_t width);
-
 }  // namespace retort::cli

@@ -2,9 +2,10 @@
 
 #include "common/core/file.h"
 #include "coordinator/cli/commands.h"
-#include "coordinator/cli/table.h"
+
 #include "coordinator/cli/views.h"
 #include "coordinator/cli/watch.h"
+#include "coordinator/progress/terminal.h"
 
 namespace retort::cli {
 namespace {

@@ -1,7 +1,6 @@
 #include "coordinator/cli/watch.h"
 
 #include <signal.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,8 +9,8 @@
 #include <cstdio>
 #include <thread>
 
-#include "coordinator/cli/progress.h"
-#include "coordinator/cli/table.h"
+#include "coordinator/progress/job_progress.h"
+#include "coordinator/progress/terminal.h"
 
 namespace retort::cli {
 namespace {
@@ -51,12 +50,6 @@ Result<void> refresh(Rest& rest, Watched& watched, const Tell& tell) {
   watched.partial = text.substr(start);
   if (record.is_object()) apply_record(watched.job, record.get_object());
   return {};
-}
-
-std::size_t terminal_width() {
-  winsize size{};
-  if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20) return size.ws_col - 1u;
-  return 110;
 }
 
 }  // namespace

@@ -323,19 +323,22 @@ class ClassifierRun final : public RecipeRun {
 
   Result<Examples> read(const DataFile& file) const {
     if (start_.classifier) return Examples::tensors(file, *start_.classifier);
-    return Examples::texts(file, *tokenizer_, start_.config.n_ctx, start_.config.encoder.labels);
+    return Examples::texts(file, *tokenizer_, start_.config.n_ctx, labels());
+  }
+
+  const std::vector<std::string>& labels() const {
+    return start_.classifier ? start_.classifier->labels : start_.config.encoder.labels;
   }
 
   /// Labels that nothing can be learnt of: in the file's first lines where it is sorted by label, say.
   void tell_missing_labels() {
-    const auto& labels = start_.classifier ? start_.classifier->labels : start_.config.encoder.labels;
-    const std::vector<std::size_t> missing = train_->labels_without_example(labels.size());
+    const std::vector<std::size_t> missing = train_->labels_without_example(labels().size());
     if (missing.empty()) return;
     std::string names;
     for (std::size_t i = 0; i < std::min<std::size_t>(missing.size(), 5); ++i)
-      names += (i > 0 ? ", '" : "'") + labels[missing[i]] + "'";
+      names += (i > 0 ? ", '" : "'") + labels()[missing[i]] + "'";
     progress_.warning(fmt::format("{}: {} of the model's {} labels have no example{}: {}{}",
-                                  recipe_.train->file.string(), missing.size(), labels.size(),
+                                  recipe_.train->file.string(), missing.size(), labels().size(),
                                   recipe_.train->limit_documents == 0
                                       ? ""
                                       : fmt::format(" among the first {}, which limit_examples takes; "
@@ -365,8 +368,7 @@ class ClassifierRun final : public RecipeRun {
     const std::uint64_t batch = std::min<std::uint64_t>(pass.batch_tokens, train_->size());
     const std::uint64_t seed = recipe_.seed * 1000003 + index;
     Training training = training_of(pass, index, batch);
-    training.step = [&](std::uint64_t step, std::uint64_t steps) {
-      begin_step(network_);
+    training.loss = [&](std::uint64_t step) {
       const ExampleBatch examples = train_->draw(seed, step * batch, batch);
       const at::Tensor logits = class_logits(network_, examples);
       at::Tensor loss = at::zeros({});
@@ -381,8 +383,8 @@ class ClassifierRun final : public RecipeRun {
         }
         loss = loss + soft_loss(logits, wanted, pass.distil->temperature) * pass.distil->soft;
       }
-      loss.backward();
-      return finish_step(network_, moments_, pass, loss.item<double>(), step, steps);
+      if (loss.requires_grad()) loss.backward();
+      return loss.item<double>();
     };
     training.held_out_loss = [&]() -> Result<double> {
       torch::NoGradGuard no_grad;
@@ -485,7 +487,7 @@ class ClassifierRun final : public RecipeRun {
   Result<void> run(std::size_t, const EvaluatePass& pass) {
     const fs::path file = out_ / "evaluate.gguf";
     RETORT_TRY(write(file, network_, TensorType::kF32, true));
-    tell_evaluation(progress_, pass.label, nullptr, RETORT_TRY(judge(file)));
+    RETORT_TRY(tell_judged(pass.label, nullptr, RETORT_TRY(judge(file))));
     std::error_code ignored;
     fs::remove(file, ignored);
     return pass_done(false);
@@ -507,7 +509,7 @@ class ClassifierRun final : public RecipeRun {
     artifact["evaluation"] = nullptr;
     if (recipe_.held_out && !pass.huggingface) {
       json::object figures = RETORT_TRY(judge(path));
-      tell_evaluation(progress_, pass.label, json::value(pass.file), figures);
+      RETORT_TRY(tell_judged(pass.label, json::value(pass.file), figures));
       for (const char* table : {"per_class", "confusion"}) figures.erase(table);  // they are in the event
       artifact["evaluation"] = std::move(figures);
     }
@@ -551,6 +553,13 @@ class ClassifierRun final : public RecipeRun {
         network_.classifier
             ? write_classifier_folder(path, *network_.classifier, weight_sources(network_), dtype)
             : write_hf_model(path, network_.config, weight_sources(network_), dtype, tokenizer_folder_));
+  }
+
+  Result<void> tell_judged(const std::string& label, json::value file, const json::object& figures) {
+    tell_evaluation(progress_, label, std::move(file), figures);
+    tell_worse_than_a_guess(progress_, label, RETORT_TRY(json_number(figures, "nll", label)), "an example",
+                            labels().size(), "labels");
+    return {};
   }
 
   Result<json::object> judge(const fs::path& file) {

@@ -287,9 +287,9 @@ class LanguageRun final : public RecipeRun {
       if (pass.distil->hidden > 0) add_projections(network_, teacher_->config, seed);
     }
     Training training = training_of(pass, index, per_step);
-    training.step = [&](std::uint64_t step, std::uint64_t all) {
-      return optimise_step(network_, moments_, teacher ? &*teacher : nullptr, *stream_, pass, seed, step, all,
-                           window, windows, &*tokenizer_);
+    training.loss = [&](std::uint64_t step) {
+      return text_loss(network_, teacher ? &*teacher : nullptr, *stream_, pass, seed, step, window, windows,
+                       &*tokenizer_);
     };
     training.held_out_loss = [&] { return held_out_loss(); };
     RETORT_TRY(train_there(training, pass.distil ? &*teacher_ : nullptr));
@@ -415,7 +415,7 @@ class LanguageRun final : public RecipeRun {
                     {"kl_divergence", e.divergence ? json::value(*e.divergence) : json::value(nullptr)},
                     {"top1_agreement", e.agreement ? json::value(*e.agreement) : json::value(nullptr)},
                     {"tokens_per_second", n / std::max(1e-9, e.seconds)}});
-    tell_worse_than_a_guess(pass.label, e.nll / n);
+    tell_worse_than_a_guess(progress_, pass.label, e.nll / n, "a token", network_.config.n_vocab, "tokens");
     return pass_done(false);
   }
 
@@ -451,22 +451,14 @@ class LanguageRun final : public RecipeRun {
       RETORT_TRY(need_teacher());
       const json::object figures = RETORT_TRY(judge(path));
       tell_evaluation(progress_, pass.label, json::value(pass.file), figures);
-      tell_worse_than_a_guess(pass.label, RETORT_TRY(json_number(figures, "nll_per_token", path.string())));
+      tell_worse_than_a_guess(progress_, pass.label,
+                              RETORT_TRY(json_number(figures, "nll_per_token", path.string())), "a token",
+                              network_.config.n_vocab, "tokens");
       tell_samples(pass.label);
       artifact["evaluation"] = figures;
     }
     out_.state.artifacts.push_back(std::move(artifact));
     return pass_done(false);
-  }
-
-  /// What no student should be: training that exploded, or a cut that took too much.
-  void tell_worse_than_a_guess(const std::string& label, double nll) {
-    const double guess = std::log(static_cast<double>(network_.config.n_vocab));
-    if (nll <= guess + 1) return;  // not so where it is no number
-    progress_.warning(fmt::format(
-        "{}: {:.4g} nats a token, where any of {} tokens alike costs {:.2f}: worse than a guess. Look at the "
-        "passes before it: a learning_rate that is too high, or a cut without training after it",
-        label, nll, network_.config.n_vocab, guess));
   }
 
   /// What student and teacher write after the beginnings of held-out texts.

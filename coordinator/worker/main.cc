@@ -84,8 +84,10 @@ int main(int argc, char** argv) {
   auto* cache = run->add_option("--cache", options.cache,
                                 "folder where teachers' outputs are kept, for all runs over the same text");
   run->add_option("--cache-limit", cache_limit, "what that folder may hold (default: 8GiB)")->needs(cache);
-  auto* dry = run->add_flag("--dry-run", options.dry_run, "print the plan, do nothing");
-  run->add_flag("--json", options.json, "the plan as JSON")->needs(dry);
+  run->add_flag("--dry-run", options.dry_run, "print the plan, do nothing");
+  run->add_flag(
+      "--json", options.json,
+      "events as JSON lines on a terminal too, as everywhere else; with --dry-run the plan as JSON");
 
   std::filesystem::path folder;
   auto* inspect = app.add_subcommand("inspect", "check a Hugging Face folder and describe it as JSON");

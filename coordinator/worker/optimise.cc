@@ -279,13 +279,6 @@ bool has_bf16(at::Device device) {
 #endif
 }
 
-void RunawayLoss::add(double loss) {
-  ++steps;
-  last = loss;
-  mean += std::max(1.0 / static_cast<double>(steps), 0.1) * (loss - mean);
-  least = steps == 1 ? mean : std::min(least, mean);
-}
-
 double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64_t steps) {
   const double at = static_cast<double>(step), all = static_cast<double>(steps);
   const double warm = std::max(1.0, std::floor(pass.warmup * all));
@@ -301,11 +294,9 @@ double schedule_factor(const OptimisePass& pass, std::uint64_t step, std::uint64
   return 1;
 }
 
-StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
-                         const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
-                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows,
-                         const Tokenizer* tokenizer) {
-  begin_step(network);
+double text_loss(const Network& network, Teacher* teacher, TokenStream& stream, const OptimisePass& pass,
+                 std::uint64_t seed, std::uint64_t step, std::uint32_t window, std::uint32_t windows,
+                 const Tokenizer* tokenizer) {
   double sum = 0;
   const bool bf16 = pass.precision == OptimisePass::Precision::kBf16 ||
                     (pass.precision == OptimisePass::Precision::kAuto && has_bf16(network.device()));
@@ -338,10 +329,10 @@ StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, T
       loss = token_loss(run(student, batch, bf16), {.labels = labels_of(batch)});
     }
     loss = loss * (static_cast<double>(count) / windows);
-    loss.backward();
+    if (loss.requires_grad()) loss.backward();
     sum += loss.item<double>();
   }
-  return finish_step(network, moments, pass, sum, step, steps);
+  return sum;
 }
 
 void begin_step(Network& network) {

@@ -36,38 +36,24 @@ void drop_projections(Network& network);
 /// True where bfloat16 is multiplied as such: on a GPU, or by a CPU with AVX512-BF16.
 bool has_bf16(at::Device device);
 
-/// A step of AdamW begins: weights ask for gradients, which are zero. Then the caller's loss goes backward.
+/// The loss of `windows` windows of the stream, those that `step` is to learn from. An encoder learns what
+/// masked_text.h hides of them, each between [CLS] and [SEP], which take the place of its first and last
+/// token; losses are then means over what is hidden, and `tokenizer` is needed. `teacher` for distilling. The
+/// gradient is added to the weights that ask for one, unless the caller's torch::NoGradGuard says that none
+/// is wanted. With bfloat16 (1710.03740, section 3.1, whose loss scaling bfloat16's range makes needless) the
+/// products of both models' forward passes, and so the gradients', have operands of 8 bits of mantissa;
+/// weights, norms and losses stay F32.
+double text_loss(const Network& network, Teacher* teacher, TokenStream& stream, const OptimisePass& pass,
+                 std::uint64_t seed, std::uint64_t step, std::uint32_t window, std::uint32_t windows,
+                 const Tokenizer* tokenizer = nullptr);
+
+/// A step of AdamW (1711.05101, algorithm 2; β 0.9 and 0.95) begins: weights ask for gradients, which are
+/// zero. Then the caller's loss goes backward.
 void begin_step(Network& network);
-/// And it ends: gradients clipped, weights moved. `loss` for the report; not finite, or a gradient that is
-/// not: nothing is changed and the report's loss is NaN.
+/// And it ends: gradients clipped, weights moved; matrices decay, vectors do not. The result depends only on
+/// the arguments and on the number of threads. `loss` for the report; not finite, or a gradient that is not:
+/// nothing is changed and the report's loss is NaN.
 StepReport finish_step(Network& network, Moments& moments, const OptimisePass& pass, double loss,
                        std::uint64_t step, std::uint64_t steps);
-
-/// One step of AdamW (1711.05101, algorithm 2; β 0.9 and 0.95) on `windows` windows of the stream. An encoder
-/// learns what masked_text.h hides of them, each between [CLS] and [SEP], which take the place of its first
-/// and last token; losses are then means over what is hidden, and `tokenizer` is needed. Matrices decay,
-/// vectors do not. The result depends only on the arguments and on the number of threads. `teacher` for
-/// distilling. With bfloat16 (1710.03740, section 3.1, whose loss scaling bfloat16's range makes needless)
-/// the products of both models' forward passes, and so the gradients', have operands of 8 bits of mantissa;
-/// weights, moments, norms and losses stay F32. When loss or gradient is not finite, nothing is changed and
-/// the loss is NaN.
-StepReport optimise_step(Network& network, Moments& moments, Teacher* teacher, TokenStream& stream,
-                         const OptimisePass& pass, std::uint64_t seed, std::uint64_t step,
-                         std::uint64_t steps, std::uint32_t window, std::uint32_t windows,
-                         const Tokenizer* tokenizer = nullptr);
-
-/// Tells when a pass's loss has run away: its mean over some ten steps is a nat and a half above the least
-/// that it has been. Of 20 steps or fewer, whose bumps may be a warm-up's or of small batches, only the end
-/// tells, and there it must be three nats. Thread: one.
-struct RunawayLoss {
-  std::uint64_t steps = 0;
-  double mean = 0, least = 0, last = 0;
-
-  void add(double loss);
-  bool rising() const { return mean > least + 0.5; }  ///< no weights worth keeping
-  bool gone() const { return steps > 20 && mean > least + 1.5; }
-  bool gone_at_last() const { return gone() || risen() > 3; }
-  double risen() const { return std::min(mean, last) - least; }  ///< at the pass's end
-};
 
 }  // namespace retort

@@ -276,8 +276,8 @@ Result<void> check_bits(const QuantizePass& pass, const ModelConfig& config, con
 Result<void> check_mixture(const Mixture& mixture, const ModelConfig& student, const ModelConfig& teacher,
                            const std::string& where) {
   if (mixture.outputs != TeacherOutputs::kFull && mixture.k >= teacher.n_vocab)
-    return fail(ErrorCode::kInvalid, where, "k is {}, and the teacher has only {} tokens", mixture.k,
-                teacher.n_vocab);
+    return fail(ErrorCode::kInvalid, where, "k is {}: of the teacher's {} tokens at most {} can be kept",
+                mixture.k, teacher.n_vocab, teacher.n_vocab - 1);
   if (student.n_layer() > teacher.n_layer() && mixture.layer_map.empty() &&
       (mixture.attention > 0 || mixture.hidden > 0))
     return fail(ErrorCode::kInvalid, where,

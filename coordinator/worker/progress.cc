@@ -1,11 +1,24 @@
 #include "coordinator/worker/progress.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
-namespace retort {
+#include "common/core/units.h"
+#include "coordinator/progress/terminal.h"
 
-Progress::Progress(const Clock& clock, const std::filesystem::path& file) : clock_(clock) {
+namespace retort {
+namespace {
+constexpr std::string_view kClearLine = "\r\x1b[K";
+
+void write_to(int fd, std::string_view text) {
+  [[maybe_unused]] const ssize_t written = ::write(fd, text.data(), text.size());
+}
+}  // namespace
+
+Progress::Progress(const Clock& clock, const std::filesystem::path& file, bool terminal)
+    : clock_(clock), terminal_(terminal) {
+  job_.state = "running";
   if (!file.empty()) fd_ = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }
 
@@ -17,8 +30,28 @@ void Progress::emit(std::string_view event, json::object fields) {
   json::object line{{"time", clock_.unix_millis()}, {"event", event}};
   for (auto& member : fields) line[member.key()] = std::move(member.value());
   const std::string text = json::serialize(line) + "\n";
-  [[maybe_unused]] ssize_t written = ::write(STDOUT_FILENO, text.data(), text.size());
-  if (fd_ >= 0) written = ::write(fd_, text.data(), text.size());
+  if (fd_ >= 0) write_to(fd_, text);
+  if (terminal_)
+    show(line, text);
+  else
+    write_to(STDOUT_FILENO, text);
+}
+
+void Progress::show(const json::object& event, const std::string& text) {
+  const std::string told = harmless(apply_log_line(job_, text));
+  const json::value& kind = event.at("event");
+  std::string out(kClearLine);
+  if (!told.empty() && kind != "error") out += told + "\n";  // an error is the last that standard error says
+  if (kind == "done")
+    out += fmt::format("{} in {}\n", std::string_view(event.at("state").as_string()),
+                       format_seconds(event.at("seconds").to_number<double>()));
+  else if (kind == "progress")
+    out += progress_line(job_, terminal_width());
+  write_to(STDOUT_FILENO, out);
+}
+
+void Progress::clear_bar() {
+  if (terminal_) write_to(STDOUT_FILENO, kClearLine);
 }
 
 void Progress::warning(std::string_view message) { emit("warning", {{"message", message}}); }

@@ -1,5 +1,7 @@
 #include "coordinator/worker/recipe_run.h"
 
+#include <cmath>
+
 #include "common/core/sha256.h"
 #include "coordinator/worker/judge.h"
 
@@ -32,7 +34,13 @@ Result<void> RecipeRun::pass_done(bool weights_changed) {
 
 Training RecipeRun::training_of(const OptimisePass& pass, std::size_t index, std::uint64_t per_step) const {
   const std::uint64_t steps = std::max<std::uint64_t>(1, pass.tokens / per_step);
-  return {pass, index, recipe_.passes.size(), steps, per_step, recipe_.place(index), {}, {}};
+  return {.pass = pass,
+          .index = index,
+          .passes = recipe_.passes.size(),
+          .steps = steps,
+          .per_step = per_step,
+          .what = recipe_.task == Task::kClassification ? "examples" : "tokens",
+          .where = recipe_.place(index)};
 }
 
 Result<void> RecipeRun::train_there(const Training& training, Network* teacher) {
@@ -143,6 +151,16 @@ void tell_evaluation(Progress& progress, const std::string& label, json::value f
   json::object event{{"label", label}, {"file", std::move(file)}};
   for (const auto& member : figures) event[member.key()] = member.value();
   progress.emit("evaluation", std::move(event));
+}
+
+void tell_worse_than_a_guess(Progress& progress, const std::string& label, double nll, std::string_view each,
+                             std::size_t choices, std::string_view of) {
+  const double guess = std::log(static_cast<double>(choices));
+  if (nll <= guess + 1) return;  // not so where it is no number
+  progress.warning(fmt::format(
+      "{}: {:.4g} nats {}, where any of {} {} alike costs {:.2f}: worse than a guess. Look at the passes "
+      "before it: a learning_rate that is too high, or a cut without training after it",
+      label, nll, each, choices, of, guess));
 }
 
 }  // namespace retort

@@ -79,6 +79,11 @@ void tell_quantized(Progress& progress, std::size_t pass_index, const QuantizePa
 void tell_evaluation(Progress& progress, const std::string& label, json::value file,
                      const json::object& figures);
 
+/// Warns of what no student should be: training that went wrong, or a cut that took too much. `nll`: nats by
+/// `each`, a token or an example; of how many `choices`.
+void tell_worse_than_a_guess(Progress& progress, const std::string& label, double nll, std::string_view each,
+                             std::size_t choices, std::string_view of);
+
 std::unique_ptr<RecipeRun> make_language_run(const RunOptions& options, Recipe recipe, Progress& progress);
 std::unique_ptr<RecipeRun> make_classifier_run(const RunOptions& options, Recipe recipe, Progress& progress);
 

@@ -257,7 +257,8 @@ Result<json::object> run_report(const fs::path& folder) {
     } else if (kind == "samples") {
       samples.push_back(std::move(facts));
     } else if (kind == "warning") {
-      warnings.push_back(member(event, "message"));
+      const json::value& message = member(event, "message");  // a run that goes on says it again
+      if (std::find(warnings.begin(), warnings.end(), message) == warnings.end()) warnings.push_back(message);
     }
   }
   if (const auto text_of = read_file(folder / "result.json"))

@@ -1,6 +1,7 @@
 #include "coordinator/worker/run.h"
 
 #include <ATen/Context.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -101,7 +102,7 @@ int run_recipe(const RunOptions& options) {
   if (earlier.find("\"succeeded\"") == std::string::npos) fs::remove(options.out / "result.json", ignored);
   const auto begin = std::chrono::steady_clock::now();
   SystemClock clock;
-  Progress progress(clock, options.out / "progress.jsonl");
+  Progress progress(clock, options.out / "progress.jsonl", !options.json && ::isatty(STDOUT_FILENO) == 1);
   std::string recipe_sha256;
   std::unique_ptr<RecipeRun> run;
   const auto work = [&]() -> Result<void> {
@@ -147,6 +148,7 @@ int run_recipe(const RunOptions& options) {
     return 0;
   }
   const Error& error = done.error();
+  progress.clear_bar();
   if (run_interrupted) {
     std::cerr << "retort-worker: interrupted; run the same command to go on\n";
     return 130;

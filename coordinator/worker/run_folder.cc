@@ -50,45 +50,17 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
   identity_ = identity;
   const fs::path path = folder_ / "state.json";
   if (fs::exists(path)) {
-    const json::value value = RETORT_TRY(parse_json(RETORT_TRY(read_file(path)), path.string()));
-    const json::object& object = *RETORT_TRY(as_object(value, path.string()));
-    const std::string recipe = RETORT_TRY(json_string(object, "recipe_sha256", path.string()));
-    const std::string teacher = RETORT_TRY(json_string(object, "teacher_sha256", path.string()));
-    if (recipe != identity.recipe_sha256 || teacher != identity.teacher_sha256)
-      return fail(ErrorCode::kConflict, folder_.string(),
-                  "this folder holds an unfinished run of another {}; give another --out, or empty it",
-                  recipe != identity.recipe_sha256 ? "recipe" : "teacher");
-    state.pass = RETORT_TRY(json_uint(object, "pass", path.string(), identity.passes));
-    state.step = RETORT_TRY(json_uint(object, "step", path.string()));
-    state.steps = RETORT_TRY(json_uint(object, "steps", path.string()));
-    state.checkpoint = RETORT_TRY(json_string(object, "checkpoint", path.string()));
-    if (json_has(object, "checkpoint_sha256"))  // older versions did not look
-      state.checkpoint_sha256 = RETORT_TRY(json_string(object, "checkpoint_sha256", path.string()));
-    state.data_sha256 = RETORT_TRY(json_string(object, "data_sha256", path.string()));
-    if (json_has(object, "held_out_sha256"))
-      state.held_out_sha256 = RETORT_TRY(json_string(object, "held_out_sha256", path.string()));
-    state.artifacts = *RETORT_TRY(json_array(object, "artifacts", path.string()));
-    if (json_has(object, "best_step")) {  // older versions did not look
-      state.best_loss = RETORT_TRY(json_number(object, "best_loss", path.string()));
-      state.best_step = RETORT_TRY(json_uint(object, "best_step", path.string()));
-      state.waited = RETORT_TRY(json_uint(object, "waited", path.string()));
+    const std::string text = RETORT_TRY(read_file(path));
+    const auto read = [&]() -> Result<void> {
+      const json::value value = RETORT_TRY(parse_json(text, path.string()));
+      return read_state(*RETORT_TRY(as_object(value, path.string())), path.string());
+    };
+    if (const auto there = read(); !there) {
+      if (there.error().code == ErrorCode::kConflict) return there;
+      return fail(ErrorCode::kCorrupt, there.error().where,
+                  "{}: this state is not what was written; empty the folder and begin anew",
+                  there.error().message);
     }
-    if (json_has(object, "loss")) {
-      const json::object& loss = *RETORT_TRY(json_object(object, "loss", path.string()));
-      state.loss.steps = RETORT_TRY(json_uint(loss, "steps", path.string()));
-      state.loss.mean = RETORT_TRY(json_number(loss, "mean", path.string()));
-      state.loss.least = RETORT_TRY(json_number(loss, "least", path.string()));
-      state.loss.last = RETORT_TRY(json_number(loss, "last", path.string()));
-    }
-    if (json_has(object, "check") && RETORT_TRY(json_string(object, "check", path.string())) != state_check())
-      return fail(ErrorCode::kCorrupt, path.string(),
-                  "this state is not what was written; empty the folder and begin anew");
-    const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", path.string()));
-    if (threads != static_cast<std::uint64_t>(identity.threads))
-      progress_.warning(
-          fmt::format("this run began with {} threads and goes on with {}: sums are added in another "
-                      "order, so the result is not bit for bit that of an unbroken run",
-                      threads, identity.threads));
   }
   for (const auto& entry : fs::directory_iterator(folder_)) {  // what a crash left behind
     const std::string name = entry.path().filename().string();
@@ -96,6 +68,45 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
         entry.path() != encoded_file(state.checkpoint))
       fs::remove(entry.path());
   }
+  return {};
+}
+
+Result<void> RunFolder::read_state(const json::object& object, const std::string& where) {
+  const std::string recipe = RETORT_TRY(json_string(object, "recipe_sha256", where));
+  const std::string teacher = RETORT_TRY(json_string(object, "teacher_sha256", where));
+  if (recipe != identity_.recipe_sha256 || teacher != identity_.teacher_sha256)
+    return fail(ErrorCode::kConflict, folder_.string(),
+                "this folder holds an unfinished run of another {}; give another --out, or empty it",
+                recipe != identity_.recipe_sha256 ? "recipe" : "teacher");
+  state.pass = RETORT_TRY(json_uint(object, "pass", where, identity_.passes));
+  state.step = RETORT_TRY(json_uint(object, "step", where));
+  state.steps = RETORT_TRY(json_uint(object, "steps", where));
+  state.checkpoint = RETORT_TRY(json_string(object, "checkpoint", where));
+  state.checkpoint_sha256 = RETORT_TRY(json_string(object, "checkpoint_sha256", where));
+  state.data_sha256 = RETORT_TRY(json_string(object, "data_sha256", where));
+  state.held_out_sha256 = RETORT_TRY(json_string(object, "held_out_sha256", where));
+  state.artifacts = *RETORT_TRY(json_array(object, "artifacts", where));
+  state.best_loss = RETORT_TRY(json_number(object, "best_loss", where));
+  state.best_risen = RETORT_TRY(json_number(object, "best_risen", where));
+  state.best_step = RETORT_TRY(json_uint(object, "best_step", where));
+  state.waited = RETORT_TRY(json_uint(object, "waited", where));
+  const json::object& loss = *RETORT_TRY(json_object(object, "loss", where));
+  state.loss.span = RETORT_TRY(json_uint(loss, "span", where));
+  state.loss.first = RETORT_TRY(json_uint(loss, "first", where));
+  state.loss.least = RETORT_TRY(json_number(loss, "least", where));
+  state.loss.sum = RETORT_TRY(json_number(loss, "sum", where));
+  state.loss.mean = RETORT_TRY(json_number(loss, "mean", where));
+  state.loss.looked = RETORT_TRY(json_uint(loss, "looked", where));
+  const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", where));
+  if (RETORT_TRY(json_string(object, "check", where)) != state_check(threads))
+    return fail(ErrorCode::kCorrupt, where, "its check value is another's");
+  if (fs::path(state.checkpoint).filename() != state.checkpoint)
+    return fail(ErrorCode::kCorrupt, where, "'{}' is no checkpoint of this folder", state.checkpoint);
+  if (threads != static_cast<std::uint64_t>(identity_.threads))
+    progress_.warning(
+        fmt::format("this run began with {} threads and goes on with {}: sums are added in another "
+                    "order, so the result is not bit for bit that of an unbroken run",
+                    threads, identity_.threads));
   return {};
 }
 
@@ -111,11 +122,15 @@ Result<void> RunFolder::learn_from(const std::string& data_sha256, const std::st
 }
 
 /// Of all that says where a run goes on.
-std::string RunFolder::state_check() const {
-  return sha256_hex(fmt::format("{} {} {} {} {} {} {} {} {} {} {}", identity_.recipe_sha256,
-                                identity_.teacher_sha256, state.data_sha256, state.held_out_sha256,
-                                state.pass, state.step, state.steps, state.checkpoint,
-                                state.checkpoint_sha256, state.best_step, state.waited));
+std::string RunFolder::state_check(std::uint64_t threads) const {
+  std::string all = fmt::format("{} {} {} {} {}", identity_.recipe_sha256, identity_.teacher_sha256,
+                                state.data_sha256, state.held_out_sha256, threads);
+  all += fmt::format(" {} {} {} {} {} {} {}", state.pass, state.step, state.steps, state.checkpoint,
+                     state.checkpoint_sha256, state.best_step, state.waited);
+  const RunawayLoss& loss = state.loss;  // JSON may change a number's last digit
+  all += fmt::format(" {:.6g} {:.6g} {} {} {:.6g} {:.6g} {:.6g} {}", state.best_loss, state.best_risen,
+                     loss.span, loss.first, loss.least, loss.sum, loss.mean, loss.looked);
+  return sha256_hex(all);
 }
 
 Result<void> RunFolder::save_state() {
@@ -130,14 +145,17 @@ Result<void> RunFolder::save_state() {
                             {"checkpoint", state.checkpoint},
                             {"checkpoint_sha256", state.checkpoint_sha256},
                             {"best_loss", state.best_loss},
+                            {"best_risen", state.best_risen},
                             {"best_step", state.best_step},
                             {"waited", state.waited},
-                            {"loss", json::object{{"steps", state.loss.steps},
-                                                  {"mean", state.loss.mean},
+                            {"loss", json::object{{"span", state.loss.span},
+                                                  {"first", state.loss.first},
                                                   {"least", state.loss.least},
-                                                  {"last", state.loss.last}}},
+                                                  {"sum", state.loss.sum},
+                                                  {"mean", state.loss.mean},
+                                                  {"looked", state.loss.looked}}},
                             {"artifacts", state.artifacts},
-                            {"check", state_check()}};
+                            {"check", state_check(static_cast<std::uint64_t>(identity_.threads))}};
   return on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object)));
 }
 
@@ -186,7 +204,7 @@ Result<std::string> RunFolder::checksum(const std::string& checkpoint) const {
 }
 
 Result<void> RunFolder::restore(Network& network, Moments& moments) const {
-  if (!state.checkpoint_sha256.empty() && RETORT_TRY(checksum(state.checkpoint)) != state.checkpoint_sha256)
+  if (RETORT_TRY(checksum(state.checkpoint)) != state.checkpoint_sha256)
     return fail(
         ErrorCode::kCorrupt, (folder_ / state.checkpoint).string(),
         "this checkpoint is not what was written: its hash is another; empty the folder and begin anew");
@@ -230,7 +248,7 @@ Result<void> RunFolder::restore(Network& network, Moments& moments) const {
 void RunFolder::next_pass() {
   ++state.pass;
   state.step = state.steps = state.best_step = state.waited = 0;
-  state.best_loss = 0, state.loss = {};
+  state.best_loss = state.best_risen = 0, state.loss = {};
 }
 
 Result<void> RunFolder::save_best(const Network& network) {

@@ -6,6 +6,7 @@
 #include "common/core/json.h"
 #include "coordinator/worker/optimise.h"
 #include "coordinator/worker/progress.h"
+#include "coordinator/worker/runaway_loss.h"
 
 namespace retort {
 
@@ -18,7 +19,8 @@ struct RunState {
   std::string checkpoint_sha256;
   std::string data_sha256, held_out_sha256;
   json::array artifacts;
-  double best_loss = 0;  ///< on held-out data, of the weights in best.safetensors; where best_step is not 0
+  double best_loss = 0;   ///< on held-out data, of the weights in best.safetensors; where best_step is not 0
+  double best_risen = 0;  ///< RunawayLoss::risen of them
   std::uint64_t best_step = 0;  ///< the step they are of
   std::uint64_t waited = 0;     ///< looks at the held-out data since
   RunawayLoss loss;             ///< of the pass in hand
@@ -63,7 +65,8 @@ class RunFolder {
   void forget_best();
 
  private:
-  std::string state_check() const;
+  Result<void> read_state(const json::object& object, const std::string& where);
+  std::string state_check(std::uint64_t threads) const;
   std::filesystem::path encoded_file(const std::string& checkpoint) const;
   Result<std::string> checksum(const std::string& checkpoint) const;  ///< of it and its encoded_file
 

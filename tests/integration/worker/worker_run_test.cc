@@ -1,5 +1,6 @@
 // The real retort-worker on tiny random models: whole runs, interruption, refusal.
 #include <fcntl.h>
+#include <pty.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,7 +58,8 @@ class WorkerRun : public ::testing::Test {
     return "version: 1\ntask: classification\nseed: 3\ndata: {train: {file: n.jsonl}, held_out: {file: "
            "h.jsonl}}\n";
   }
-  pid_t start(const std::string& out, std::vector<std::string> more = {}, rlim_t file_limit = RLIM_INFINITY) {
+  pid_t start(const std::string& out, std::vector<std::string> more = {}, rlim_t file_limit = RLIM_INFINITY,
+              int terminal = -1) {
     std::vector<std::string> words{testing::binary("retort-worker").string(), "run",
                                    (folder_ / "r.yaml").string(), "--threads", "1"};
     if (!out.empty()) words.insert(words.end(), {"--out", (folder_ / out).string()});
@@ -69,6 +71,7 @@ class WorkerRun : public ::testing::Test {
     const pid_t child = ::fork();
     if (child != 0) return child;
     ::dup2(::open(out_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+    if (terminal >= 0) ::dup2(terminal, 1);
     ::dup2(::open(err_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
     if (file_limit != RLIM_INFINITY) {
       const rlimit limit{file_limit, file_limit};
@@ -302,16 +305,31 @@ TEST_F(WorkerRun, AStateThatWasChangedIsRefusedAndLosesNothing) {
   ::kill(child, SIGTERM);
   ASSERT_EQ(finish(child).status, 130);
   const std::string whole = *read_file(folder_ / "o/state.json");
-  std::string changed = whole;
-  const std::size_t at = changed.find("\"pass\":");
-  ASSERT_NE(at, std::string::npos) << whole;
-  changed[changed.find('0', at)] = '1';
-  ASSERT_OK(write_file_atomic(folder_ / "o/state.json", changed));
-  Ended ended = run("o");
-  EXPECT_NE(ended.status, 0);
-  EXPECT_NE(ended.err.find("not what was written"), std::string::npos) << ended.err;
+  const json::object written = json::parse(whole).as_object();
+  const auto refused = [&](const json::object& changed) {
+    EXPECT_OK(write_file_atomic(folder_ / "o/state.json", json::serialize(changed)));
+    const Ended ended = run("o");
+    EXPECT_NE(ended.status, 0) << changed;
+    EXPECT_NE(ended.err.find("not what was written; empty the folder"), std::string::npos) << ended.err;
+  };
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, json::value>>{{"pass", 1},
+                                                        {"step", 1000000000000000000},
+                                                        {"checkpoint", "../r.yaml"},
+                                                        {"threads", 7},
+                                                        {"step", "2"},
+                                                        {"loss", json::object{{"least", -5}}}}) {
+    json::object changed = written;
+    changed[key] = value;
+    refused(changed);
+    changed.erase("check");
+    refused(changed);
+  }
+  json::object changed = written;
+  changed["loss"].as_object()["least"] = -5;
+  refused(changed);
   ASSERT_OK(write_file_atomic(folder_ / "o/state.json", whole));
-  ended = run("o");
+  const Ended ended = run("o");
   EXPECT_EQ(ended.status, 0) << ended.err;
 }
 
@@ -621,29 +639,72 @@ TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
   EXPECT_FALSE(fs::exists(folder_ / "o" / "best.safetensors"));
 }
 
-/// Passes too short to tell a trend from noise on the way are judged by their end.
+/// What the last step did to the model is in no loss on the way, and in a short pass there are few.
 TEST_F(WorkerRun, AShortPassWhoseLossExplodesFails) {
-  recipe(
-      "passes:\n  - train: {tokens: 1024, batch_tokens: 256, learning_rate: 1, warmup: 0}\n"
-      "  - export: {file: s.gguf}\n");
-  const Ended ended = run("o");
-  EXPECT_EQ(ended.status, 3);
-  EXPECT_NE(ended.err.find("r.yaml:6"), std::string::npos) << ended.err;
-  EXPECT_NE(ended.err.find("after step 4 the loss has run away"), std::string::npos) << ended.err;
-  EXPECT_EQ(text_of(result("o").at("state")), "failed");
-  EXPECT_FALSE(fs::exists(folder_ / "o" / "s.gguf"));
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  int number = 0;
+  for (const auto& [keys, step] :
+       {std::pair{"tokens: 1024, batch_tokens: 256", 4},
+        {"tokens: 256, batch_tokens: 256", 1},
+        {"tokens: 32, batch_tokens: 8, context: 8", 4},
+        // Held-out losses are looked at, and the first is of what is broken already.
+        {"tokens: 20000, batch_tokens: 256, evaluate_every: 1, patience: 1", 1},
+        {"tokens: 20000, batch_tokens: 256, evaluate_every: 5, patience: 2", 10}}) {
+    recipe(
+        fmt::format("passes:\n  - train: {{{}, learning_rate: 1, warmup: 0}}\n  - export: {{file: s.gguf}}\n",
+                    keys),
+        "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl}}\n");
+    const std::string out = std::to_string(number++);
+    const Ended ended = run(out);
+    EXPECT_EQ(ended.status, 3) << keys;
+    EXPECT_NE(ended.err.find("r.yaml:6"), std::string::npos) << ended.err;
+    EXPECT_NE(ended.err.find(fmt::format("after step {} the loss has run away", step)), std::string::npos)
+        << keys << ended.err;
+    EXPECT_NE(ended.err.find("no checkpoint was written"), std::string::npos) << ended.err;
+    EXPECT_EQ(text_of(result(out).at("state")), "failed");
+    EXPECT_FALSE(fs::exists(folder_ / out / "s.gguf"));
+  }
+}
+
+/// Examples one by one, of which some are of a class that nothing tells from the others: their losses jump,
+/// and the model is none the worse.
+TEST_F(WorkerRun, SmallBatchesJumpAndDoNotRunAway) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  std::string lines[2];
+  SeededRandom random(4);
+  for (int i = 0; i < 1200; ++i) {
+    const auto x = random.next_u64() % 1000, y = random.next_u64() % 1000;
+    lines[i < 900 ? 0 : 1] += fmt::format("{{\"input\": [{}, {}], \"label\": \"{}\"}}\n", x, y,
+                                          random.next_u64() % 30 == 0 ? "rare"
+                                          : x > y                     ? "a"
+                                                                      : "b");
+  }
+  const std::string head = classification_of(lines[0], lines[1]);
+  for (const char* keys : {"examples: 6000, batch_examples: 1, learning_rate: 1e-3",
+                           "examples: 12000, batch_examples: 2, learning_rate: 3e-3"}) {
+    ASSERT_OK(write_file_atomic(folder_ / "r.yaml",
+                                head + "passes:\n  - train: {init: {family: mlp, hidden: [32]}, " + keys +
+                                    "}\n  - export: {file: s.gguf}\n"));
+    fs::remove_all(folder_ / "o");
+    const Ended ended = run("o");
+    ASSERT_EQ(ended.status, 0) << ended.err;
+    EXPECT_TRUE(events("o", "warning").empty()) << keys << ended.err;
+    EXPECT_GT(events("o", "evaluation").at(0).at("accuracy").to_number<double>(), 0.9) << keys;
+  }
 }
 
 /// What the loss has been is not forgotten when a run goes on: it fails where it failed.
 TEST_F(WorkerRun, ALossThatRanAwayHasRunAwayStillWhenTheRunGoesOn) {
   recipe(
       "passes:\n  - train: {tokens: 2560, batch_tokens: 256, learning_rate: 1e-3}\n"
-      "  - train: {tokens: 128000, batch_tokens: 256, learning_rate: 1, warmup: 1, checkpoint_seconds: 1}\n"
+      "  - train: {tokens: 512000, batch_tokens: 256, learning_rate: 1, warmup: 1, checkpoint_seconds: 1}\n"
       "  - export: {file: s.gguf}\n");
   const auto said = [&] {
     const Ended ended = run("o");
     EXPECT_EQ(ended.status, 3);
     EXPECT_NE(ended.err.find("the loss has run away"), std::string::npos) << ended.err;
+    EXPECT_NE(ended.err.find("larger batches"), std::string::npos) << ended.err;
     return ended.err.substr(0, ended.err.find("; lower learning_rate"));
   };
   const std::string first = said();
@@ -655,22 +716,73 @@ TEST_F(WorkerRun, ALossThatRanAwayHasRunAwayStillWhenTheRunGoesOn) {
   EXPECT_GT(events("o", "pass_start").back().at("resumed_at_step").to_number<int>(), 20);
 }
 
+/// On a terminal people read what happens, and the log has the same events as ever.
+TEST_F(WorkerRun, OnATerminalThereIsABar) {
+  const auto on_terminal = [&](std::vector<std::string> more) {
+    int ours = -1, its = -1;
+    EXPECT_EQ(::openpty(&ours, &its, nullptr, nullptr, nullptr), 0);
+    const pid_t child = start("o", std::move(more), RLIM_INFINITY, its);
+    ::close(its);
+    std::string text;
+    char some[4096];
+    for (ssize_t n; (n = ::read(ours, some, sizeof some)) > 0;)
+      text.append(some, static_cast<std::size_t>(n));
+    ::close(ours);
+    EXPECT_EQ(finish(child).status, 0);
+    return text;
+  };
+  const std::string text = on_terminal({});
+  for (const char* part :
+       {"pass 1/5: prune.structured", "wrote cut.gguf", "distil.soft 3/5  step 78/78  loss ", "[########",
+        " tokens/s", "\r\x1b[K", "succeeded in "})
+    EXPECT_NE(text.find(part), std::string::npos) << part << text;
+  EXPECT_EQ(text.find('{'), std::string::npos) << text;
+  EXPECT_EQ(events("o", "exported").size(), 2u);
+  fs::remove_all(folder_ / "o");
+  EXPECT_NE(on_terminal({"--json"}).find("{\"time\":"), std::string::npos);
+}
+
 TEST_F(WorkerRun, AModelThatIsWorseThanAGuessIsSaid) {
   if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
-  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
-  const auto said = [&](const std::string& rate) {  // one step: what it does to the loss is not seen
-    recipe("passes:\n  - train: {tokens: 256, batch_tokens: 256, warmup: 0, learning_rate: " + rate +
-               "}\n  - evaluate: {}\n  - export: {file: s.gguf}\n",
-           "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl}}\n");
-    const Ended ended = run(rate);
+  const auto said = [&](const std::string& out) {
+    const Ended ended = run(out);
     EXPECT_EQ(ended.status, 0) << ended.err;
     std::size_t count = 0;
-    for (const json::object& warning : events(rate, "warning"))
+    for (const json::object& warning : events(out, "warning"))
       count += text_of(warning.at("message")).find("worse than a guess") != std::string::npos ? 1 : 0;
     return count;
   };
-  EXPECT_EQ(said("1"), 2u);
-  EXPECT_EQ(said("1e-4"), 0u);
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  const auto text = [&](const std::string& passes) {
+    recipe(passes + "  - evaluate: {}\n  - export: {file: s.gguf}\n",
+           "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl}}\n");
+  };
+  text("passes:\n");
+  EXPECT_EQ(said("as it is"), 0u);
+  // Learns one text by heart, and is asked for others.
+  ASSERT_OK(
+      write_file_atomic(folder_ / "train.jsonl", "{\"text\": \"zz qq zz qq zz qq zz qq zz qq zz qq\"}\n"));
+  text(
+      "passes:\n  - train: {tokens: 20000, batch_tokens: 64, context: 8, learning_rate: 1e-2, schedule: "
+      "constant}\n");
+  EXPECT_EQ(said("by heart"), 2u);
+  // And a classifier, whose judge calls everything by another's name.
+  std::string lines[2];
+  for (int i = 0; i < 200; ++i)
+    for (const int other : {0, 1})
+      lines[other] +=
+          fmt::format("{{\"input\": [{}], \"label\": \"{}\"}}\n", i, "ab"[(i < 100 ? 0 : 1) ^ other]);
+  const auto classifier = [&](const std::string& held_out) {
+    EXPECT_OK(write_file_atomic(
+        folder_ / "r.yaml",
+        classification_of(lines[0], held_out) +
+            "passes:\n  - train: {examples: 20000, batch_examples: 32, learning_rate: 1e-2, "
+            "init: {family: mlp, hidden: [8]}}\n  - evaluate: {}\n  - export: {file: s.gguf}\n"));
+  };
+  classifier(lines[0]);
+  EXPECT_EQ(said("right"), 0u);
+  classifier(lines[1]);
+  EXPECT_EQ(said("wrong"), 2u);
 }
 
 TEST_F(WorkerRun, ASmallerVocabularyPredictsTheSameText) {

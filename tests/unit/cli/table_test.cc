@@ -28,16 +28,6 @@ TEST(CliTable, TextFromOutsideCannotDriveTheTerminal) {
   Table table({"NAME"});
   table.row({"a\x1b[2Jb\nc"});
   EXPECT_EQ(table.text(), "NAME\na?[2Jb?c\n");
-  EXPECT_EQ(harmless("x\xC2\x9Bm"), "x?m");
-  EXPECT_EQ(harmless("naïve"), "naïve");
-}
-
-TEST(CliTable, Bar) {
-  EXPECT_EQ(bar(0.5, 4), "[##..]  50 %");
-  EXPECT_EQ(bar(0.999, 4), "[###.]  99 %");
-  EXPECT_EQ(bar(7, 4), "[####] 100 %");
-  EXPECT_EQ(bar(-1, 2), "[..]   0 %");
-  EXPECT_EQ(bar(std::nan(""), 2), "[..]   0 %");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "coordinator/worker/evaluate.h"
 #include "coordinator/worker/optimise.h"
 #include "tests/support/support.h"
+#include "tests/support/text_step.h"
 #include "tests/support/tiny_model.h"
 
 namespace retort {
@@ -67,7 +68,8 @@ TEST_F(Masked, IsLearntInBFloat16AsInF32) {
     pass.precision = precision;
     std::vector<double> out;
     for (std::uint64_t i = 0; i < 3; ++i)
-      out.push_back(optimise_step(n, moments, nullptr, *stream_, pass, 1, i, 60, 32, 8, &tokenizer()).loss);
+      out.push_back(
+          testing::text_step(n, moments, nullptr, *stream_, pass, 1, i, 60, 32, 8, &tokenizer()).loss);
     return out;
   };
   const auto whole = losses(OptimisePass::Precision::kF32), low = losses(OptimisePass::Precision::kBf16);
@@ -81,8 +83,8 @@ TEST_F(Masked, IsLearntFromTextAndFromATeacher) {
     Network n = random_network(model_->config, 9);
     Moments moments;
     for (std::uint64_t i = 0; i < 60; ++i)
-      EXPECT_FALSE(
-          std::isnan(optimise_step(n, moments, teacher, *stream_, pass, 1, i, 60, 32, 8, &tokenizer()).loss));
+      EXPECT_FALSE(std::isnan(
+          testing::text_step(n, moments, teacher, *stream_, pass, 1, i, 60, 32, 8, &tokenizer()).loss));
     return n;
   };
   const double before = judged(random_network(model_->config, 9));

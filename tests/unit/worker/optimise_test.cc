@@ -8,6 +8,7 @@
 #include "coordinator/worker/plan.h"
 #include "coordinator/worker/prune.h"
 #include "tests/support/support.h"
+#include "tests/support/text_step.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/worker/small_network.h"
 
@@ -286,7 +287,7 @@ class Optimise : public ::testing::Test {
   Network three_steps(const OptimisePass& pass, Teacher teacher, std::uint64_t& forwards) {
     Network n = random_network(model->config, 9);
     Moments moments;
-    for (int i = 0; i < 3; ++i) optimise_step(n, moments, &teacher, *stream, pass, 1, i, 3, 32, 4);
+    for (int i = 0; i < 3; ++i) testing::text_step(n, moments, &teacher, *stream, pass, 1, i, 3, 32, 4);
     forwards = teacher.forwards;
     return n;
   }
@@ -304,7 +305,7 @@ TEST_F(Optimise, LearnsAndRepeatsExactly) {
     pass.learning_rate = 3e-3;
     std::vector<double> losses;
     for (int i = 0; i < 12; ++i)
-      losses.push_back(optimise_step(n, moments, nullptr, *stream, pass, 1, i, 12, 32, 4).loss);
+      losses.push_back(testing::text_step(n, moments, nullptr, *stream, pass, 1, i, 12, 32, 4).loss);
     return losses;
   };
   const std::vector<double> a = train(), b = train();
@@ -321,7 +322,7 @@ TEST_F(Optimise, BFloat16LearnsAsF32Does) {
     pass.precision = precision;
     std::vector<double> losses;
     for (int i = 0; i < 12; ++i)
-      losses.push_back(optimise_step(n, moments, nullptr, *stream, pass, 1, i, 12, 32, 4).loss);
+      losses.push_back(testing::text_step(n, moments, nullptr, *stream, pass, 1, i, 12, 32, 4).loss);
     for (const auto& [name, tensor] : n.weights) EXPECT_EQ(tensor.scalar_type(), at::kFloat) << name;
     return losses;
   };
@@ -339,7 +340,7 @@ TEST_F(Optimise, PrunedWeightsStayZero) {
   for (const std::string& name : n.sparse) before[name] = n.weight(name).clone();
   Moments moments;
   OptimisePass pass;
-  for (int i = 0; i < 5; ++i) optimise_step(n, moments, nullptr, *stream, pass, 1, i, 5, 32, 4);
+  for (int i = 0; i < 5; ++i) testing::text_step(n, moments, nullptr, *stream, pass, 1, i, 5, 32, 4);
   for (const auto& [name, was] : before) {
     EXPECT_TRUE(n.weight(name).eq(0).equal(was.eq(0))) << name;
     EXPECT_FALSE(n.weight(name).equal(was)) << name << " has not learnt";
@@ -363,7 +364,7 @@ TEST_F(Optimise, ANumberThatIsNoneChangesNothing) {
   Moments moments;
   std::map<std::string, at::Tensor> before;
   for (const auto& [name, tensor] : n.weights) before[name] = tensor.clone();
-  EXPECT_TRUE(std::isnan(optimise_step(n, moments, nullptr, *stream, {}, 1, 0, 12, 32, 4).loss));
+  EXPECT_TRUE(std::isnan(testing::text_step(n, moments, nullptr, *stream, {}, 1, 0, 12, 32, 4).loss));
   for (const auto& [name, tensor] : n.weights) EXPECT_TRUE(tensor.equal(before[name])) << name;
 }
 
@@ -468,7 +469,8 @@ TEST_F(Optimise, EveryPartOfAMixtureTeaches) {
     pass.learning_rate = 3e-3;
     double first = 0, last = 0;
     for (int i = 0; i < 10; ++i) {
-      last = optimise_step(n, moments, &teacher, *stream, pass, 1, 0, 1000, 16, 4).loss;  // the same windows
+      last = testing::text_step(n, moments, &teacher, *stream, pass, 1, 0, 1000, 16, 4)
+                 .loss;  // the same windows
       if (i == 0) first = last;
     }
     EXPECT_LT(last, 0.97 * first) << name;
@@ -486,43 +488,16 @@ TEST_F(Optimise, QuantizationAware) {
   pass.distil.emplace().labels = 0;
   pass.warmup = 0;
   pass.learning_rate = 1e-4;
-  EXPECT_NEAR(optimise_step(n, moments, &teacher, *stream, pass, 1, 0, 20, 32, 4).loss, 0,
+  EXPECT_NEAR(testing::text_step(n, moments, &teacher, *stream, pass, 1, 0, 20, 32, 4).loss, 0,
               1e-6);  // the teacher itself
   pass.aware.emplace().format = TensorType::kQ4_0;
   double first = 0, last = 0;
   for (int i = 0; i < 20; ++i) {
-    last = optimise_step(n, moments, &teacher, *stream, pass, 1, 0, 1000, 32, 4).loss;
+    last = testing::text_step(n, moments, &teacher, *stream, pass, 1, 0, 1000, 32, 4).loss;
     if (i == 0) first = last;
   }
   EXPECT_GT(first, 0);
   EXPECT_LT(last, 0.9 * first);
-}
-
-TEST(RunawayLoss, TellsGrowthFromNoise) {
-  RunawayLoss steady;
-  for (int i = 0; i < 100; ++i) steady.add(4 - 0.01 * i + (i % 2 == 0 ? 0.3 : -0.3));
-  EXPECT_FALSE(steady.rising());
-  RunawayLoss wild;
-  for (int i = 0; i < 30; ++i) wild.add(3);
-  for (int i = 0; i < 10; ++i) wild.add(9);
-  EXPECT_TRUE(wild.rising());
-  EXPECT_TRUE(wild.gone());
-}
-
-TEST(RunawayLoss, JudgesAShortPassByItsEnd) {
-  const auto after = [](std::vector<double> losses) {
-    RunawayLoss loss;
-    for (const double l : losses) loss.add(l);
-    EXPECT_FALSE(loss.gone());  // too early to tell
-    return loss.gone_at_last();
-  };
-  EXPECT_TRUE(after({3, 40}));
-  EXPECT_TRUE(after({3, 40, 1e10, 1e12}));
-  EXPECT_TRUE(after({3, 8, 8, 8, 8}));
-  EXPECT_FALSE(after({4.66, 7.75}));  // two batches of eight tokens
-  EXPECT_FALSE(after({3}));
-  EXPECT_FALSE(after({3, 4, 3.5, 4.2}));
-  EXPECT_FALSE(after({3, 9, 7, 5, 3.2}));  // it has come back
 }
 
 }  // namespace

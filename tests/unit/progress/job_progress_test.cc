@@ -1,11 +1,11 @@
-#include "coordinator/cli/progress.h"
+#include "coordinator/progress/job_progress.h"
 
 #include <gtest/gtest.h>
 
-namespace retort::cli {
+namespace retort {
 namespace {
 
-TEST(CliProgress, FollowsALog) {
+TEST(JobProgress, FollowsALog) {
   JobProgress job;
   apply_record(job, json::parse(R"({"id":"job-1","class":"small","state":"running"})").get_object());
   EXPECT_EQ(progress_line(job, 0), "job-1 small  [....................]   0 %  running");
@@ -27,9 +27,15 @@ TEST(CliProgress, FollowsALog) {
   EXPECT_EQ(apply_log_line(job, R"({"event":"exported","file":"s.gguf","bytes":2048,"parameters":1500000,
      "bits_per_weight":8.5})"),
             "wrote s.gguf: 2.0 KiB, 1.50 M parameters, 8.50 bits/weight");
+  EXPECT_EQ(apply_log_line(job, R"({"event":"held_out","step":20,"loss":2.34567,"best":true})"),
+            "held-out loss 2.346 after step 20, the least");
+  EXPECT_EQ(apply_log_line(job, R"({"event":"held_out","step":40,"loss":2.5,"best":false})"),
+            "held-out loss 2.500 after step 40");
+  EXPECT_EQ(apply_log_line(job, R"({"event":"plan","estimated_seconds":61,"peak_memory_bytes":1048576})"),
+            "about 1 min 1 s, at most 1.0 MiB of memory");
 }
 
-TEST(CliProgress, FailureSaysWhy) {
+TEST(JobProgress, FailureSaysWhy) {
   JobProgress job;
   apply_record(job, json::parse(R"({"id":"job-1","state":"failed",
      "error":{"code":"out_of_budget","message":"needs 3 GiB","where":"plan"}})")
@@ -39,7 +45,7 @@ TEST(CliProgress, FailureSaysWhy) {
   EXPECT_EQ(progress_line(job, 0), "job-1  [....................]   0 %  failed: plan: needs 3 GiB");
 }
 
-TEST(CliProgress, GarbageIsSkipped) {
+TEST(JobProgress, GarbageIsSkipped) {
   JobProgress job;
   EXPECT_EQ(apply_log_line(job, "not json"), "");
   EXPECT_EQ(apply_log_line(job, "[1]"), "");
@@ -49,4 +55,4 @@ TEST(CliProgress, GarbageIsSkipped) {
 }
 
 }  // namespace
-}  // namespace retort::cli
+}  // namespace retort

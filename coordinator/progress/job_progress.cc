@@ -1,12 +1,12 @@
-#include "coordinator/cli/progress.h"
+#include "coordinator/progress/job_progress.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "common/core/units.h"
-#include "coordinator/cli/table.h"
+#include "coordinator/progress/terminal.h"
 
-namespace retort::cli {
+namespace retort {
 namespace {
 
 std::string text_of(const json::object& object, std::string_view key) {
@@ -86,10 +86,20 @@ std::string apply_log_line(JobProgress& job, std::string_view line) {
       job.step = count_of(event, "step"), job.steps = count_of(event, "steps");
       job.tokens = count_of(event, "tokens"), job.token_budget = count_of(event, "token_budget");
       job.tokens_per_second = number_of(event, "tokens_per_second").value_or(0);
+      if (std::string counts = text_of(event, "counts"); !counts.empty()) job.counts = std::move(counts);
       job.loss = number_of(event, "loss"), job.seconds_left = number_of(event, "seconds_left");
     }
     if (!fresh) return {};
     return fmt::format("pass {}/{}: {}", job.pass_index + 1, job.pass_count, job.pass);
+  }
+  if (kind == "plan")
+    return fmt::format("about {}, at most {} of memory",
+                       format_seconds(number_of(event, "estimated_seconds").value_or(0)),
+                       format_bytes(count_of(event, "peak_memory_bytes")));
+  if (kind == "held_out") {
+    const json::value* best = event.if_contains("best");
+    return fmt::format("held-out loss {:.3f} after step {}{}", number_of(event, "loss").value_or(0),
+                       count_of(event, "step"), best != nullptr && *best == true ? ", the least" : "");
   }
   if (kind == "evaluation") return fmt::format("{}:{}", text_of(event, "label"), figures(event));
   if (kind == "exported") {
@@ -106,8 +116,9 @@ std::string apply_log_line(JobProgress& job, std::string_view line) {
 }
 
 std::string progress_line(const JobProgress& job, std::size_t width) {
-  std::string out = job.device_class.empty() ? job.id : fmt::format("{} {}", job.id, job.device_class);
-  out += "  " + bar(job.fraction(), 20) + "  ";
+  std::string out = job.id;
+  if (!job.device_class.empty()) out += " " + job.device_class;
+  out += (out.empty() ? "" : "  ") + bar(job.fraction(), 20) + "  ";
   if (job.ended() || job.state == "queued" || job.pass.empty()) {
     out += job.state;
     if (job.state == "failed" && !job.error.empty()) out += ": " + job.error;
@@ -116,7 +127,8 @@ std::string progress_line(const JobProgress& job, std::size_t width) {
     if (job.steps > 0) out += fmt::format("  step {}/{}", job.step, job.steps);
     if (job.loss) out += fmt::format("  loss {:.3f}", *job.loss);
     if (job.tokens_per_second >= 1)
-      out += fmt::format("  {} tokens/s", format_count(static_cast<std::uint64_t>(job.tokens_per_second)));
+      out += fmt::format("  {} {}/s", format_count(static_cast<std::uint64_t>(job.tokens_per_second)),
+                         job.counts);
     if (job.seconds_left) out += fmt::format("  {} left", format_seconds(*job.seconds_left));
   }
   out = harmless(out);
@@ -131,4 +143,4 @@ std::string progress_line(const JobProgress& job, std::size_t width) {
   return out;
 }
 
-}  // namespace retort::cli
+}  // namespace retort
