@@ -87,7 +87,7 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
     if (state.loss.gone_at(state.step, now)) return run_away("at");
     ++state.step;
     const bool first = state.step == mark_step + 1 && rate == 0, last = state.step == steps;
-    if (since(mark) > 5 || first || last) {
+    if (since(mark) > 2 || first || last) {
       rate = static_cast<double>((state.step - mark_step) * training.per_step) / std::max(1e-9, since(mark));
       if (!first) mark = Time::now(), mark_step = state.step;
     }
