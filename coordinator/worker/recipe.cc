@@ -160,10 +160,9 @@ class Fields {
 };
 
 /// What a run's output folder holds beside its exports.
-constexpr std::array<std::string_view, 15> kOwnFiles{
-    "teacher.gguf", "result.json",      "state.json",  "progress.jsonl", "worker.lock",
-    "cancel",       "finish",           "eval.json",   "tokenizer",      "tokens.bin",
-    "report.html",  "best.safetensors", "report.json", "written",        "eval.stderr"};
+constexpr std::array<std::string_view, 14> kOwnFiles{
+    "teacher.gguf", "result.json", "state.json", "progress.jsonl", "worker.lock", "cancel",  "finish",
+    "eval.json",    "tokenizer",   "tokens.bin", "report.html",    "report.json", "written", "eval.stderr"};
 
 struct Reader {
   std::filesystem::path folder;

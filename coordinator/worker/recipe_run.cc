@@ -27,9 +27,7 @@ Result<void> RecipeRun::execute() {
 Result<void> RecipeRun::pass_done(bool weights_changed) {
   out_.next_pass();
   moments_ = {};
-  RETORT_TRY(weights_changed ? out_.save(network_, moments_) : out_.save_state());
-  out_.forget_best();
-  return {};
+  return weights_changed ? out_.save(network_, moments_) : out_.save_state();
 }
 
 Training RecipeRun::training_of(const OptimisePass& pass, std::size_t index, std::uint64_t per_step) const {

@@ -9,8 +9,6 @@ namespace retort {
 namespace fs = std::filesystem;
 
 namespace {
-constexpr const char* kBest = "best.safetensors";
-
 at::Tensor values_of(const SafeTensor& tensor) {
   at::Tensor values =
       at::empty(std::vector<std::int64_t>(tensor.shape.begin(), tensor.shape.end()), at::kFloat);
@@ -62,13 +60,19 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
                   there.error().message);
     }
   }
-  for (const auto& entry : fs::directory_iterator(folder_)) {  // what a crash left behind
+  saved_best_ = state.best;
+  sweep();  // a crash left them
+  return {};
+}
+
+void RunFolder::sweep() const {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder_, ignored)) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("checkpoint-") && name != state.checkpoint &&
-        entry.path() != encoded_file(state.checkpoint))
-      fs::remove(entry.path());
+        entry.path() != encoded_file(state.checkpoint) && name != state.best && name != saved_best_)
+      fs::remove(entry.path(), ignored);
   }
-  return {};
 }
 
 Result<void> RunFolder::read_state(const json::object& object, const std::string& where) {
@@ -86,12 +90,14 @@ Result<void> RunFolder::read_state(const json::object& object, const std::string
   state.data_sha256 = RETORT_TRY(json_string(object, "data_sha256", where));
   state.held_out_sha256 = RETORT_TRY(json_string(object, "held_out_sha256", where));
   state.artifacts = *RETORT_TRY(json_array(object, "artifacts", where));
+  state.best = RETORT_TRY(json_string(object, "best", where));
+  state.best_sha256 = RETORT_TRY(json_string(object, "best_sha256", where));
   state.best_loss = RETORT_TRY(json_number(object, "best_loss", where));
   state.best_risen = RETORT_TRY(json_number(object, "best_risen", where));
   state.best_step = RETORT_TRY(json_uint(object, "best_step", where));
   state.waited = RETORT_TRY(json_uint(object, "waited", where));
   const json::object& loss = *RETORT_TRY(json_object(object, "loss", where));
-  state.loss.span = RETORT_TRY(json_uint(loss, "span", where));
+  state.loss.span = RETORT_TRY(json_uint(loss, "span", where, RunawayLoss::kEnough));
   state.loss.first = RETORT_TRY(json_uint(loss, "first", where));
   state.loss.least = RETORT_TRY(json_number(loss, "least", where));
   state.loss.sum = RETORT_TRY(json_number(loss, "sum", where));
@@ -100,8 +106,9 @@ Result<void> RunFolder::read_state(const json::object& object, const std::string
   const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", where));
   if (RETORT_TRY(json_string(object, "check", where)) != state_check(threads))
     return fail(ErrorCode::kCorrupt, where, "its check value is another's");
-  if (fs::path(state.checkpoint).filename() != state.checkpoint)
-    return fail(ErrorCode::kCorrupt, where, "'{}' is no checkpoint of this folder", state.checkpoint);
+  for (const std::string& name : {state.checkpoint, state.best})
+    if (fs::path(name).filename() != name)
+      return fail(ErrorCode::kCorrupt, where, "'{}' is no file of this folder", name);
   if (threads != static_cast<std::uint64_t>(identity_.threads))
     progress_.warning(
         fmt::format("this run began with {} threads and goes on with {}: sums are added in another "
@@ -125,8 +132,8 @@ Result<void> RunFolder::learn_from(const std::string& data_sha256, const std::st
 std::string RunFolder::state_check(std::uint64_t threads) const {
   std::string all = fmt::format("{} {} {} {} {}", identity_.recipe_sha256, identity_.teacher_sha256,
                                 state.data_sha256, state.held_out_sha256, threads);
-  all += fmt::format(" {} {} {} {} {} {} {}", state.pass, state.step, state.steps, state.checkpoint,
-                     state.checkpoint_sha256, state.best_step, state.waited);
+  all += fmt::format(" {} {} {} {} {} {} {} {} {}", state.pass, state.step, state.steps, state.checkpoint,
+                     state.checkpoint_sha256, state.best, state.best_sha256, state.best_step, state.waited);
   const RunawayLoss& loss = state.loss;  // JSON may change a number's last digit
   all += fmt::format(" {:.6g} {:.6g} {} {} {:.6g} {:.6g} {:.6g} {}", state.best_loss, state.best_risen,
                      loss.span, loss.first, loss.least, loss.sum, loss.mean, loss.looked);
@@ -144,6 +151,8 @@ Result<void> RunFolder::save_state() {
                             {"steps", state.steps},
                             {"checkpoint", state.checkpoint},
                             {"checkpoint_sha256", state.checkpoint_sha256},
+                            {"best", state.best},
+                            {"best_sha256", state.best_sha256},
                             {"best_loss", state.best_loss},
                             {"best_risen", state.best_risen},
                             {"best_step", state.best_step},
@@ -156,7 +165,10 @@ Result<void> RunFolder::save_state() {
                                                   {"looked", state.loss.looked}}},
                             {"artifacts", state.artifacts},
                             {"check", state_check(static_cast<std::uint64_t>(identity_.threads))}};
-  return on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object)));
+  RETORT_TRY(on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object))));
+  saved_best_ = state.best;
+  sweep();
+  return {};
 }
 
 fs::path RunFolder::encoded_file(const std::string& checkpoint) const {
@@ -187,11 +199,6 @@ Result<void> RunFolder::save(const Network& network, const Moments& moments) {
     state.checkpoint = old, state.checkpoint_sha256 = sum;
     return saved;
   }
-  std::error_code ignored;
-  if (!old.empty() && old != name) {
-    fs::remove(folder_ / old, ignored);
-    fs::remove(encoded_file(old), ignored);
-  }
   return {};
 }
 
@@ -203,12 +210,15 @@ Result<std::string> RunFolder::checksum(const std::string& checkpoint) const {
   return all;
 }
 
+Result<Safetensors> RunFolder::open_whole(const std::string& name, const std::string& sha256) const {
+  if (RETORT_TRY(checksum(name)) != sha256)
+    return fail(ErrorCode::kCorrupt, (folder_ / name).string(),
+                "this file is not what was written: its hash is another; empty the folder and begin anew");
+  return Safetensors::open(folder_ / name);
+}
+
 Result<void> RunFolder::restore(Network& network, Moments& moments) const {
-  if (RETORT_TRY(checksum(state.checkpoint)) != state.checkpoint_sha256)
-    return fail(
-        ErrorCode::kCorrupt, (folder_ / state.checkpoint).string(),
-        "this checkpoint is not what was written: its hash is another; empty the folder and begin anew");
-  const Safetensors file = RETORT_TRY(Safetensors::open(folder_ / state.checkpoint));
+  const Safetensors file = RETORT_TRY(open_whole(state.checkpoint, state.checkpoint_sha256));
   RETORT_TRY(load_weights(network, file, "w."));
   moments = {};
   for (std::size_t i = 0; i < network.config.layers.size(); ++i) {
@@ -248,22 +258,23 @@ Result<void> RunFolder::restore(Network& network, Moments& moments) const {
 void RunFolder::next_pass() {
   ++state.pass;
   state.step = state.steps = state.best_step = state.waited = 0;
+  state.best.clear(), state.best_sha256.clear();
   state.best_loss = state.best_risen = 0, state.loss = {};
 }
 
-Result<void> RunFolder::save_best(const Network& network) {
-  return on_disk(
-      write_safetensors(folder_ / kBest, sources_of(network.weights, "w."), SafeTensor::DType::kF32));
+Result<void> RunFolder::save_best(const Network& network, double loss, double risen) {
+  const std::string name = fmt::format("checkpoint-{}-{}-best.safetensors", state.pass, state.step);
+  RETORT_TRY(
+      on_disk(write_safetensors(folder_ / name, sources_of(network.weights, "w."), SafeTensor::DType::kF32)));
+  state.best_sha256 = RETORT_TRY(checksum(name));
+  state.best = name, state.best_step = state.step, state.best_loss = loss, state.best_risen = risen;
+  state.waited = 0;
+  sweep();
+  return {};
 }
 
 Result<void> RunFolder::restore_best(Network& network) const {
-  const Safetensors file = RETORT_TRY(Safetensors::open(folder_ / kBest));
-  return load_weights(network, file, "w.");
-}
-
-void RunFolder::forget_best() {
-  std::error_code ignored;
-  fs::remove(folder_ / kBest, ignored);
+  return load_weights(network, RETORT_TRY(open_whole(state.best, state.best_sha256)), "w.");
 }
 
 }  // namespace retort

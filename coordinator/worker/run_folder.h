@@ -19,8 +19,10 @@ struct RunState {
   std::string checkpoint_sha256;
   std::string data_sha256, held_out_sha256;
   json::array artifacts;
-  double best_loss = 0;   ///< on held-out data, of the weights in best.safetensors; where best_step is not 0
-  double best_risen = 0;  ///< RunawayLoss::risen of them
+  std::string best;  ///< file name of the weights with the least loss on held-out data; empty: none yet
+  std::string best_sha256;
+  double best_loss = 0;         ///< of them
+  double best_risen = 0;        ///< RunawayLoss::risen of them
   std::uint64_t best_step = 0;  ///< the step they are of
   std::uint64_t waited = 0;     ///< looks at the held-out data since
   RunawayLoss loss;             ///< of the pass in hand
@@ -59,20 +61,24 @@ class RunFolder {
   /// The state moves to the next pass.
   void next_pass();
 
-  /// The weights that best_loss is of.
-  Result<void> save_best(const Network& network);
+  /// The weights of now are the best, at `loss`. Until the state is saved the file of the last saved one's
+  /// stays as well.
+  Result<void> save_best(const Network& network, double loss, double risen);
   Result<void> restore_best(Network& network) const;
-  void forget_best();
 
  private:
   Result<void> read_state(const json::object& object, const std::string& where);
   std::string state_check(std::uint64_t threads) const;
   std::filesystem::path encoded_file(const std::string& checkpoint) const;
   Result<std::string> checksum(const std::string& checkpoint) const;  ///< of it and its encoded_file
+  Result<Safetensors> open_whole(const std::string& name, const std::string& sha256) const;
+  /// Removes all weights but those that the state names, in memory or on disk.
+  void sweep() const;
 
   std::filesystem::path folder_;
   Progress& progress_;
   RunIdentity identity_;
+  std::string saved_best_;  ///< what the state on disk names
 };
 
 }  // namespace retort

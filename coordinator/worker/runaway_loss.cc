@@ -4,8 +4,6 @@
 
 namespace retort {
 namespace {
-/// Tokens or examples whose loss tells a model's.
-constexpr std::uint64_t kEnough = 256;
 /// Steps that a mean is over, at least.
 constexpr std::uint64_t kSteps = 10;
 }  // namespace

@@ -14,6 +14,8 @@ struct RunawayLoss {
   using BatchLoss = std::function<double(std::uint64_t step)>;
   /// Nats above the least loss: no weights worth keeping; no training any more.
   static constexpr double kRising = 0.5, kGone = 1.5;
+  /// Tokens or examples whose loss tells a model's.
+  static constexpr std::uint64_t kEnough = 256;
 
   std::uint64_t span = 0;    ///< steps that are remembered; 0: nothing is known yet
   std::uint64_t first = 0;   ///< of them

@@ -17,7 +17,7 @@ Result<void> look(RunFolder& folder, Progress& progress, const Network& network,
   const double loss = RETORT_TRY(training.held_out_loss());
   RunState& state = folder.state;
   const bool better =
-      std::isfinite(loss) && !RunawayLoss::gone(risen) && (state.best_step == 0 || loss < state.best_loss);
+      std::isfinite(loss) && !RunawayLoss::gone(risen) && (state.best.empty() || loss < state.best_loss);
   progress.emit("held_out", {{"pass", training.pass.name},
                              {"pass_index", training.index},
                              {"step", state.step},
@@ -27,9 +27,7 @@ Result<void> look(RunFolder& folder, Progress& progress, const Network& network,
     ++state.waited;
     return {};
   }
-  RETORT_TRY(folder.save_best(network));
-  state.best_loss = loss, state.best_risen = risen, state.best_step = state.step, state.waited = 0;
-  return {};
+  return folder.save_best(network, loss, risen);
 }
 
 }  // namespace
@@ -73,7 +71,7 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
       const auto fall = static_cast<std::uint64_t>(pass.decay / (1 - std::min(pass.decay, 0.9)) *
                                                    static_cast<double>(state.step));
       steps = state.steps = std::min(steps, state.step + std::max<std::uint64_t>(1, fall));
-      RETORT_TRY(folder.save(network, moments));
+      if (good()) RETORT_TRY(folder.save(network, moments));
     }
     begin_step(network);
     const StepReport report =
@@ -114,7 +112,7 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
       saved = Time::now();
     }
   }
-  const bool earlier_weights = state.best_step != 0 && state.best_step != state.step;
+  const bool earlier_weights = !state.best.empty() && state.best_step != state.step;
   const double risen = earlier_weights ? state.best_risen : state.loss.risen(now);
   if (RunawayLoss::gone(risen)) return run_away("after");
   if (risen > RunawayLoss::kRising)
@@ -125,7 +123,7 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                     state.loss.span * training.per_step, training.what));
   for (auto& [name, tensor] : network.weights) tensor = tensor.detach();
   drop_projections(network);
-  if (state.best_step != 0) {
+  if (!state.best.empty()) {
     if (earlier_weights) RETORT_TRY(folder.restore_best(network));
     progress.emit("best", {{"pass_index", training.index},
                            {"step", state.best_step},
