@@ -90,7 +90,9 @@ std::string apply_log_line(JobProgress& job, std::string_view line) {
       job.loss = number_of(event, "loss"), job.seconds_left = number_of(event, "seconds_left");
     }
     if (!fresh) return {};
-    return fmt::format("pass {}/{}: {}", job.pass_index + 1, job.pass_count, job.pass);
+    std::string out = fmt::format("pass {}/{}: {}", job.pass_index + 1, job.pass_count, job.pass);
+    if (const auto step = count_of(event, "resumed_at_step")) out += fmt::format(", on from step {}", step);
+    return out;
   }
   if (kind == "plan")
     return fmt::format("about {}, at most {} of memory",

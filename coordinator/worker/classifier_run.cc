@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "common/core/sha256.h"
 #include "common/core/units.h"
@@ -297,6 +298,9 @@ class ClassifierRun final : public RecipeRun {
                          : mixed                                                   ? "mixed"
                                                                                    : info(type).name;
         planned.file_bytes = predicted_bytes(shape, mixed ? formats : QuantizePass{.format = type});
+        if (const std::string filled = rows_filled_up(shape, mixed ? formats : QuantizePass{.format = type});
+            !filled.empty())
+          plan.warnings.push_back(out->file + ": " + filled);
         planned.name += " " + out->file;
       }
       planned.shape_after = describe(shape);
@@ -307,6 +311,28 @@ class ClassifierRun final : public RecipeRun {
       shapes_.push_back(shape);
     }
     return plan;
+  }
+
+  /// What whole blocks cost matrices whose rows are not; empty where that is little.
+  static std::string rows_filled_up(const Network& shape, const QuantizePass& formats) {
+    if (!shape.classifier || formats.bits) return {};
+    std::size_t count = 0, all = 0;
+    double values = 0, bits = 0, wanted = 0;
+    for (const ClassifierMatrix& m : classifier_matrices(*shape.classifier)) {
+      ++all;
+      const TensorTypeInfo& type = info(stored_type(format_of(formats, m.name), m.filled()));
+      if (type.block_values == 1 || m.filled() == m.columns()) continue;
+      const double each = 8.0 * type.block_bytes / type.block_values;
+      ++count;
+      values += static_cast<double>(m.rows * m.columns());
+      bits += each * static_cast<double>(m.rows * m.filled());
+      wanted += each * static_cast<double>(m.rows * m.columns());
+    }
+    if (bits <= 1.1 * wanted) return {};
+    return fmt::format(
+        "the rows of {} of {} matrices are filled up to whole blocks of 32: {:.2f} bits a weight instead of "
+        "{:.2f}",
+        count, all, bits / values, wanted / values);
   }
 
   std::uint64_t predicted_bytes(const Network& shape, const QuantizePass& formats) const {
@@ -386,6 +412,12 @@ class ClassifierRun final : public RecipeRun {
       if (loss.requires_grad()) loss.backward();
       return loss.item<double>();
     };
+    if (pass.distil)
+      training.nll = [&](std::uint64_t step) {
+        const ExampleBatch examples = train_->draw(seed, step * batch, batch);
+        const at::Tensor logits = class_logits(network_, examples);
+        return at::cross_entropy_loss(logits, examples.labels.to(logits.device())).item<double>();
+      };
     training.held_out_loss = [&]() -> Result<double> {
       torch::NoGradGuard no_grad;
       double sum = 0;
@@ -557,8 +589,12 @@ class ClassifierRun final : public RecipeRun {
 
   Result<void> tell_judged(const std::string& label, json::value file, const json::object& figures) {
     tell_evaluation(progress_, label, std::move(file), figures);
-    tell_worse_than_a_guess(progress_, label, RETORT_TRY(json_number(figures, "nll", label)), "an example",
-                            labels().size(), "labels");
+    const std::size_t count = labels().size();
+    const Guess guess =
+        train_ ? Guess{held_out_->nll_by_frequency(*train_, count),
+                       fmt::format("by how often each of {} labels comes in the training data", count)}
+               : Guess{std::log(static_cast<double>(count)), fmt::format("any of {} labels alike", count)};
+    tell_if_guessing(progress_, label, RETORT_TRY(json_number(figures, "nll", label)), "an example", guess);
     return {};
   }
 

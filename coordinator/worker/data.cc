@@ -142,6 +142,12 @@ Result<TokenStream> TokenStream::make(const std::filesystem::path& file, std::ui
   return stream;
 }
 
+std::vector<std::uint64_t> TokenStream::counts(std::size_t vocabulary) const {
+  std::vector<std::uint64_t> out(vocabulary);
+  for (const TokenId token : tokens_) ++out.at(static_cast<std::size_t>(token));
+  return out;
+}
+
 std::uint32_t TokenStream::window_length(std::uint32_t wanted) const {
   return static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, tokens_.size() - 1));
 }

@@ -44,6 +44,8 @@ class TokenStream {
                                   const Tokenizer& tokenizer, const std::filesystem::path& scratch,
                                   int threads = 1);
   std::uint64_t tokens() const { return tokens_.size(); }
+  /// How often each of the vocabulary comes.
+  std::vector<std::uint64_t> counts(std::size_t vocabulary) const;
   /// Tokens that one window of `wanted` really has, without the last.
   std::uint32_t window_length(std::uint32_t wanted) const;
   /// Windows of that length in the text.

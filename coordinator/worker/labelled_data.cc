@@ -1,6 +1,7 @@
 #include "coordinator/worker/labelled_data.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <set>
 #include <unordered_map>
@@ -55,9 +56,10 @@ Result<std::vector<std::string>> labels_in(const DataFile& file) {
         }));
     out.assign(found.begin(), found.end());
   }
+  if (out.empty()) return fail(ErrorCode::kInvalid, file.file.string(), "there is no example in it");
   if (out.size() < 2)
     return fail(ErrorCode::kInvalid, file.file.string(),
-                "its examples have {} label: there is nothing to tell apart with fewer than two", out.size());
+                "all its examples have the label '{}': there is nothing to tell apart", out[0]);
   return out;
 }
 
@@ -170,6 +172,15 @@ std::vector<std::size_t> Examples::labels_without_example(std::size_t labels) co
   for (std::size_t i = 0; i < labels; ++i)
     if (!seen[i]) out.push_back(i);
   return out;
+}
+
+double Examples::nll_by_frequency(const Examples& known, std::size_t labels) const {
+  std::vector<double> counts(labels, 1);  // each might come
+  for (const std::int64_t label : known.labels_) ++counts[static_cast<std::size_t>(label)];
+  const double all = static_cast<double>(known.size() + labels);
+  double sum = 0;
+  for (const std::int64_t label : labels_) sum -= std::log(counts[static_cast<std::size_t>(label)] / all);
+  return sum / static_cast<double>(size());
 }
 
 void Examples::normalize(ClassifierConfig& config, bool each) const {

@@ -75,6 +75,9 @@ class LanguageRun final : public RecipeRun {
       tokenizer_ = std::move(own);
     }
     RETORT_TRY(validate(start_, recipe_.where));
+    if (start_.n_ctx < 2)
+      return fail(ErrorCode::kInvalid, recipe_.where, "the model's context is {}: no token has one before it",
+                  start_.n_ctx);
     if (start_.is_encoder()) RETORT_TRY(check_masked());
     // Wrong text is told before the work begins.
     if (recipe_.train) RETORT_TRY(read_documents(recipe_.train->file, 1));
@@ -291,6 +294,12 @@ class LanguageRun final : public RecipeRun {
       return text_loss(network_, teacher ? &*teacher : nullptr, *stream_, pass, seed, step, window, windows,
                        &*tokenizer_);
     };
+    OptimisePass plain = pass;
+    plain.distil.reset();
+    if (pass.distil)
+      training.nll = [&](std::uint64_t step) {
+        return text_loss(network_, nullptr, *stream_, plain, seed, step, window, windows, &*tokenizer_);
+      };
     training.held_out_loss = [&] { return held_out_loss(); };
     RETORT_TRY(train_there(training, pass.distil ? &*teacher_ : nullptr));
     if (kept)
@@ -415,7 +424,7 @@ class LanguageRun final : public RecipeRun {
                     {"kl_divergence", e.divergence ? json::value(*e.divergence) : json::value(nullptr)},
                     {"top1_agreement", e.agreement ? json::value(*e.agreement) : json::value(nullptr)},
                     {"tokens_per_second", n / std::max(1e-9, e.seconds)}});
-    tell_worse_than_a_guess(progress_, pass.label, e.nll / n, "a token", network_.config.n_vocab, "tokens");
+    tell_if_guessing(progress_, pass.label, e.nll / n, "a token", RETORT_TRY(guess()));
     return pass_done(false);
   }
 
@@ -451,14 +460,41 @@ class LanguageRun final : public RecipeRun {
       RETORT_TRY(need_teacher());
       const json::object figures = RETORT_TRY(judge(path));
       tell_evaluation(progress_, pass.label, json::value(pass.file), figures);
-      tell_worse_than_a_guess(progress_, pass.label,
-                              RETORT_TRY(json_number(figures, "nll_per_token", path.string())), "a token",
-                              network_.config.n_vocab, "tokens");
+      tell_if_guessing(progress_, pass.label,
+                       RETORT_TRY(json_number(figures, "nll_per_token", path.string())), "a token",
+                       RETORT_TRY(guess()));
       tell_samples(pass.label);
       artifact["evaluation"] = figures;
     }
     out_.state.artifacts.push_back(std::move(artifact));
     return pass_done(false);
+  }
+
+  /// What the held-out text costs one who knows how often each token comes in the text that was learnt from;
+  /// where nothing was, that all come alike.
+  Result<Guess> guess() {
+    const std::size_t vocabulary = network_.config.n_vocab;
+    const bool learns = std::any_of(recipe_.passes.begin(), recipe_.passes.end(), [](const Pass& pass) {
+      return std::holds_alternative<OptimisePass>(pass);
+    });
+    if (!learns)
+      return Guess{std::log(static_cast<double>(vocabulary)),
+                   fmt::format("any of {} tokens alike", vocabulary)};
+    if (guess_) return *guess_;
+    RETORT_TRY(need_stream());
+    const std::vector<std::uint64_t> counts = stream_->counts(vocabulary);
+    const double all = static_cast<double>(stream_->tokens() + vocabulary);
+    double sum = 0;
+    std::uint64_t told = 0;
+    for (const std::string& document : held_out_) {
+      const std::vector<TokenId> ids = document_tokens(*tokenizer_, document);
+      for (std::size_t i = 1; i < ids.size(); ++i, ++told)
+        sum -= std::log(static_cast<double>(counts.at(static_cast<std::size_t>(ids[i])) + 1) / all);
+      if (recipe_.held_out->max_tokens != 0 && told >= recipe_.held_out->max_tokens) break;
+    }
+    guess_ = Guess{sum / static_cast<double>(std::max<std::uint64_t>(1, told)),
+                   fmt::format("by how often each of {} tokens comes in the training text", vocabulary)};
+    return *guess_;
   }
 
   /// What student and teacher write after the beginnings of held-out texts.
@@ -510,6 +546,7 @@ class LanguageRun final : public RecipeRun {
   std::optional<VocabularyCut> vocabulary_;
   std::vector<std::string> held_out_;
   std::optional<TokenStream> stream_;
+  std::optional<Guess> guess_;
 };
 
 }  // namespace

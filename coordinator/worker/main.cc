@@ -48,6 +48,8 @@ retort::Result<void> write_reports(const std::vector<std::filesystem::path>& fol
   if (!html.empty())
     RETORT_TRY(retort::write_file_atomic(
         html, one ? retort::report_html(reports[0]) : retort::comparison_html(rows, reports), 0644));
+  for (const auto& written : {html, json})
+    if (!written.empty()) std::cout << "wrote " << written.string() << "\n";
   return {};
 }
 
@@ -91,7 +93,8 @@ int main(int argc, char** argv) {
 
   std::filesystem::path folder;
   auto* inspect = app.add_subcommand("inspect", "check a Hugging Face folder and describe it as JSON");
-  inspect->add_option("DIR", folder)->required();
+  inspect->add_option("DIR", folder, "a model's folder: config.json, model.safetensors, tokenizer.json")
+      ->required();
   std::filesystem::path html, report_json;
   auto* report =
       app.add_subcommand("report", "write a run's report: loss curves, sensitivities, samples, results");

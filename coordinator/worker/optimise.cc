@@ -106,29 +106,22 @@ Batch take(TokenStream& stream, std::uint64_t seed, std::uint64_t first, std::in
 TeacherTargets targets_of(Teacher& teacher, const Batch& batch, const Tensor& inputs) {
   const TeacherOutputsKey& key = teacher.key;
   std::vector<TeacherTargets> each(batch.at.size());
-  std::vector<std::int64_t> missing;
   std::vector<std::byte> record(key.record_bytes());
   for (std::size_t i = 0; i < each.size(); ++i) {
-    if (teacher.cache != nullptr && teacher.cache->read(batch.at[i], record))
-      each[i] = unpack_targets(record, key);
-    else
-      missing.push_back(static_cast<std::int64_t>(i));
-  }
-  if (!missing.empty()) {
-    torch::NoGradGuard no_grad;
-    // In F32 whatever the student's precision is: what a cache holds must not depend on who filled it.
-    const Tensor logits = forward(teacher.network, inputs.index_select(0, at::tensor(missing, at::kLong)));
-    for (std::size_t i = 0; i < missing.size(); ++i) {
-      const auto at = static_cast<std::size_t>(missing[i]);
-      const TeacherTargets made =
-          teacher_targets(logits[static_cast<std::int64_t>(i)], key.outputs, key.k, key.temperature,
-                          key.seed * 0x9E3779B97F4A7C15ull + batch.at[at]);
+    if (teacher.cache == nullptr || !teacher.cache->read(batch.at[i], record)) {
+      torch::NoGradGuard no_grad;
+      // Alone, because the last bits of a product depend on its size, and in F32 whatever the student's
+      // precision is: what a cache holds must not depend on who filled it.
+      const auto row = static_cast<std::int64_t>(i);
+      const Tensor logits = forward(teacher.network, inputs.slice(0, row, row + 1));
+      const TeacherTargets made = teacher_targets(logits[0], key.outputs, key.k, key.temperature,
+                                                  key.seed * 0x9E3779B97F4A7C15ull + batch.at[i]);
       // Through the stored form in any case, so that a cache changes speed and not results.
-      const std::vector<std::byte> packed = pack_targets(made, key);
-      if (teacher.cache != nullptr && !teacher.cache->write(batch.at[at], packed)) teacher.cache = nullptr;
-      each[at] = unpack_targets(packed, key);
+      record = pack_targets(made, key);
+      if (teacher.cache != nullptr && !teacher.cache->write(batch.at[i], record)) teacher.cache = nullptr;
       ++teacher.forwards;
     }
+    each[i] = unpack_targets(record, key);
   }
   TeacherTargets out;
   std::vector<Tensor> ids, logs;

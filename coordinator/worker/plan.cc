@@ -251,6 +251,15 @@ WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
 
 namespace {
 
+/// Whether every matrix is stored alike by both.
+bool same_formats(const QuantizePass& a, const QuantizePass& b) {
+  return !b.bits && a.format == b.format &&
+         std::equal(a.formats.begin(), a.formats.end(), b.formats.begin(), b.formats.end(),
+                    [](const QuantizePass::Rule& x, const QuantizePass::Rule& y) {
+                      return x.match == y.match && x.format == y.format;
+                    });
+}
+
 /// The least that a budget's candidates take, known before anything is trained.
 Result<void> check_bits(const QuantizePass& pass, const ModelConfig& config, const std::string& where) {
   if (!pass.bits) return {};
@@ -418,6 +427,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
   plan.threads = threads;
   ModelConfig config = start;
   std::optional<QuantizePass> quantized;
+  const QuantizePass* learnt_for = nullptr;  // by the last training
   std::map<std::string, double> zero_shares;
   const std::uint64_t kept = teacher == nullptr ? 0 : 4 * parameter_count(*teacher);
   for (std::size_t i = 0; i < recipe.passes.size(); ++i) {
@@ -430,6 +440,11 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
     std::uint64_t extra = 4 * parameter_count(config);
     if (const auto* p = std::get_if<OptimisePass>(&pass)) {
       const std::uint32_t window = window_of(*p, config), windows = windows_per_step(*p, window);
+      if (p->context > config.n_ctx)
+        plan.warnings.push_back(
+            fmt::format("{}: a context of {} is more than the model's: windows have {} tokens", planned.name,
+                        p->context, config.n_ctx));
+      learnt_for = p->aware ? &*p->aware : nullptr;
       const std::uint64_t micro = micro_batch(windows, window, config.n_vocab);
       planned.steps = std::max<std::uint64_t>(1, p->tokens / (std::uint64_t{windows} * window));
       planned.tokens = planned.steps * windows * window;
@@ -440,7 +455,9 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
         planned.flops += forward_flops(*teacher, window) * static_cast<double>(planned.tokens);
         extra += micro * window *
                  (activation_bytes(*teacher, window, p->distil->needs_trace()) + 24ull * config.n_vocab);
-        planned.flops += (p->distil->on_policy * forward_flops(config, window) +
+        constexpr double kTokenByToken = 8;  // products of a few rows each (measured on two cores)
+        planned.flops += kTokenByToken *
+                         (p->distil->on_policy * forward_flops(config, window) +
                           p->distil->teacher_text * forward_flops(*teacher, window)) *
                          static_cast<double>(planned.tokens);
       }
@@ -511,6 +528,11 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
           formats = *quantized;
         else
           planned.rewritten = formats.format;
+        if (learnt_for != nullptr && !same_formats(*learnt_for, formats))
+          plan.warnings.push_back(fmt::format(
+              "{}: it is stored otherwise than quantize.aware has trained it to be: give a quantize.weights "
+              "before it the same format and formats",
+              out->file));
         const WrittenAs written = written_as(config, formats);
         planned.format = written.format;
         if (!written.fallback.empty()) plan.warnings.push_back(out->file + ": " + written.fallback);

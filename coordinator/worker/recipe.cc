@@ -12,6 +12,7 @@
 #include "common/core/file.h"
 #include "common/core/json.h"
 #include "common/core/sha256.h"
+#include "common/core/utf8.h"
 
 namespace retort {
 namespace {
@@ -76,8 +77,9 @@ class Fields {
     const std::string text = node_[key].IsScalar() ? node_[key].Scalar() : "";
     const auto value = count(text);
     if (!value || *value < low || *value > high) {
-      refuse(node_[key],
-             fmt::format("'{}' must be a whole number from {} to {}, not '{}'", key, low, high, text));
+      refuse(node_[key], low == high ? fmt::format("'{}' must be {}, not '{}'", key, low, text)
+                                     : fmt::format("'{}' must be a whole number from {} to {}, not '{}'", key,
+                                                   low, high, text));
       return;
     }
     out = static_cast<T>(*value);
@@ -927,14 +929,16 @@ Result<Recipe> parse_recipe(const std::string& text, const std::filesystem::path
     RETORT_TRY(reader.check_order(recipe));
     return recipe;
   } catch (const YAML::Exception& error) {
-    return fail(ErrorCode::kInvalid,
-                error.mark.is_null() ? where : fmt::format("{}:{}", where, error.mark.line + 1),
-                "not valid YAML: {}", error.msg);
+    return fail(
+        ErrorCode::kInvalid, error.mark.is_null() ? where : fmt::format("{}:{}", where, error.mark.line + 1),
+        "not valid YAML: {}{}", error.msg,
+        text.find("\n\t") != std::string_view::npos ? " (YAML takes no tabs before a line's text)" : "");
   }
 }
 
 Result<Recipe> read_recipe(const std::filesystem::path& file) {
   const std::string text = RETORT_TRY(read_file(file, 1u << 20));
+  if (!is_utf8(text)) return fail(ErrorCode::kInvalid, file.string(), "not UTF-8: save it as that");
   return parse_recipe(text, std::filesystem::absolute(file).parent_path(), file.string());
 }
 

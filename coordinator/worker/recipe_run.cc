@@ -7,10 +7,13 @@
 
 namespace retort {
 
+Result<void> RecipeRun::open() {
+  return out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads});
+}
+
 Result<void> RecipeRun::execute() {
-  RETORT_TRY(out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads}));
-  RETORT_TRY(begin());
-  while (out_.state.pass < recipe_.passes.size()) {
+  if (!finished()) RETORT_TRY(begin());
+  while (!finished()) {
     const std::size_t index = out_.state.pass;
     progress_.emit("pass_start", {{"pass", pass_name(recipe_.passes[index])},
                                   {"pass_index", index},
@@ -19,9 +22,16 @@ Result<void> RecipeRun::execute() {
                                   {"parameters", parameters_of(network_)},
                                   {"resumed_at_step", out_.state.step}});
     RETORT_TRY(out_.check_stop());
-    RETORT_TRY(run_pass(index));
+    try {
+      RETORT_TRY(run_pass(index));
+    } catch (const c10::Error& error) {  // whose further lines tell where it was in itself
+      const std::string text = error.what_without_backtrace();
+      return fail(text.find("alloc") != std::string::npos ? ErrorCode::kOutOfBudget : ErrorCode::kInternal,
+                  recipe_.place(index), "{}: LibTorch: {}", pass_name(recipe_.passes[index]),
+                  text.substr(0, text.find('\n')));
+    }
   }
-  return {};
+  return out_.finish();
 }
 
 Result<void> RecipeRun::pass_done(bool weights_changed) {
@@ -37,7 +47,7 @@ Training RecipeRun::training_of(const OptimisePass& pass, std::size_t index, std
           .passes = recipe_.passes.size(),
           .steps = steps,
           .per_step = per_step,
-          .what = recipe_.task == Task::kClassification ? "examples" : "tokens",
+          .each = recipe_.task == Task::kClassification ? "example" : "token",
           .where = recipe_.place(index)};
 }
 
@@ -151,14 +161,15 @@ void tell_evaluation(Progress& progress, const std::string& label, json::value f
   progress.emit("evaluation", std::move(event));
 }
 
-void tell_worse_than_a_guess(Progress& progress, const std::string& label, double nll, std::string_view each,
-                             std::size_t choices, std::string_view of) {
-  const double guess = std::log(static_cast<double>(choices));
-  if (nll <= guess + 1) return;  // not so where it is no number
-  progress.warning(fmt::format(
-      "{}: {:.4g} nats {}, where any of {} {} alike costs {:.2f}: worse than a guess. Look at the passes "
-      "before it: a learning_rate that is too high, or a cut without training after it",
-      label, nll, each, choices, of, guess));
+void tell_if_guessing(Progress& progress, const std::string& label, double nll, std::string_view each,
+                      const Guess& guess) {
+  if (nll < guess.nll || !std::isfinite(nll)) return;
+  progress.warning(
+      fmt::format("{}: {:.4g} nats {}, and guessing {} costs {:.4g}: no better than a guess. Look at the "
+                  "passes before it: "
+                  "a learning_rate that is too high or too low, too little to learn from, or a cut without "
+                  "training after it",
+                  label, nll, each, guess.by, guess.nll));
 }
 
 }  // namespace retort

@@ -23,10 +23,14 @@ class RecipeRun {
   virtual ~RecipeRun() = default;
   /// Everything that can be refused before work begins.
   virtual Result<Plan> prepare() = 0;
+  /// Takes up what an earlier start has left in the folder. kConflict, kCorrupt: RunFolder::load's.
+  Result<void> open();
+  bool finished() const { return out_.state.pass == recipe_.passes.size(); }
   /// Does what is left of it.
   Result<void> execute();
-  /// What has been exported, in this start of the run or an earlier one.
+  /// What has been exported, in this start of the run or an earlier one; and what time they took.
   const json::array& artifacts() const { return out_.state.artifacts; }
+  double seconds() const { return out_.seconds(); }
 
  protected:
   RecipeRun(const RunOptions& options, Recipe recipe, Progress& progress)
@@ -79,10 +83,15 @@ void tell_quantized(Progress& progress, std::size_t pass_index, const QuantizePa
 void tell_evaluation(Progress& progress, const std::string& label, json::value file,
                      const json::object& figures);
 
-/// Warns of what no student should be: training that went wrong, or a cut that took too much. `nll`: nats by
-/// `each`, a token or an example; of how many `choices`.
-void tell_worse_than_a_guess(Progress& progress, const std::string& label, double nll, std::string_view each,
-                             std::size_t choices, std::string_view of);
+/// What guessing costs, and how it is done.
+struct Guess {
+  double nll = 0;  ///< nats a token, or an example
+  std::string by;
+};
+/// Warns of a student that does no better: training that went wrong, or a cut that took too much. `each`: "a
+/// token", "an example".
+void tell_if_guessing(Progress& progress, const std::string& label, double nll, std::string_view each,
+                      const Guess& guess);
 
 std::unique_ptr<RecipeRun> make_language_run(const RunOptions& options, Recipe recipe, Progress& progress);
 std::unique_ptr<RecipeRun> make_classifier_run(const RunOptions& options, Recipe recipe, Progress& progress);

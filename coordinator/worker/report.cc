@@ -210,6 +210,9 @@ std::string evaluations(const json::array& all) {
 }  // namespace
 
 Result<json::object> run_report(const fs::path& folder) {
+  if (!fs::exists(folder / "progress.jsonl"))
+    return fail(ErrorCode::kNotFound, folder.string(),
+                "this is no run's output folder: it has no progress.jsonl");
   const std::string log = RETORT_TRY(read_file(folder / "progress.jsonl", 1ull << 30));
   json::object out{{"folder", folder.filename().string()}, {"state", "unfinished"}};
   json::array passes, quantized, sparsified, judged, samples, warnings, artifacts;

@@ -11,6 +11,7 @@
 #include "common/core/file.h"
 #include "common/core/sha256.h"
 #include "common/core/units.h"
+#include "common/hf/classifier_model.h"
 #include "common/hf/hf_model.h"
 #include "common/process/process.h"
 #include "coordinator/worker/blas.h"
@@ -98,26 +99,34 @@ int run_recipe(const RunOptions& options) {
   const auto lock = FileLock::take(options.out / "worker.lock");
   if (!lock) return complain(lock.error());
   std::error_code ignored;
-  const std::string earlier = read_file(options.out / "result.json").value_or("");
-  if (earlier.find("\"succeeded\"") == std::string::npos) fs::remove(options.out / "result.json", ignored);
+  // What another run has left here stays as it is, whatever is wrong with this one.
+  bool ours = !fs::exists(options.out / "state.json", ignored);
+  const bool succeeded =
+      read_file(options.out / "result.json").value_or("").find("\"succeeded\"") != std::string::npos;
   const auto begin = std::chrono::steady_clock::now();
   SystemClock clock;
   Progress progress(clock, options.out / "progress.jsonl", !options.json && ::isatty(STDOUT_FILENO) == 1);
   std::string recipe_sha256;
   std::unique_ptr<RecipeRun> run;
+  bool nothing_left = false;
   const auto work = [&]() -> Result<void> {
     Recipe recipe = RETORT_TRY(read_recipe(options.recipe));
     recipe_sha256 = recipe.sha256;
     const bool gpu = RETORT_TRY(trains_on_gpu(options.device));
+    const std::string where = recipe.where;
+    run = make_run(options, std::move(recipe), progress);
+    const Plan plan = RETORT_TRY(run->prepare());
+    RETORT_TRY(run->open());
+    ours = true;
+    nothing_left = succeeded && run->finished();
+    if (nothing_left) return {};
+    fs::remove(options.out / "result.json", ignored);
     const double rate = matrix_product_rate();
     if (rate < kSlowBlas)
       progress.warning(
           fmt::format("matrix products run at only {:.1f} GFLOP/s: install libopenblas0-openmp, training "
                       "is 20 to 30 times faster with it",
                       rate / 1e9));
-    const std::string where = recipe.where;
-    run = make_run(options, std::move(recipe), progress);
-    const Plan plan = RETORT_TRY(run->prepare());
     RETORT_TRY(check_memory(plan, options, where));
     json::object told = to_json(plan, rate * kTrainingShare);
     told["device"] = gpu ? "cuda" : "cpu";
@@ -131,14 +140,18 @@ int run_recipe(const RunOptions& options) {
     } catch (const std::bad_alloc&) {
       return fail(ErrorCode::kOutOfBudget, "memory",
                   "the system has no more memory to give; make batch_tokens smaller");
-    } catch (const std::exception& error) {  // LibTorch's, whose further lines tell where it was in itself
-      std::string text = error.what();
-      text = text.substr(0, text.find('\n'));
-      return fail(text.find("alloc") != std::string::npos ? ErrorCode::kOutOfBudget : ErrorCode::kInternal,
-                  "LibTorch", "{}", text);
+    } catch (const std::exception& error) {
+      const std::string text = error.what();
+      return fail(ErrorCode::kInternal, options.recipe.string(), "{}", text.substr(0, text.find('\n')));
     }
   }();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (nothing_left) {
+    std::cerr << "retort-worker: " << options.out.string() << " has all that this recipe makes\n";
+    return 0;
+  }
+  const double seconds =
+      run && ours ? run->seconds()
+                  : std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const json::array artifacts = run ? run->artifacts() : json::array();
   if (done) {
     if (const auto written = write_result(options, "succeeded", nullptr, artifacts, recipe_sha256, seconds);
@@ -154,7 +167,8 @@ int run_recipe(const RunOptions& options) {
     return 130;
   }
   if (error.code == ErrorCode::kUnavailable) return complain(error);  // no result: it goes on later
-  if (error.code == ErrorCode::kConflict) return complain(error);  // the folder is another run's: leave it be
+  if (error.code == ErrorCode::kConflict || (!ours && error.code != ErrorCode::kCorrupt))
+    return complain(error);
   const bool cancelled = error.code == ErrorCode::kCancelled;
   progress.emit("error", error_object(error));
   if (const auto written = write_result(options, cancelled ? "cancelled" : "failed", &error, artifacts,
@@ -187,20 +201,35 @@ Result<std::string> model_sha256(const fs::path& folder, const std::string& weig
 }
 
 Result<void> inspect_model(const fs::path& folder) {
+  if (is_classifier_type(RETORT_TRY(model_type_of(folder)))) {
+    const ClassifierModel model = RETORT_TRY(open_classifier_model(folder));
+    Network shape;
+    shape.classifier = model.config;
+    std::cout << pretty_json(json::object{{"family", to_string(model.config.family)},
+                                          {"parameters", parameter_count(model.config)},
+                                          {"shape", describe(shape)},
+                                          {"labels", json::value_from(model.config.labels)},
+                                          {"weights_sha256", RETORT_TRY(weights_sha256(folder))}});
+    return {};
+  }
   const HfModel model = RETORT_TRY(open_hf_model(folder));
   json::array layers;
   for (const LayerShape& layer : model.config.layers)
     layers.push_back(
         json::object{{"heads", layer.n_head}, {"kv_heads", layer.n_head_kv}, {"ffn", layer.n_ff}});
-  std::cout << pretty_json(json::object{{"family", to_string(model.config.family)},
-                                        {"parameters", parameter_count(model.config)},
-                                        {"vocabulary", model.config.n_vocab},
-                                        {"context", model.config.n_ctx},
-                                        {"hidden", model.config.n_embd},
-                                        {"head_dim", model.config.head_dim},
-                                        {"layers", std::move(layers)},
-                                        {"tied_embeddings", model.config.tied_embeddings},
-                                        {"weights_sha256", RETORT_TRY(weights_sha256(folder))}});
+  json::object out{{"family", to_string(model.config.family)},
+                   {"parameters", parameter_count(model.config)},
+                   {"vocabulary", model.config.n_vocab},
+                   {"context", model.config.n_ctx},
+                   {"hidden", model.config.n_embd},
+                   {"head_dim", model.config.head_dim},
+                   {"layers", std::move(layers)},
+                   {"tied_embeddings", model.config.tied_embeddings},
+                   {"weights_sha256", RETORT_TRY(weights_sha256(folder))}};
+  if (const auto& labels = model.config.encoder.labels; !labels.empty())
+    out["labels"] = json::value_from(labels);
+  if (model.config.encoder.mlm_head) out["head"] = "masked language model";
+  std::cout << pretty_json(out);
   return {};
 }
 

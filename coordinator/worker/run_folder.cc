@@ -16,6 +16,27 @@ at::Tensor values_of(const SafeTensor& tensor) {
   return values;
 }
 
+/// A value as text that is the same after it was written and read: JSON may change a number's last digit.
+std::string steady_text(const json::value& value) {
+  std::string out;
+  if (value.is_double()) return fmt::format("{:.6g}", value.get_double());
+  if (const json::array* array = value.if_array()) {
+    for (const json::value& element : *array) out += steady_text(element) + ",";
+    return "[" + out + "]";
+  }
+  const json::object* object = value.if_object();
+  if (object == nullptr) return json::serialize(value);
+  for (const auto& [key, member] : *object)
+    out += json::serialize(json::string(key)) + ":" + steady_text(member) + ",";
+  return "{" + out + "}";
+}
+
+/// Of all that a state says, beside its check value.
+std::string check_of(json::object state) {
+  state.erase("check");
+  return sha256_hex(steady_text(state));
+}
+
 /// What else is known of a network, as tensors. quantize.activations': "s." and a matrix's name, its input's
 /// scale; "b.input" and "b.output" of classifiers, scale and zero point. prune.structured's: "o." and a
 /// layer, the layer that it was and its heads.
@@ -80,7 +101,7 @@ Result<void> RunFolder::read_state(const json::object& object, const std::string
   const std::string teacher = RETORT_TRY(json_string(object, "teacher_sha256", where));
   if (recipe != identity_.recipe_sha256 || teacher != identity_.teacher_sha256)
     return fail(ErrorCode::kConflict, folder_.string(),
-                "this folder holds an unfinished run of another {}; give another --out, or empty it",
+                "this folder holds a run of another {}; give another --out, or empty it",
                 recipe != identity_.recipe_sha256 ? "recipe" : "teacher");
   state.pass = RETORT_TRY(json_uint(object, "pass", where, identity_.passes));
   state.step = RETORT_TRY(json_uint(object, "step", where));
@@ -95,21 +116,20 @@ Result<void> RunFolder::read_state(const json::object& object, const std::string
   state.best_loss = RETORT_TRY(json_number(object, "best_loss", where));
   state.best_risen = RETORT_TRY(json_number(object, "best_risen", where));
   state.best_step = RETORT_TRY(json_uint(object, "best_step", where));
+  state.looked = RETORT_TRY(json_uint(object, "looked", where));
   state.waited = RETORT_TRY(json_uint(object, "waited", where));
-  const json::object& loss = *RETORT_TRY(json_object(object, "loss", where));
-  state.loss.span = RETORT_TRY(json_uint(loss, "span", where, RunawayLoss::kEnough));
-  state.loss.first = RETORT_TRY(json_uint(loss, "first", where));
-  state.loss.least = RETORT_TRY(json_number(loss, "least", where));
-  state.loss.sum = RETORT_TRY(json_number(loss, "sum", where));
-  state.loss.mean = RETORT_TRY(json_number(loss, "mean", where));
-  state.loss.looked = RETORT_TRY(json_uint(loss, "looked", where));
+  const json::object& loss = *RETORT_TRY(json_object(object, "least", where));
+  state.loss.next = RETORT_TRY(json_uint(loss, "asked_next", where));
+  state.loss.least.loss = RETORT_TRY(json_number(loss, "loss", where));
+  state.loss.least.nll = RETORT_TRY(json_number(loss, "nll", where));
+  state.seconds = RETORT_TRY(json_number(object, "seconds", where));
   const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", where));
-  if (RETORT_TRY(json_string(object, "check", where)) != state_check(threads))
+  if (RETORT_TRY(json_string(object, "check", where)) != check_of(object))
     return fail(ErrorCode::kCorrupt, where, "its check value is another's");
   for (const std::string& name : {state.checkpoint, state.best})
     if (fs::path(name).filename() != name)
       return fail(ErrorCode::kCorrupt, where, "'{}' is no file of this folder", name);
-  if (threads != static_cast<std::uint64_t>(identity_.threads))
+  if (state.pass < identity_.passes && threads != static_cast<std::uint64_t>(identity_.threads))
     progress_.warning(
         fmt::format("this run began with {} threads and goes on with {}: sums are added in another "
                     "order, so the result is not bit for bit that of an unbroken run",
@@ -128,47 +148,43 @@ Result<void> RunFolder::learn_from(const std::string& data_sha256, const std::st
   return {};
 }
 
-/// Of all that says where a run goes on.
-std::string RunFolder::state_check(std::uint64_t threads) const {
-  std::string all = fmt::format("{} {} {} {} {}", identity_.recipe_sha256, identity_.teacher_sha256,
-                                state.data_sha256, state.held_out_sha256, threads);
-  all += fmt::format(" {} {} {} {} {} {} {} {} {}", state.pass, state.step, state.steps, state.checkpoint,
-                     state.checkpoint_sha256, state.best, state.best_sha256, state.best_step, state.waited);
-  const RunawayLoss& loss = state.loss;  // JSON may change a number's last digit
-  all += fmt::format(" {:.6g} {:.6g} {} {} {:.6g} {:.6g} {:.6g} {}", state.best_loss, state.best_risen,
-                     loss.span, loss.first, loss.least, loss.sum, loss.mean, loss.looked);
-  return sha256_hex(all);
-}
-
 Result<void> RunFolder::save_state() {
-  const json::object object{{"recipe_sha256", identity_.recipe_sha256},
-                            {"teacher_sha256", identity_.teacher_sha256},
-                            {"data_sha256", state.data_sha256},
-                            {"held_out_sha256", state.held_out_sha256},
-                            {"threads", identity_.threads},
-                            {"pass", state.pass},
-                            {"step", state.step},
-                            {"steps", state.steps},
-                            {"checkpoint", state.checkpoint},
-                            {"checkpoint_sha256", state.checkpoint_sha256},
-                            {"best", state.best},
-                            {"best_sha256", state.best_sha256},
-                            {"best_loss", state.best_loss},
-                            {"best_risen", state.best_risen},
-                            {"best_step", state.best_step},
-                            {"waited", state.waited},
-                            {"loss", json::object{{"span", state.loss.span},
-                                                  {"first", state.loss.first},
-                                                  {"least", state.loss.least},
-                                                  {"sum", state.loss.sum},
-                                                  {"mean", state.loss.mean},
-                                                  {"looked", state.loss.looked}}},
-                            {"artifacts", state.artifacts},
-                            {"check", state_check(static_cast<std::uint64_t>(identity_.threads))}};
+  json::object object{{"recipe_sha256", identity_.recipe_sha256},
+                      {"teacher_sha256", identity_.teacher_sha256},
+                      {"data_sha256", state.data_sha256},
+                      {"held_out_sha256", state.held_out_sha256},
+                      {"threads", identity_.threads},
+                      {"seconds", seconds()},
+                      {"pass", state.pass},
+                      {"step", state.step},
+                      {"steps", state.steps},
+                      {"checkpoint", state.checkpoint},
+                      {"checkpoint_sha256", state.checkpoint_sha256},
+                      {"best", state.best},
+                      {"best_sha256", state.best_sha256},
+                      {"best_loss", state.best_loss},
+                      {"best_risen", state.best_risen},
+                      {"best_step", state.best_step},
+                      {"looked", state.looked},
+                      {"waited", state.waited},
+                      {"least", json::object{{"asked_next", state.loss.next},
+                                             {"loss", state.loss.least.loss},
+                                             {"nll", state.loss.least.nll}}},
+                      {"artifacts", state.artifacts}};
+  object["check"] = check_of(object);
   RETORT_TRY(on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object))));
   saved_best_ = state.best;
   sweep();
   return {};
+}
+
+Result<void> RunFolder::finish() {
+  state.checkpoint.clear(), state.checkpoint_sha256.clear();
+  return save_state();
+}
+
+double RunFolder::seconds() const {
+  return state.seconds + std::chrono::duration<double>(std::chrono::steady_clock::now() - opened_).count();
 }
 
 fs::path RunFolder::encoded_file(const std::string& checkpoint) const {
@@ -257,7 +273,7 @@ Result<void> RunFolder::restore(Network& network, Moments& moments) const {
 
 void RunFolder::next_pass() {
   ++state.pass;
-  state.step = state.steps = state.best_step = state.waited = 0;
+  state.step = state.steps = state.best_step = state.looked = state.waited = 0;
   state.best.clear(), state.best_sha256.clear();
   state.best_loss = state.best_risen = 0, state.loss = {};
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <string>
 
@@ -24,8 +25,10 @@ struct RunState {
   double best_loss = 0;         ///< of them
   double best_risen = 0;        ///< RunawayLoss::risen of them
   std::uint64_t best_step = 0;  ///< the step they are of
-  std::uint64_t waited = 0;     ///< looks at the held-out data since
+  std::uint64_t looked = 0;     ///< 1 more than the steps done at the last look at the held-out data; 0: none
+  std::uint64_t waited = 0;     ///< looks since the best
   RunawayLoss loss;             ///< of the pass in hand
+  double seconds = 0;           ///< that the run took before it was last started
 };
 
 /// What a run is of; a folder of another one is refused.
@@ -54,6 +57,10 @@ class RunFolder {
   /// Notes what the run learns from and is judged by. kConflict: it began with something else.
   Result<void> learn_from(const std::string& data_sha256, const std::string& held_out_sha256);
   Result<void> save_state();
+  /// All passes are done: no checkpoint is wanted any more.
+  Result<void> finish();
+  /// That the run has taken, as far as its states on disk know of what was before.
+  double seconds() const;
   /// Weights and moments, then the state that names them, then the old file goes.
   Result<void> save(const Network& network, const Moments& moments);
   /// The checkpoint's weights, moments and encoded matrices into a network of the shape that is in it.
@@ -68,7 +75,6 @@ class RunFolder {
 
  private:
   Result<void> read_state(const json::object& object, const std::string& where);
-  std::string state_check(std::uint64_t threads) const;
   std::filesystem::path encoded_file(const std::string& checkpoint) const;
   Result<std::string> checksum(const std::string& checkpoint) const;  ///< of it and its encoded_file
   Result<Safetensors> open_whole(const std::string& name, const std::string& sha256) const;
@@ -79,6 +85,7 @@ class RunFolder {
   Progress& progress_;
   RunIdentity identity_;
   std::string saved_best_;  ///< what the state on disk names
+  std::chrono::steady_clock::time_point opened_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace retort

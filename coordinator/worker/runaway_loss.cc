@@ -1,40 +1,26 @@
 #include "coordinator/worker/runaway_loss.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 namespace retort {
-namespace {
-/// Steps that a mean is over, at least.
-constexpr std::uint64_t kSteps = 10;
-}  // namespace
 
-void RunawayLoss::begin(std::uint64_t per_step, std::uint64_t steps, const BatchLoss& loss) {
-  *this = {};
-  span = std::min(steps, (kEnough + per_step - 1) / per_step);
-  mean = least = risen(loss);  // above nothing
+std::uint64_t RunawayLoss::batches(std::uint64_t per_step, std::uint64_t steps) {
+  constexpr std::uint64_t kEnough = 256;  // tokens or examples
+  return std::min(steps, (kEnough + per_step - 1) / per_step);
 }
 
-void RunawayLoss::add(std::uint64_t step, double loss) {
-  mean += (loss - mean) / static_cast<double>(std::max(kSteps, span));
-  sum += loss;
-  if ((step + 1) % span != 0) return;
-  const double whole = sum / static_cast<double>(span);
-  sum = 0;
-  if (whole < least) least = whole, first = step + 1 - span;
+void RunawayLoss::add(std::uint64_t step, const Asked& now, std::uint64_t batches) {
+  if (next == 0 || now.loss < least.loss) least = now;
+  // Often enough to stop soon, rarely enough to cost a hundredth; not in the first steps, whose bumps may be
+  // the warm-up's.
+  next = step + std::max<std::uint64_t>(2 * batches, step < 100 ? 20 : 100);
 }
 
-double RunawayLoss::risen(const BatchLoss& loss) const {
-  double all = 0;
-  for (std::uint64_t step = first; step < first + span; ++step) all += loss(step);
-  return all / static_cast<double>(span) - least;
-}
-
-bool RunawayLoss::gone_at(std::uint64_t step, const BatchLoss& loss) {
-  if (step < 20 || mean <= least + kGone) return false;
-  if (looked != 0 && step < looked + std::max(kSteps, span)) return false;
-  if (gone(risen(loss))) return true;
-  looked = step;
-  return false;
+double RunawayLoss::risen(const Asked& now) const {
+  if (!std::isfinite(now.loss)) return std::numeric_limits<double>::quiet_NaN();
+  return now.loss > least.loss ? now.nll - least.nll : 0;
 }
 
 }  // namespace retort

@@ -11,7 +11,8 @@ using Time = std::chrono::steady_clock;
 
 double since(Time::time_point then) { return std::chrono::duration<double>(Time::now() - then).count(); }
 
-/// The loss on the held-out data; the weights with the least are kept, unless they have run away by `risen`.
+/// The loss on the held-out data; the weights with the least are kept, unless they are worse by `risen` nats
+/// than no training should make them.
 Result<void> look(RunFolder& folder, Progress& progress, const Network& network, const Training& training,
                   double risen) {
   const double loss = RETORT_TRY(training.held_out_loss());
@@ -23,6 +24,7 @@ Result<void> look(RunFolder& folder, Progress& progress, const Network& network,
                              {"step", state.step},
                              {"loss", loss},
                              {"best", better}});
+  state.looked = state.step + 1;
   if (!better) {
     ++state.waited;
     return {};
@@ -42,36 +44,54 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                 state.checkpoint.empty() ? "; no checkpoint was written yet"
                                          : ". " + state.checkpoint + " holds the last good weights");
   };
-  const auto now = [&](std::uint64_t step) {
+  const std::uint64_t batches = RunawayLoss::batches(training.per_step, training.steps);
+  const auto asked = [&] {
     torch::NoGradGuard no_grad;
-    return training.loss(step);
+    RunawayLoss::Asked now;
+    for (std::uint64_t step = 0; step < batches; ++step) {
+      const double loss = training.loss(step);
+      now.loss += loss / static_cast<double>(batches);
+      now.nll += (training.nll ? training.nll(step) : loss) / static_cast<double>(batches);
+    }
+    return now;
   };
-  const auto run_away = [&](const char* when) {
-    return stopped(fmt::format("{} step {} the loss has run away, to {:.4g} from {:.4g} on the same {} {}",
-                               when, state.step, state.loss.least + state.loss.risen(now), state.loss.least,
-                               state.loss.span * training.per_step, training.what),
-                   "lower learning_rate, or give larger batches");
+  const auto run_away = [&](const char* when, double risen) {
+    return stopped(
+        fmt::format("{} step {} the loss has run away: {:.4g} nats per {}, and it was {:.4g}", when,
+                    state.step, state.loss.least.nll + risen, training.each, state.loss.least.nll),
+        "lower learning_rate, or give larger batches");
   };
-  if (state.loss.span == 0) state.loss.begin(training.per_step, steps, now);
-  if (!std::isfinite(state.loss.least))
-    return stopped("the loss is not a number before any step was taken",
-                   "look at the model's weights and the data");
-  const auto good = [&] { return state.loss.risen(now) <= RunawayLoss::kRising; };
+  if (state.loss.next == 0) {
+    const RunawayLoss::Asked begun = asked();
+    if (!std::isfinite(begun.loss) || !std::isfinite(begun.nll))
+      return stopped("the loss is not a number before any step was taken",
+                     "look at the model's weights and the data");
+    state.loss.add(0, begun, batches);
+  }
+  const auto save_good = [&]() -> Result<void> {
+    if (!(state.loss.risen(asked()) <= RunawayLoss::kRising)) return {};
+    return folder.save(network, moments);
+  };
   Time::time_point saved = Time::now(), told = {}, mark = Time::now();
   std::uint64_t mark_step = state.step;
   double rate = 0;
   std::error_code ignored;
-  while (state.step < steps && !(pass.patience != 0 && state.waited >= pass.patience)) {
-    if (const auto stop = folder.check_stop(); !stop) {
-      if (good()) RETORT_TRY(folder.save(network, moments));
-      return fail(stop.error());
+  for (;;) {
+    Result<void> going = folder.check_stop();
+    const bool due = pass.evaluate_every != 0 && state.looked != state.step + 1 &&
+                     (state.step == steps || state.step % pass.evaluate_every == 0);
+    if (going && due) going = look(folder, progress, network, training, state.loss.risen(asked()));
+    if (!going) {
+      if (going.error().code == ErrorCode::kCancelled) RETORT_TRY(save_good());
+      return going;
     }
+    if (state.step >= steps || (pass.patience != 0 && state.waited >= pass.patience)) break;
     if (pass.schedule == OptimisePass::Schedule::kWsd && state.steps == 0 &&
         fs::exists(folder / "finish", ignored)) {
       const auto fall = static_cast<std::uint64_t>(pass.decay / (1 - std::min(pass.decay, 0.9)) *
                                                    static_cast<double>(state.step));
       steps = state.steps = std::min(steps, state.step + std::max<std::uint64_t>(1, fall));
-      if (good()) RETORT_TRY(folder.save(network, moments));
+      RETORT_TRY(save_good());
     }
     begin_step(network);
     const StepReport report =
@@ -81,10 +101,13 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                                  state.step == 0 ? "" : " any more"),
                      state.step == 0 ? "no step was taken yet: look at the model's weights and the data"
                                      : "lower learning_rate");
-    state.loss.add(state.step, report.loss);
-    if (state.loss.gone_at(state.step, now)) return run_away("at");
     ++state.step;
     const bool first = state.step == mark_step + 1 && rate == 0, last = state.step == steps;
+    if (state.step >= state.loss.next && !last) {
+      const RunawayLoss::Asked now = asked();
+      if (const double risen = state.loss.risen(now); RunawayLoss::gone(risen)) return run_away("at", risen);
+      state.loss.add(state.step, now, batches);
+    }
     if (since(mark) > 2 || first || last) {
       rate = static_cast<double>((state.step - mark_step) * training.per_step) / std::max(1e-9, since(mark));
       if (!first) mark = Time::now(), mark_step = state.step;
@@ -97,7 +120,7 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                      {"pass_count", training.passes},
                      {"step", state.step},
                      {"steps", steps},
-                     {"counts", training.what},
+                     {"counts", std::string(training.each) + "s"},
                      {"tokens", state.step * training.per_step},
                      {"token_budget", steps * training.per_step},
                      {"loss", report.loss},
@@ -105,26 +128,29 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                      {"tokens_per_second", rate},
                      {"seconds_left", static_cast<double>((steps - state.step) * training.per_step) / rate}});
     }
-    if (pass.evaluate_every != 0 && (last || state.step % pass.evaluate_every == 0))
-      RETORT_TRY(look(folder, progress, network, training, state.loss.risen(now)));
     if (!last && since(saved) >= pass.checkpoint_seconds) {
-      if (good()) RETORT_TRY(folder.save(network, moments));
+      RETORT_TRY(save_good());
       saved = Time::now();
     }
   }
-  const bool earlier_weights = !state.best.empty() && state.best_step != state.step;
-  const double risen = earlier_weights ? state.best_risen : state.loss.risen(now);
-  if (RunawayLoss::gone(risen)) return run_away("after");
-  if (risen > RunawayLoss::kRising)
+  const bool earlier = !state.best.empty() && state.best_step != state.step;
+  const double risen = earlier && state.best_step != 0 ? state.best_risen : state.loss.risen(asked());
+  if (RunawayLoss::gone(risen)) return run_away("after", risen);
+  if (earlier && state.best_step == 0)
     progress.warning(
-        fmt::format("{}: the loss {} {:.2g} above the least that it was, on the same {} {}: "
-                    "lower learning_rate, or give larger batches",
-                    pass.name, earlier_weights ? "of the best weights is" : "ended", risen,
-                    state.loss.span * training.per_step, training.what));
+        fmt::format("{}: no look at the held-out data found less loss than that of the weights that "
+                    "the pass began with: it ends with these. Lower learning_rate, or give more to "
+                    "learn from",
+                    pass.name));
+  else if (risen > RunawayLoss::kRising)
+    progress.warning(
+        fmt::format("{}: the loss ended at {:.4g} nats per {}, and it was {:.4g}: lower learning_rate, or "
+                    "give larger batches",
+                    pass.name, state.loss.least.nll + risen, training.each, state.loss.least.nll));
   for (auto& [name, tensor] : network.weights) tensor = tensor.detach();
   drop_projections(network);
   if (!state.best.empty()) {
-    if (earlier_weights) RETORT_TRY(folder.restore_best(network));
+    if (earlier) RETORT_TRY(folder.restore_best(network));
     progress.emit("best", {{"pass_index", training.index},
                            {"step", state.best_step},
                            {"stopped_at", state.step},

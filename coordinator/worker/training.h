@@ -13,12 +13,14 @@ struct Training {
   const OptimisePass& pass;
   std::size_t index = 0, passes = 0;  ///< of the pass, in the recipe
   std::uint64_t steps = 0;
-  std::uint64_t per_step = 0;   ///< tokens, or examples
-  const char* what = "tokens";  ///< these are
-  std::string where;            ///< the pass's place in the recipe, for errors
+  std::uint64_t per_step = 0;  ///< tokens, or examples
+  const char* each = "token";  ///< one of these
+  std::string where;           ///< the pass's place in the recipe, for errors
   /// Of the batch that `step` is to learn from, with the weights of now. Adds the gradient to the weights,
   /// unless a torch::NoGradGuard says that none is wanted.
   std::function<double(std::uint64_t step)> loss;
+  /// The mean negative log-likelihood of that batch's tokens or labels, nats; empty: the loss is that.
+  std::function<double(std::uint64_t step)> nll;
   std::function<Result<double>()> held_out_loss;  ///< mean, where the pass looks at it (evaluate_every)
 };
 

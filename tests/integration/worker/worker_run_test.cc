@@ -318,13 +318,14 @@ TEST_F(WorkerRun, AStateThatWasChangedIsRefusedAndLosesNothing) {
                                                         {"checkpoint", "../r.yaml"},
                                                         {"threads", 7},
                                                         {"step", "2"},
-                                                        {"loss", json::object{{"least", -5}}}}) {
+                                                        {"least", json::object{{"loss", -5}}},
+                                                        {"artifacts", json::array{5, "x"}}}) {
     json::object changed = written;
     changed[key] = value;
     refused(changed);
   }
   json::object changed = written;
-  changed["loss"].as_object()["least"] = -5;
+  changed["least"].as_object()["nll"] = -5;
   refused(changed);
   changed.erase("check");
   refused(changed);
@@ -640,6 +641,84 @@ TEST_F(WorkerRun, StopsEarlyWithTheBestWeights) {
     EXPECT_EQ(entry.path().filename().string().find("-best."), std::string::npos) << entry.path();
 }
 
+/// A run may spend most of its time judging: what it has learnt is kept when it is stopped there.
+TEST_F(WorkerRun, StoppedWhileItJudgesItLosesNothing) {
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(1000, 9)));
+  recipe(
+      "passes:\n  - train: {tokens: 2560, batch_tokens: 256, learning_rate: 1e-3, evaluate_every: 2}\n"
+      "  - export: {file: s, kind: huggingface}\n",
+      "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl}}\n");
+  ASSERT_EQ(run("whole").status, 0);
+  const pid_t child = start("o");
+  ASSERT_TRUE(reached("o", 1, child));
+  while (events("o", "held_out").size() < 2) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  ::kill(child, SIGTERM);
+  ASSERT_EQ(finish(child).status, 130);
+  EXPECT_GE(json::parse(*read_file(folder_ / "o" / "state.json")).at("step").to_number<int>(), 2);
+  ASSERT_EQ(run("o").status, 0);
+  EXPECT_EQ(hash("o/s/model.safetensors"), hash("whole/s/model.safetensors"));
+  EXPECT_EQ(events("o", "held_out").size(), events("whole", "held_out").size()) << "each look once";
+}
+
+/// Training that makes the held-out text worse from the first step on ends with what it began with, and says
+/// it.
+TEST_F(WorkerRun, EarlyStoppingKnowsWhatItBeganWith) {
+  ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
+  ASSERT_OK(
+      write_file_atomic(folder_ / "one.jsonl", "{\"text\": \"zz qq zz qq zz qq zz qq zz qq zz qq\"}\n"));
+  recipe(
+      "passes:\n  - train: {tokens: 2000, batch_tokens: 64, context: 8, learning_rate: 1e-2, evaluate_every: "
+      "5, "
+      "patience: 2}\n  - export: {file: s, kind: huggingface, dtype: F32}\n",
+      "data: {train: {file: one.jsonl}, held_out: {file: judge.jsonl}}\n");
+  const Ended ended = run("o");
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(events("o", "best").at(0).at("step").to_number<int>(), 0);
+  EXPECT_NE(text_of(events("o", "warning").at(0).at("message")).find("that the pass began with"),
+            std::string::npos);
+  EXPECT_EQ(hash("o/s/model.safetensors"), hash("teacher/model.safetensors"));
+}
+
+/// A mixture's loss has the unit that its weights give it; whether the model broke does not depend on that.
+TEST_F(WorkerRun, AMixturesUnitMakesNoDifference) {
+  int number = 0;
+  for (const auto& [weights, rate, status] : {std::tuple{"labels: 100, soft: 1000", "1e-3", 0},
+                                              {"labels: 0.001, soft: 0.01", "1", 3},
+                                              {"labels: 0.05, soft: 0.5, divergence: jsd", "1", 3},
+                                              {"labels: 0, soft: 0, attention: 1", "1", 3}}) {
+    recipe(
+        fmt::format("passes:\n  - train: {{tokens: 20000, batch_tokens: 256, learning_rate: 3e-3}}\n"
+                    "  - distil: {{tokens: 10240, batch_tokens: 256, learning_rate: {}, {}}}\n"
+                    "  - export: {{file: s.gguf}}\n",
+                    rate, weights));
+    const Ended ended = run(std::to_string(number++));
+    EXPECT_EQ(ended.status, status) << weights << ended.err;
+    EXPECT_EQ(ended.err.find("the loss has run away") != std::string::npos, status == 3)
+        << weights << ended.err;
+  }
+}
+
+/// Several epochs, so that windows come again in other company.
+TEST_F(WorkerRun, ACacheChangesNoByte) {
+  for (const char* outputs : {"top_k, k: 8", "sampled, k: 8"}) {
+    recipe(
+        fmt::format(
+            "passes:\n  - prune.structured: {{ffn: 64, calibration_tokens: 512}}\n  - distil.soft: {{tokens: "
+            "8192, batch_tokens: 512, learning_rate: 1e-3, teacher_outputs: {}}}\n"
+            "  - export: {{file: s, kind: huggingface, dtype: F32}}\n",
+            outputs),
+        "data: {train: {file: train.jsonl, limit_documents: 20}}\n");
+    const std::string name(outputs, 3);
+    ASSERT_EQ(run(name + "-without").status, 0);
+    for (const char* time : {"-first", "-again"})
+      ASSERT_EQ(run(name + time, {"--cache", (folder_ / "cache").string()}).status, 0);
+    EXPECT_EQ(events(name + "-again", "teacher_outputs").at(0).at("windows_computed").to_number<int>(), 0);
+    for (const char* time : {"-first", "-again"})
+      EXPECT_EQ(hash(name + time + "/s/model.safetensors"), hash(name + "-without/s/model.safetensors"))
+          << name << time;
+  }
+}
+
 /// What the last step did to the model is in no loss on the way, and in a short pass there are few.
 TEST_F(WorkerRun, AShortPassWhoseLossExplodesFails) {
   if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
@@ -743,14 +822,14 @@ TEST_F(WorkerRun, OnATerminalThereIsABar) {
   EXPECT_NE(on_terminal({"--json"}).find("{\"time\":"), std::string::npos);
 }
 
-TEST_F(WorkerRun, AModelThatIsWorseThanAGuessIsSaid) {
+TEST_F(WorkerRun, AModelThatIsNoBetterThanAGuessIsSaid) {
   if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
   const auto said = [&](const std::string& out) {
     const Ended ended = run(out);
     EXPECT_EQ(ended.status, 0) << ended.err;
     std::size_t count = 0;
     for (const json::object& warning : events(out, "warning"))
-      count += text_of(warning.at("message")).find("worse than a guess") != std::string::npos ? 1 : 0;
+      count += text_of(warning.at("message")).find("no better than a guess") != std::string::npos ? 1 : 0;
     return count;
   };
   ASSERT_OK(write_file_atomic(folder_ / "judge.jsonl", testing::tiny_corpus_jsonl(20, 9)));
@@ -758,8 +837,8 @@ TEST_F(WorkerRun, AModelThatIsWorseThanAGuessIsSaid) {
     recipe(passes + "  - evaluate: {}\n  - export: {file: s.gguf}\n",
            "data: {train: {file: train.jsonl}, held_out: {file: judge.jsonl}}\n");
   };
-  text("passes:\n");
-  EXPECT_EQ(said("as it is"), 0u);
+  text("passes:\n  - train: {tokens: 60000, batch_tokens: 512, learning_rate: 3e-3}\n");
+  EXPECT_EQ(said("learnt"), 0u);
   // Learns one text by heart, and is asked for others.
   ASSERT_OK(
       write_file_atomic(folder_ / "train.jsonl", "{\"text\": \"zz qq zz qq zz qq zz qq zz qq zz qq\"}\n"));
@@ -1014,12 +1093,29 @@ TEST_F(WorkerRun, OneWorkerAFolder) {
   EXPECT_EQ(finish(first).status, 130);
 }
 
-TEST_F(WorkerRun, AnotherRecipeInTheSameFolderIsRefused) {
+TEST_F(WorkerRun, AFinishedFolderIsLeftAsItIs) {
   ASSERT_EQ(run("o").status, 0);
+  const auto all = [&] {
+    std::map<std::string, std::string> out;
+    for (const auto& entry : fs::directory_iterator(folder_ / "o"))
+      if (entry.is_regular_file() && entry.path().filename() != "worker.lock")
+        out[entry.path().filename()] = sha256_file_hex(entry.path()).value_or("");
+    return out;
+  };
+  const auto before = all();
+  for (const auto& [name, ignored] : before) EXPECT_FALSE(name.starts_with("checkpoint-")) << name;
+  const Ended again = run("o");
+  EXPECT_EQ(again.status, 0);
+  EXPECT_NE(again.err.find("has all that this recipe makes"), std::string::npos) << again.err;
+  EXPECT_EQ(all(), before);
   recipe("passes:\n  - export: {file: other.gguf}\n");
-  const Ended ended = run("o");
-  EXPECT_NE(ended.status, 0);
-  EXPECT_NE(ended.err.find("another recipe"), std::string::npos) << ended.err;
+  const Ended other = run("o");
+  EXPECT_EQ(other.status, 3);
+  EXPECT_NE(other.err.find("another recipe"), std::string::npos) << other.err;
+  EXPECT_EQ(all(), before);
+  recipe("passes:\n  - export: {file: other.gguf, kind: none}\n");
+  EXPECT_EQ(run("o").status, 3);
+  EXPECT_EQ(all(), before);
 }
 
 /// RLIMIT_FSIZE stands in for a disk that takes the cut's small files but not a checkpoint with its moments.

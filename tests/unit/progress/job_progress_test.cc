@@ -12,6 +12,12 @@ TEST(JobProgress, FollowsALog) {
   EXPECT_EQ(
       apply_log_line(job, R"({"event":"pass_start","pass":"distil.soft","pass_index":1,"pass_count":4})"),
       "pass 2/4: distil.soft");
+  JobProgress again;
+  EXPECT_EQ(
+      apply_log_line(
+          again,
+          R"({"event":"pass_start","pass":"train","pass_index":0,"pass_count":2,"resumed_at_step":51})"),
+      "pass 1/2: train, on from step 51");
   EXPECT_EQ(apply_log_line(job, R"({"event":"progress","pass":"distil.soft","pass_index":1,"pass_count":4,
      "step":50,"steps":100,"tokens":1,"token_budget":2,"loss":2.31849,"tokens_per_second":2912.4,"seconds_left":61})"),
             "");
