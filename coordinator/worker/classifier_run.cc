@@ -119,11 +119,8 @@ class ClassifierRun final : public RecipeRun {
     if (recipe_.train) {
       train_ = RETORT_TRY(read(*recipe_.train));
       tell_missing_labels();
-      sources_.data_sha256 = RETORT_TRY(sha256_file_hex(recipe_.train->file));
+      sources_.data_sha256 = data_sha256_;
     }
-    RETORT_TRY(out_.learn_from(sources_.data_sha256, recipe_.held_out
-                                                         ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
-                                                         : std::string()));
     const auto* first = std::get_if<OptimisePass>(&recipe_.passes[0]);
     using Normalize = ClassifierInit::Normalize;
     if (first != nullptr && first->classifier && start_.classifier &&
@@ -590,11 +587,20 @@ class ClassifierRun final : public RecipeRun {
   Result<void> tell_judged(const std::string& label, json::value file, const json::object& figures) {
     tell_evaluation(progress_, label, std::move(file), figures);
     const std::size_t count = labels().size();
-    const Guess guess =
-        train_ ? Guess{held_out_->nll_by_frequency(*train_, count),
-                       fmt::format("by how often each of {} labels comes in the training data", count)}
-               : Guess{std::log(static_cast<double>(count)), fmt::format("any of {} labels alike", count)};
-    tell_if_guessing(progress_, label, RETORT_TRY(json_number(figures, "nll", label)), "an example", guess);
+    const double nll = RETORT_TRY(json_number(figures, "nll", label)),
+                 any = std::log(static_cast<double>(count));
+    if (!train_) {
+      tell_if_guessing(progress_, label, nll, "an example",
+                       {any, fmt::format("any of {} labels alike", count)});
+      return {};
+    }
+    // One who is right more often than always saying the commonest may still be too sure of itself: that is
+    // no guess, unless it is worse than knowing nothing.
+    const auto [guessed, right] = held_out_->guessed_by_frequency(*train_, count);
+    if (RETORT_TRY(json_number(figures, "accuracy", label)) <= right || nll > any + 1)
+      tell_if_guessing(
+          progress_, label, nll, "an example",
+          {guessed, fmt::format("by how often each of {} labels comes in the training data", count)});
     return {};
   }
 
@@ -602,7 +608,8 @@ class ClassifierRun final : public RecipeRun {
     fs::path reference;
     if (teacher_ && teacher_->classifier) {  // encoders are judged by labels alone
       reference = out_ / "teacher.gguf";
-      if (!fs::exists(reference)) RETORT_TRY(write(reference, *teacher_, TensorType::kF32, true));
+      if (!reference_) RETORT_TRY(write(reference, *teacher_, TensorType::kF32, true));
+      reference_ = true;
     }
     std::vector<std::string> more;
     if (!recipe_.held_out->labels.empty()) more = {"--labels", recipe_.held_out->labels.string()};

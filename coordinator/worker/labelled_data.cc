@@ -174,13 +174,17 @@ std::vector<std::size_t> Examples::labels_without_example(std::size_t labels) co
   return out;
 }
 
-double Examples::nll_by_frequency(const Examples& known, std::size_t labels) const {
+std::pair<double, double> Examples::guessed_by_frequency(const Examples& known, std::size_t labels) const {
   std::vector<double> counts(labels, 1);  // each might come
   for (const std::int64_t label : known.labels_) ++counts[static_cast<std::size_t>(label)];
-  const double all = static_cast<double>(known.size() + labels);
-  double sum = 0;
-  for (const std::int64_t label : labels_) sum -= std::log(counts[static_cast<std::size_t>(label)] / all);
-  return sum / static_cast<double>(size());
+  const auto commonest = std::max_element(counts.begin(), counts.end()) - counts.begin();
+  const double all = static_cast<double>(known.size() + labels), mine = static_cast<double>(size());
+  double sum = 0, right = 0;
+  for (const std::int64_t label : labels_) {
+    sum -= std::log(counts[static_cast<std::size_t>(label)] / all);
+    right += label == commonest ? 1 : 0;
+  }
+  return {sum / mine, right / mine};
 }
 
 void Examples::normalize(ClassifierConfig& config, bool each) const {

@@ -45,8 +45,9 @@ class Examples {
 
   /// Places among `labels` labels that no example has.
   std::vector<std::size_t> labels_without_example(std::size_t labels) const;
-  /// What these labels cost, in nats each, one who only knows how often each of `labels` is among `known`'s.
-  double nll_by_frequency(const Examples& known, std::size_t labels) const;
+  /// What these labels cost, in nats each, one who only knows how often each of `labels` is among `known`'s;
+  /// and the share that are `known`'s commonest.
+  std::pair<double, double> guessed_by_frequency(const Examples& known, std::size_t labels) const;
   /// Mean and standard deviation of each channel (a feature is one), or of all values, for ClassifierConfig.
   void normalize(ClassifierConfig& config, bool each) const;
 

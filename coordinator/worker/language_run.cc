@@ -99,12 +99,6 @@ class LanguageRun final : public RecipeRun {
       if (judges) serve_ = RETORT_TRY(find_serve(options_.serve_binary));
       held_out_ = RETORT_TRY(read_documents(recipe_.held_out->file, recipe_.held_out->limit_documents));
     }
-    data_sha256_ = recipe_.train      ? RETORT_TRY(sha256_file_hex(recipe_.train->file))
-                   : recipe_.held_out ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
-                                      : "";
-    RETORT_TRY(out_.learn_from(data_sha256_, recipe_.held_out
-                                                 ? RETORT_TRY(sha256_file_hex(recipe_.held_out->file))
-                                                 : std::string()));
     if (vocabulary_) RETORT_TRY(take_vocabulary());
     return load_weights();
   }
@@ -482,13 +476,17 @@ class LanguageRun final : public RecipeRun {
                    fmt::format("any of {} tokens alike", vocabulary)};
     if (guess_) return *guess_;
     RETORT_TRY(need_stream());
-    const std::vector<std::uint64_t> counts = stream_->counts(vocabulary);
-    const double all = static_cast<double>(stream_->tokens() + vocabulary);
-    double sum = 0;
+    std::vector<std::uint64_t> counts = stream_->counts(vocabulary);
+    if (start_.is_encoder())  // what stands at every text's ends is never asked
+      for (const TokenId special : {tokenizer_->bos(), tokenizer_->eos()})
+        counts.at(static_cast<std::size_t>(special)) = 0;
+    double all = static_cast<double>(vocabulary), sum = 0;
+    for (const std::uint64_t count : counts) all += static_cast<double>(count);
     std::uint64_t told = 0;
     for (const std::string& document : held_out_) {
       const std::vector<TokenId> ids = document_tokens(*tokenizer_, document);
-      for (std::size_t i = 1; i < ids.size(); ++i, ++told)
+      const std::size_t end = start_.is_encoder() ? ids.size() - 1 : ids.size();
+      for (std::size_t i = 1; i < end; ++i, ++told)
         sum -= std::log(static_cast<double>(counts.at(static_cast<std::size_t>(ids[i])) + 1) / all);
       if (recipe_.held_out->max_tokens != 0 && told >= recipe_.held_out->max_tokens) break;
     }
@@ -528,10 +526,11 @@ class LanguageRun final : public RecipeRun {
     fs::path reference;
     if (teacher_ && !teacher_config_.is_encoder()) {  // encoders are judged by the text alone
       reference = out_ / "teacher.gguf";
-      if (!fs::exists(reference))
+      if (!reference_)
         RETORT_TRY(
             on_disk(write_gguf_model(reference, teacher_->config, *tokenizer_, weight_sources(*teacher_),
                                      TensorType::kF32, {{"general.name", std::string("teacher")}})));
+      reference_ = true;
     }
     std::vector<std::string> more;
     for (const auto& [option, value] : {std::pair{"--max-tokens", recipe_.held_out->max_tokens},
@@ -541,7 +540,7 @@ class LanguageRun final : public RecipeRun {
   }
 
   std::optional<HfModel> teacher_model_;
-  std::string teacher_sha256_, data_sha256_;  ///< of its weights, for the lineage; of the text
+  std::string teacher_sha256_;  ///< of its weights, for the lineage
   ModelConfig start_, teacher_config_;
   std::optional<VocabularyCut> vocabulary_;
   std::vector<std::string> held_out_;

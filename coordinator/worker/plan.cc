@@ -217,7 +217,7 @@ std::uint64_t predicted_file_bytes(const ModelConfig& config, const QuantizePass
 
 WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
   if (formats.bits) return {"mixed", ""};
-  std::map<TensorType, std::uint64_t> values, asked, fell;
+  std::map<TensorType, std::uint64_t> values, asked, fell, fell_from;
   std::uint64_t fallen = 0, all = 0, fallen_values = 0;
   double asked_bits = 0, got_bits = 0;
   const std::vector<Matrix> matrices = matrices_of(config);
@@ -227,7 +227,7 @@ WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
     all += count;
     values[type] += count, asked[wanted] += count;
     if (type == wanted) continue;
-    ++fallen, fallen_values += count, fell[type] += count;
+    ++fallen, fallen_values += count, fell[type] += count, fell_from[wanted] += count;
     const TensorTypeInfo &from = info(wanted), &to = info(type);
     asked_bits += 8.0 * from.block_bytes / from.block_values * static_cast<double>(count);
     got_bits += 8.0 * to.block_bytes / to.block_values * static_cast<double>(count);
@@ -244,7 +244,7 @@ WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
         "the rows of {} of {} matrices ({:.0f} % of the weights) are not whole blocks of {}: they are stored "
         "as {}, {:.2f} bits a weight instead of {:.2f}",
         fallen, matrices.size(), 100.0 * static_cast<double>(fallen_values) / static_cast<double>(all),
-        largest(asked), largest(fell), got_bits / static_cast<double>(fallen_values),
+        largest(fell_from), largest(fell), got_bits / static_cast<double>(fallen_values),
         asked_bits / static_cast<double>(fallen_values));
   return out;
 }
@@ -252,12 +252,11 @@ WrittenAs written_as(const ModelConfig& config, const QuantizePass& formats) {
 namespace {
 
 /// Whether every matrix is stored alike by both.
-bool same_formats(const QuantizePass& a, const QuantizePass& b) {
-  return !b.bits && a.format == b.format &&
-         std::equal(a.formats.begin(), a.formats.end(), b.formats.begin(), b.formats.end(),
-                    [](const QuantizePass::Rule& x, const QuantizePass::Rule& y) {
-                      return x.match == y.match && x.format == y.format;
-                    });
+bool same_formats(const QuantizePass& a, const QuantizePass& b, const ModelConfig& config) {
+  const std::vector<Matrix> all = matrices_of(config);
+  return !b.bits && std::all_of(all.begin(), all.end(), [&](const Matrix& m) {
+    return stored_type(format_of(a, m.name), m.columns) == stored_type(format_of(b, m.name), m.columns);
+  });
 }
 
 /// The least that a budget's candidates take, known before anything is trained.
@@ -528,7 +527,7 @@ Result<Plan> make_plan(const Recipe& recipe, const ModelConfig& start, const Mod
           formats = *quantized;
         else
           planned.rewritten = formats.format;
-        if (learnt_for != nullptr && !same_formats(*learnt_for, formats))
+        if (learnt_for != nullptr && !same_formats(*learnt_for, formats, config))
           plan.warnings.push_back(fmt::format(
               "{}: it is stored otherwise than quantize.aware has trained it to be: give a quantize.weights "
               "before it the same format and formats",

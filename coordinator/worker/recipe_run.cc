@@ -7,8 +7,34 @@
 
 namespace retort {
 
+namespace {
+/// Of a file, and of its labels where they have one of their own; "" of none.
+Result<std::string> data_sha256(const std::optional<DataFile>& data) {
+  if (!data) return std::string();
+  const std::string file = RETORT_TRY(sha256_file_hex(data->file));
+  return data->labels.empty() ? file : sha256_hex(file + RETORT_TRY(sha256_file_hex(data->labels)));
+}
+}  // namespace
+
 Result<void> RecipeRun::open() {
-  return out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads});
+  RETORT_TRY(out_.load({recipe_.sha256, teacher_model_sha256_, recipe_.passes.size(), options_.threads}));
+  data_sha256_ = RETORT_TRY(data_sha256(recipe_.train));
+  return out_.learn_from(data_sha256_, RETORT_TRY(data_sha256(recipe_.held_out)));
+}
+
+Result<void> RecipeRun::check_artifacts() const {
+  for (const json::value& artifact : artifacts()) {
+    const std::string where = out_.path().string();
+    const json::object& told = *RETORT_TRY(as_object(artifact, where));
+    std::filesystem::path file = out_ / RETORT_TRY(json_string(told, "file", where));
+    if (std::filesystem::is_directory(file)) file /= "model.safetensors";
+    const auto sum = sha256_file_hex(file);
+    if (!sum || *sum != RETORT_TRY(json_string(told, "sha256", where)))
+      return fail(ErrorCode::kCorrupt, file.string(),
+                  "{}, and the run that made it is finished: empty {} to make it again",
+                  sum ? "this is not what was exported" : "it is not there any more", where);
+  }
+  return {};
 }
 
 Result<void> RecipeRun::execute() {

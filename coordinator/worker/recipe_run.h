@@ -23,9 +23,12 @@ class RecipeRun {
   virtual ~RecipeRun() = default;
   /// Everything that can be refused before work begins.
   virtual Result<Plan> prepare() = 0;
-  /// Takes up what an earlier start has left in the folder. kConflict, kCorrupt: RunFolder::load's.
+  /// Takes up what an earlier start has left in the folder. kConflict, kCorrupt: RunFolder::load's and
+  /// learn_from's.
   Result<void> open();
   bool finished() const { return out_.state.pass == recipe_.passes.size(); }
+  /// Whether all that a finished run has exported is still there. kCorrupt: what is not.
+  Result<void> check_artifacts() const;
   /// Does what is left of it.
   Result<void> execute();
   /// What has been exported, in this start of the run or an earlier one; and what time they took.
@@ -54,6 +57,8 @@ class RecipeRun {
   Progress& progress_;
   RunFolder out_;
   std::filesystem::path serve_, tokenizer_folder_;
+  std::string data_sha256_;  ///< of the training data; empty: there is none
+  bool reference_ = false;   ///< this process has written teacher.gguf: one that was there is anyone's
   std::optional<Tokenizer> tokenizer_;
   std::optional<Network> teacher_;
   std::string teacher_model_sha256_;  ///< model_sha256, where there is a teacher

@@ -116,10 +116,13 @@ int run_recipe(const RunOptions& options) {
     const std::string where = recipe.where;
     run = make_run(options, std::move(recipe), progress);
     const Plan plan = RETORT_TRY(run->prepare());
-    RETORT_TRY(run->open());
-    ours = true;
+    if (const auto opened = run->open(); !opened) {
+      ours |= opened.error().code == ErrorCode::kCorrupt && !succeeded;
+      return opened;
+    }
     nothing_left = succeeded && run->finished();
-    if (nothing_left) return {};
+    if (nothing_left) return run->check_artifacts();
+    ours = true;
     fs::remove(options.out / "result.json", ignored);
     const double rate = matrix_product_rate();
     if (rate < kSlowBlas)
@@ -145,7 +148,7 @@ int run_recipe(const RunOptions& options) {
       return fail(ErrorCode::kInternal, options.recipe.string(), "{}", text.substr(0, text.find('\n')));
     }
   }();
-  if (nothing_left) {
+  if (nothing_left && done) {
     std::cerr << "retort-worker: " << options.out.string() << " has all that this recipe makes\n";
     return 0;
   }
@@ -167,8 +170,7 @@ int run_recipe(const RunOptions& options) {
     return 130;
   }
   if (error.code == ErrorCode::kUnavailable) return complain(error);  // no result: it goes on later
-  if (error.code == ErrorCode::kConflict || (!ours && error.code != ErrorCode::kCorrupt))
-    return complain(error);
+  if (error.code == ErrorCode::kConflict || !ours) return complain(error);
   const bool cancelled = error.code == ErrorCode::kCancelled;
   progress.emit("error", error_object(error));
   if (const auto written = write_result(options, cancelled ? "cancelled" : "failed", &error, artifacts,

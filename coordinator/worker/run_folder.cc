@@ -16,6 +16,25 @@ at::Tensor values_of(const SafeTensor& tensor) {
   return values;
 }
 
+/// Whether a file has a name that a RunFolder gives: another's may begin alike.
+bool is_weights(std::string_view name) {
+  const auto number = [&] {
+    const std::size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
+    name.remove_prefix(digits);
+    return digits > 0;
+  };
+  const auto take = [&](std::string_view part) {
+    if (!name.starts_with(part)) return false;
+    name.remove_prefix(part.size());
+    return true;
+  };
+  if (!take("checkpoint-") || !number() || !take("-") || !number()) return false;
+  take("-best");
+  if (!take(".safetensors")) return false;
+  take(".gguf");
+  return name.empty();
+}
+
 /// A value as text that is the same after it was written and read: JSON may change a number's last digit.
 std::string steady_text(const json::value& value) {
   std::string out;
@@ -76,9 +95,10 @@ Result<void> RunFolder::load(const RunIdentity& identity) {
     };
     if (const auto there = read(); !there) {
       if (there.error().code == ErrorCode::kConflict) return there;
-      return fail(ErrorCode::kCorrupt, there.error().where,
-                  "{}: this state is not what was written; empty the folder and begin anew",
-                  there.error().message);
+      return fail(
+          ErrorCode::kCorrupt, there.error().where,
+          "{}: this state is not what was written, or not by this version; empty the folder and begin anew",
+          there.error().message);
     }
   }
   saved_best_ = state.best;
@@ -90,8 +110,8 @@ void RunFolder::sweep() const {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(folder_, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("checkpoint-") && name != state.checkpoint &&
-        entry.path() != encoded_file(state.checkpoint) && name != state.best && name != saved_best_)
+    if (is_weights(name) && name != state.checkpoint && entry.path() != encoded_file(state.checkpoint) &&
+        name != state.best && name != saved_best_)
       fs::remove(entry.path(), ignored);
   }
 }
@@ -122,6 +142,7 @@ Result<void> RunFolder::read_state(const json::object& object, const std::string
   state.loss.next = RETORT_TRY(json_uint(loss, "asked_next", where));
   state.loss.least.loss = RETORT_TRY(json_number(loss, "loss", where));
   state.loss.least.nll = RETORT_TRY(json_number(loss, "nll", where));
+  state.loss.lowest_nll = RETORT_TRY(json_number(loss, "lowest_nll", where));
   state.seconds = RETORT_TRY(json_number(object, "seconds", where));
   const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", where));
   if (RETORT_TRY(json_string(object, "check", where)) != check_of(object))
@@ -169,7 +190,8 @@ Result<void> RunFolder::save_state() {
                       {"waited", state.waited},
                       {"least", json::object{{"asked_next", state.loss.next},
                                              {"loss", state.loss.least.loss},
-                                             {"nll", state.loss.least.nll}}},
+                                             {"nll", state.loss.least.nll},
+                                             {"lowest_nll", state.loss.lowest_nll}}},
                       {"artifacts", state.artifacts}};
   object["check"] = check_of(object);
   RETORT_TRY(on_disk(write_file_atomic(folder_ / "state.json", pretty_json(object))));

@@ -13,6 +13,7 @@ std::uint64_t RunawayLoss::batches(std::uint64_t per_step, std::uint64_t steps) 
 
 void RunawayLoss::add(std::uint64_t step, const Asked& now, std::uint64_t batches) {
   if (next == 0 || now.loss < least.loss) least = now;
+  if (next == 0 || now.nll < lowest_nll) lowest_nll = now.nll;
   // Often enough to stop soon, rarely enough to cost a hundredth; not in the first steps, whose bumps may be
   // the warm-up's.
   next = step + std::max<std::uint64_t>(2 * batches, step < 100 ? 20 : 100);

@@ -20,6 +20,7 @@ struct RunawayLoss {
   static constexpr double kRising = 0.5, kGone = 1.5;
 
   Asked least;             ///< of the least loss so far
+  double lowest_nll = 0;   ///< so far, whatever the loss was
   std::uint64_t next = 0;  ///< steps done when it is asked next; 0: never asked yet
 
   /// Batches that are asked: what a pass of `steps`, with `per_step` tokens or examples each, begins with, as

@@ -134,8 +134,13 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
     }
   }
   const bool earlier = !state.best.empty() && state.best_step != state.step;
-  const double risen = earlier && state.best_step != 0 ? state.best_risen : state.loss.risen(asked());
+  const RunawayLoss::Asked end = asked();
+  const double risen = earlier && state.best_step != 0 ? state.best_risen : state.loss.risen(end);
   if (RunawayLoss::gone(risen)) return run_away("after", risen);
+  const auto warn = [&](double from, double to, const char* hint) {
+    progress.warning(fmt::format("{}: the loss ended at {:.4g} nats per {}, and it was {:.4g}: {}", pass.name,
+                                 to, training.each, from, hint));
+  };
   if (earlier && state.best_step == 0)
     progress.warning(
         fmt::format("{}: no look at the held-out data found less loss than that of the weights that "
@@ -143,10 +148,12 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                     "learn from",
                     pass.name));
   else if (risen > RunawayLoss::kRising)
-    progress.warning(
-        fmt::format("{}: the loss ended at {:.4g} nats per {}, and it was {:.4g}: lower learning_rate, or "
-                    "give larger batches",
-                    pass.name, state.loss.least.nll + risen, training.each, state.loss.least.nll));
+    warn(state.loss.least.nll, state.loss.least.nll + risen, "lower learning_rate, or give larger batches");
+  else if (!earlier && end.nll > state.loss.lowest_nll + RunawayLoss::kRising)
+    warn(state.loss.lowest_nll, end.nll,
+         "what this pass learns takes from what the model knew; give labels or soft targets some weight, or "
+         "let a "
+         "pass with them follow");
   for (auto& [name, tensor] : network.weights) tensor = tensor.detach();
   drop_projections(network);
   if (!state.best.empty()) {

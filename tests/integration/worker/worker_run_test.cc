@@ -310,7 +310,9 @@ TEST_F(WorkerRun, AStateThatWasChangedIsRefusedAndLosesNothing) {
     EXPECT_OK(write_file_atomic(folder_ / "o/state.json", json::serialize(changed)));
     const Ended ended = run("o");
     EXPECT_NE(ended.status, 0) << changed;
-    EXPECT_NE(ended.err.find("not what was written; empty the folder"), std::string::npos) << ended.err;
+    EXPECT_NE(ended.err.find("not what was written, or not by this version; empty the folder"),
+              std::string::npos)
+        << ended.err;
   };
   for (const auto& [key, value] :
        std::vector<std::pair<std::string, json::value>>{{"pass", 1},
@@ -1116,6 +1118,50 @@ TEST_F(WorkerRun, AFinishedFolderIsLeftAsItIs) {
   recipe("passes:\n  - export: {file: other.gguf, kind: none}\n");
   EXPECT_EQ(run("o").status, 3);
   EXPECT_EQ(all(), before);
+  // Its own recipe, when what it made or what it learnt from is no longer there.
+  recipe(kPasses);
+  const std::string data = *read_file(folder_ / "train.jsonl");
+  ASSERT_OK(write_file_atomic(folder_ / "train.jsonl", data + "{\"text\": \"more\"}\n"));
+  const Ended changed = run("o");
+  EXPECT_EQ(changed.status, 3);
+  EXPECT_NE(changed.err.find("training data has changed"), std::string::npos) << changed.err;
+  ASSERT_OK(write_file_atomic(folder_ / "train.jsonl", data));
+  fs::rename(folder_ / "teacher/model.safetensors", folder_ / "whole");
+  ASSERT_OK(write_file_atomic(folder_ / "teacher/model.safetensors",
+                              read_file(folder_ / "whole")->substr(0, 1000)));
+  EXPECT_EQ(run("o").status, 3);
+  fs::rename(folder_ / "whole", folder_ / "teacher/model.safetensors");
+  EXPECT_EQ(all(), before);
+  fs::remove(folder_ / "o/cut.gguf");
+  const Ended missing = run("o");
+  EXPECT_EQ(missing.status, 3);
+  EXPECT_NE(missing.err.find("cut.gguf"), std::string::npos) << missing.err;
+}
+
+/// A folder may hold what is someone's own: names that begin like ours, and a reference of another teacher.
+TEST_F(WorkerRun, WhatStandsInTheFolderIsNeitherRemovedNorBelieved) {
+  if (!fs::exists(testing::binary("retort-serve"))) GTEST_SKIP() << "retort-serve is not built";
+  fs::create_directory(folder_ / "o");
+  for (const char* name :
+       {"checkpoint-notes.txt", "checkpoint-500.safetensors", "checkpoint-1-2.safetensors.bak"})
+    ASSERT_OK(write_file_atomic(folder_ / "o" / name, "mine"));
+  testing::TinyModelOptions other;
+  other.n_layer = 3;
+  ASSERT_OK(testing::write_tiny_model(folder_ / "teacher2", ModelFamily::kLlama, 2, other));
+  const std::string
+      passes = "passes:\n  - export: {file: s.gguf, format: F32}\n",
+      data = "data: {train: {file: train.jsonl}, held_out: {file: train.jsonl, max_tokens: 100}}\n";
+  ASSERT_OK(write_file_atomic(folder_ / "r.yaml",
+                              "version: 1\nseed: 7\nteacher: {model: teacher2}\n" + data + passes));
+  ASSERT_EQ(run("other").status, 0);
+  fs::copy_file(folder_ / "other/teacher.gguf", folder_ / "o/teacher.gguf");
+  recipe(passes, data);
+  const Ended ended = run("o");
+  ASSERT_EQ(ended.status, 0) << ended.err;
+  EXPECT_NEAR(events("o", "evaluation").at(0).at("kl_divergence").to_number<double>(), 0, 1e-5);
+  for (const char* name :
+       {"checkpoint-notes.txt", "checkpoint-500.safetensors", "checkpoint-1-2.safetensors.bak"})
+    EXPECT_TRUE(fs::exists(folder_ / "o" / name)) << name;
 }
 
 /// RLIMIT_FSIZE stands in for a disk that takes the cut's small files but not a checkpoint with its moments.

@@ -250,8 +250,9 @@ TEST(Examples, LabelsOrderAndShape) {
   EXPECT_TRUE(examples->draw(9, 2, 3).inputs[1].equal(examples->draw(9, 3, 1).inputs[0]));
   EXPECT_TRUE(examples->labels_without_example(2).empty());
   // Two of three are "no", and each might come once more.
-  EXPECT_NEAR(examples->nll_by_frequency(*examples, 2), -(2 * std::log(3.0 / 5) + std::log(2.0 / 5)) / 3,
-              1e-12);
+  const auto [nll, right] = examples->guessed_by_frequency(*examples, 2);
+  EXPECT_NEAR(nll, -(2 * std::log(3.0 / 5) + std::log(2.0 / 5)) / 3, 1e-12);
+  EXPECT_NEAR(right, 2.0 / 3, 1e-12);
   auto first = Examples::tensors({folder / "d.jsonl", {}, 1}, config);
   ASSERT_OK(first);
   EXPECT_EQ(first->labels_without_example(3), (std::vector<std::size_t>{1, 2}));

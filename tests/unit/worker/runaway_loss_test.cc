@@ -38,6 +38,7 @@ TEST(RunawayLoss, WorseIsWhereTheLossAndTheLikelihoodAreWorse) {
     loss.add(0, {3 * unit, 4}, 1);
     loss.add(20, {2 * unit, 3}, 1);
     loss.add(40, {2.5 * unit, 3.5}, 1);
+    EXPECT_EQ(loss.lowest_nll, 3);
     EXPECT_EQ(loss.risen({1.9 * unit, 9}), 0) << "it learns what it is to, and tells the text worse";
     EXPECT_NEAR(loss.risen({2.1 * unit, 3.4}), 0.4, 1e-9) << "from its best, not from its beginning";
     EXPECT_FALSE(RunawayLoss::gone(loss.risen({100 * unit, 4.4})));
