@@ -4,7 +4,6 @@
 #include "common/core/file.h"
 #include "common/core/units.h"
 #include "coordinator/cli/commands.h"
-
 #include "coordinator/cli/yaml.h"
 #include "coordinator/progress/terminal.h"
 

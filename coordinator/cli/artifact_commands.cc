@@ -5,7 +5,6 @@
 #include "common/core/sha256.h"
 #include "common/core/units.h"
 #include "coordinator/cli/commands.h"
-
 #include "coordinator/cli/views.h"
 #include "coordinator/progress/terminal.h"
 

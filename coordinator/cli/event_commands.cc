@@ -1,7 +1,6 @@
 #include <cstdio>
 
 #include "coordinator/cli/commands.h"
-
 #include "coordinator/cli/views.h"
 #include "coordinator/progress/terminal.h"
 

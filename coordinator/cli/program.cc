@@ -4,7 +4,6 @@
 #include <cstdlib>
 
 #include "coordinator/cli/commands.h"
-
 #include "coordinator/cli/views.h"
 #include "coordinator/cli/yaml.h"
 #include "coordinator/progress/terminal.h"

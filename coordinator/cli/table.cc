@@ -1,10 +1,8 @@
 #include "coordinator/cli/table.h"
-#include "coordinator/progress/terminal.h"
-
-#include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+
+#include "coordinator/progress/terminal.h"
 
 namespace retort::cli {
 

@@ -2,7 +2,6 @@
 
 #include "common/core/file.h"
 #include "coordinator/cli/commands.h"
-
 #include "coordinator/cli/views.h"
 #include "coordinator/cli/watch.h"
 #include "coordinator/progress/terminal.h"

@@ -68,8 +68,10 @@ void apply_record(JobProgress& job, const json::object& record) {
 
 std::string apply_log_line(JobProgress& job, std::string_view line) {
   const auto parsed = parse_json(line, "log");
-  if (!parsed || !parsed->is_object()) return {};
-  const json::object& event = parsed->get_object();
+  return parsed && parsed->is_object() ? apply_event(job, parsed->get_object()) : std::string();
+}
+
+std::string apply_event(JobProgress& job, const json::object& event) {
   const std::string kind = text_of(event, "event");
   if (kind == "pass_start" || kind == "progress") {
     const std::string before = job.pass + std::to_string(job.pass_index);

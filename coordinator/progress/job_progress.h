@@ -26,8 +26,10 @@ struct JobProgress {
 
 /// Takes a job's record as GET /v1/jobs/{id} shows it.
 void apply_record(JobProgress& job, const json::object& record);
-/// Takes one line of progress.jsonl. Returns what deserves a line of its own for the reader (a pass begins, a
-/// figure, a file, a warning); empty when there is nothing. A line that is no JSON object is skipped.
+/// Takes one event of a worker. Returns what deserves a line of its own for the reader (a pass begins, a
+/// figure, a file, a warning); empty when there is nothing.
+std::string apply_event(JobProgress& job, const json::object& event);
+/// Takes one line of progress.jsonl: an event. A line that is no JSON object is skipped.
 std::string apply_log_line(JobProgress& job, std::string_view line);
 /// Cut after `width` columns, unless that is 0.
 /// "job-12ab… small  [####......]  40 %  distil.soft 2/6  step 40/100  loss 2.318  2.9 k tokens/s  45 s left"

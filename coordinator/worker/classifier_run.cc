@@ -92,6 +92,12 @@ Result<Network> pruned_shape(const Network& shape, const PrunePass& pass, const 
   return out;
 }
 
+/// The labels' cross-entropy.
+at::Tensor label_loss(const at::Tensor& logits, const ExampleBatch& examples,
+                      at::Reduction::Reduction reduction = at::Reduction::Mean) {
+  return at::cross_entropy_loss(logits, examples.labels.to(logits.device()), {}, reduction);
+}
+
 /// A recipe whose task is classification.
 class ClassifierRun final : public RecipeRun {
  public:
@@ -294,9 +300,9 @@ class ClassifierRun final : public RecipeRun {
         planned.format = out->huggingface && out->dtype == SafeTensor::DType::kF32 ? "F32"
                          : mixed                                                   ? "mixed"
                                                                                    : info(type).name;
-        planned.file_bytes = predicted_bytes(shape, mixed ? formats : QuantizePass{.format = type});
-        if (const std::string filled = rows_filled_up(shape, mixed ? formats : QuantizePass{.format = type});
-            !filled.empty())
+        const QuantizePass stored = mixed ? formats : QuantizePass{.format = type};
+        planned.file_bytes = predicted_bytes(shape, stored);
+        if (const std::string filled = rows_filled_up(shape, stored); !filled.empty())
           plan.warnings.push_back(out->file + ": " + filled);
         planned.name += " " + out->file;
       }
@@ -396,8 +402,7 @@ class ClassifierRun final : public RecipeRun {
       const at::Tensor logits = class_logits(network_, examples);
       at::Tensor loss = at::zeros({});
       if (!pass.distil || pass.distil->labels > 0)
-        loss = at::cross_entropy_loss(logits, examples.labels.to(logits.device())) *
-               (pass.distil ? pass.distil->labels : 1);
+        loss = label_loss(logits, examples) * (pass.distil ? pass.distil->labels : 1);
       if (pass.distil && pass.distil->soft > 0) {
         at::Tensor wanted;
         {
@@ -412,8 +417,7 @@ class ClassifierRun final : public RecipeRun {
     if (pass.distil)
       training.nll = [&](std::uint64_t step) {
         const ExampleBatch examples = train_->draw(seed, step * batch, batch);
-        const at::Tensor logits = class_logits(network_, examples);
-        return at::cross_entropy_loss(logits, examples.labels.to(logits.device())).item<double>();
+        return label_loss(class_logits(network_, examples), examples).item<double>();
       };
     training.held_out_loss = [&]() -> Result<double> {
       torch::NoGradGuard no_grad;
@@ -421,9 +425,7 @@ class ClassifierRun final : public RecipeRun {
       for (std::uint64_t first = 0; first < held_out_->size(); first += kBatch) {
         RETORT_TRY(out_.check_stop());
         const ExampleBatch examples = held_out_->in_order(first, kBatch);
-        const at::Tensor logits = class_logits(network_, examples);
-        sum += at::cross_entropy_loss(logits, examples.labels.to(logits.device()), {}, at::Reduction::Sum)
-                   .item<double>();
+        sum += label_loss(class_logits(network_, examples), examples, at::Reduction::Sum).item<double>();
       }
       return sum / static_cast<double>(held_out_->size());
     };

@@ -32,13 +32,13 @@ void Progress::emit(std::string_view event, json::object fields) {
   const std::string text = json::serialize(line) + "\n";
   if (fd_ >= 0) write_to(fd_, text);
   if (terminal_)
-    show(line, text);
+    show(line);
   else
     write_to(STDOUT_FILENO, text);
 }
 
-void Progress::show(const json::object& event, const std::string& text) {
-  const std::string told = harmless(apply_log_line(job_, text));
+void Progress::show(const json::object& event) {
+  const std::string told = harmless(apply_event(job_, event));
   const json::value& kind = event.at("event");
   std::string out(kClearLine);
   if (!told.empty() && kind != "error") out += told + "\n";  // an error is the last that standard error says

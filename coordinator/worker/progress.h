@@ -24,7 +24,7 @@ class Progress {
   void clear_bar();
 
  private:
-  void show(const json::object& event, const std::string& text);
+  void show(const json::object& event);
 
   const Clock& clock_;
   int fd_ = -1;

@@ -22,6 +22,11 @@ Result<void> RecipeRun::open() {
   return out_.learn_from(data_sha256_, RETORT_TRY(data_sha256(recipe_.held_out)));
 }
 
+std::string RecipeRun::in_hand() const {
+  if (finished()) return recipe_.where;
+  return fmt::format("{}: {}", recipe_.place(out_.state.pass), pass_name(recipe_.passes[out_.state.pass]));
+}
+
 Result<void> RecipeRun::check_artifacts() const {
   for (const json::value& artifact : artifacts()) {
     const std::string where = out_.path().string();
@@ -48,14 +53,7 @@ Result<void> RecipeRun::execute() {
                                   {"parameters", parameters_of(network_)},
                                   {"resumed_at_step", out_.state.step}});
     RETORT_TRY(out_.check_stop());
-    try {
-      RETORT_TRY(run_pass(index));
-    } catch (const c10::Error& error) {  // whose further lines tell where it was in itself
-      const std::string text = error.what_without_backtrace();
-      return fail(text.find("alloc") != std::string::npos ? ErrorCode::kOutOfBudget : ErrorCode::kInternal,
-                  recipe_.place(index), "{}: LibTorch: {}", pass_name(recipe_.passes[index]),
-                  text.substr(0, text.find('\n')));
-    }
+    RETORT_TRY(run_pass(index));
   }
   return out_.finish();
 }

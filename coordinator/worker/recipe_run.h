@@ -31,6 +31,8 @@ class RecipeRun {
   Result<void> check_artifacts() const;
   /// Does what is left of it.
   Result<void> execute();
+  /// The pass that it is at and its place in the recipe, for what a fault tells.
+  std::string in_hand() const;
   /// What has been exported, in this start of the run or an earlier one; and what time they took.
   const json::array& artifacts() const { return out_.state.artifacts; }
   double seconds() const { return out_.seconds(); }

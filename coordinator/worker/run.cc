@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <iostream>
 
 #include "common/core/clock.h"
@@ -103,7 +102,6 @@ int run_recipe(const RunOptions& options) {
   bool ours = !fs::exists(options.out / "state.json", ignored);
   const bool succeeded =
       read_file(options.out / "result.json").value_or("").find("\"succeeded\"") != std::string::npos;
-  const auto begin = std::chrono::steady_clock::now();
   SystemClock clock;
   Progress progress(clock, options.out / "progress.jsonl", !options.json && ::isatty(STDOUT_FILENO) == 1);
   std::string recipe_sha256;
@@ -143,18 +141,18 @@ int run_recipe(const RunOptions& options) {
     } catch (const std::bad_alloc&) {
       return fail(ErrorCode::kOutOfBudget, "memory",
                   "the system has no more memory to give; make batch_tokens smaller");
-    } catch (const std::exception& error) {
-      const std::string text = error.what();
-      return fail(ErrorCode::kInternal, options.recipe.string(), "{}", text.substr(0, text.find('\n')));
+    } catch (const std::exception& error) {  // LibTorch's, whose further lines tell where it was in itself
+      std::string text = error.what();
+      text = text.substr(0, text.find('\n'));
+      return fail(text.find("alloc") != std::string::npos ? ErrorCode::kOutOfBudget : ErrorCode::kInternal,
+                  run ? run->in_hand() : options.recipe.string(), "LibTorch: {}", text);
     }
   }();
   if (nothing_left && done) {
     std::cerr << "retort-worker: " << options.out.string() << " has all that this recipe makes\n";
     return 0;
   }
-  const double seconds =
-      run && ours ? run->seconds()
-                  : std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double seconds = run ? run->seconds() : 0;
   const json::array artifacts = run ? run->artifacts() : json::array();
   if (done) {
     if (const auto written = write_result(options, "succeeded", nullptr, artifacts, recipe_sha256, seconds);

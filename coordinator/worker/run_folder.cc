@@ -1,5 +1,7 @@
 #include "coordinator/worker/run_folder.h"
 
+#include <fnmatch.h>
+
 #include "common/core/sha256.h"
 #include "common/gguf/gguf.h"
 #include "coordinator/worker/run.h"
@@ -17,22 +19,9 @@ at::Tensor values_of(const SafeTensor& tensor) {
 }
 
 /// Whether a file has a name that a RunFolder gives: another's may begin alike.
-bool is_weights(std::string_view name) {
-  const auto number = [&] {
-    const std::size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
-    name.remove_prefix(digits);
-    return digits > 0;
-  };
-  const auto take = [&](std::string_view part) {
-    if (!name.starts_with(part)) return false;
-    name.remove_prefix(part.size());
-    return true;
-  };
-  if (!take("checkpoint-") || !number() || !take("-") || !number()) return false;
-  take("-best");
-  if (!take(".safetensors")) return false;
-  take(".gguf");
-  return name.empty();
+bool is_weights(const std::string& name) {
+  return ::fnmatch("checkpoint-+([0-9])-+([0-9])?(-best).safetensors?(.gguf)", name.c_str(), FNM_EXTMATCH) ==
+         0;
 }
 
 /// A value as text that is the same after it was written and read: JSON may change a number's last digit.
@@ -123,6 +112,8 @@ Result<void> RunFolder::read_state(const json::object& object, const std::string
     return fail(ErrorCode::kConflict, folder_.string(),
                 "this folder holds a run of another {}; give another --out, or empty it",
                 recipe != identity_.recipe_sha256 ? "recipe" : "teacher");
+  if (RETORT_TRY(json_string(object, "check", where)) != check_of(object))
+    return fail(ErrorCode::kCorrupt, where, "its check value is another's");
   state.pass = RETORT_TRY(json_uint(object, "pass", where, identity_.passes));
   state.step = RETORT_TRY(json_uint(object, "step", where));
   state.steps = RETORT_TRY(json_uint(object, "steps", where));
@@ -145,8 +136,6 @@ Result<void> RunFolder::read_state(const json::object& object, const std::string
   state.loss.lowest_nll = RETORT_TRY(json_number(loss, "lowest_nll", where));
   state.seconds = RETORT_TRY(json_number(object, "seconds", where));
   const std::uint64_t threads = RETORT_TRY(json_uint(object, "threads", where));
-  if (RETORT_TRY(json_string(object, "check", where)) != check_of(object))
-    return fail(ErrorCode::kCorrupt, where, "its check value is another's");
   for (const std::string& name : {state.checkpoint, state.best})
     if (fs::path(name).filename() != name)
       return fail(ErrorCode::kCorrupt, where, "'{}' is no file of this folder", name);

@@ -45,9 +45,11 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                                          : ". " + state.checkpoint + " holds the last good weights");
   };
   const std::uint64_t batches = RunawayLoss::batches(training.per_step, training.steps);
-  const auto asked = [&] {
+  // Computed once for the weights of a step.
+  auto asked = [&, now = RunawayLoss::Asked{}, at = UINT64_MAX]() mutable -> const RunawayLoss::Asked& {
+    if (at == state.step) return now;
     torch::NoGradGuard no_grad;
-    RunawayLoss::Asked now;
+    now = {}, at = state.step;
     for (std::uint64_t step = 0; step < batches; ++step) {
       const double loss = training.loss(step);
       now.loss += loss / static_cast<double>(batches);
@@ -62,11 +64,10 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
         "lower learning_rate, or give larger batches");
   };
   if (state.loss.next == 0) {
-    const RunawayLoss::Asked begun = asked();
-    if (!std::isfinite(begun.loss) || !std::isfinite(begun.nll))
+    if (!std::isfinite(asked().loss) || !std::isfinite(asked().nll))
       return stopped("the loss is not a number before any step was taken",
                      "look at the model's weights and the data");
-    state.loss.add(0, begun, batches);
+    state.loss.add(0, asked(), batches);
   }
   const auto save_good = [&]() -> Result<void> {
     if (!(state.loss.risen(asked()) <= RunawayLoss::kRising)) return {};
@@ -104,9 +105,9 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
     ++state.step;
     const bool first = state.step == mark_step + 1 && rate == 0, last = state.step == steps;
     if (state.step >= state.loss.next && !last) {
-      const RunawayLoss::Asked now = asked();
-      if (const double risen = state.loss.risen(now); RunawayLoss::gone(risen)) return run_away("at", risen);
-      state.loss.add(state.step, now, batches);
+      if (const double risen = state.loss.risen(asked()); RunawayLoss::gone(risen))
+        return run_away("at", risen);
+      state.loss.add(state.step, asked(), batches);
     }
     if (since(mark) > 2 || first || last) {
       rate = static_cast<double>((state.step - mark_step) * training.per_step) / std::max(1e-9, since(mark));
@@ -134,8 +135,7 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
     }
   }
   const bool earlier = !state.best.empty() && state.best_step != state.step;
-  const RunawayLoss::Asked end = asked();
-  const double risen = earlier && state.best_step != 0 ? state.best_risen : state.loss.risen(end);
+  const double risen = earlier && state.best_step != 0 ? state.best_risen : state.loss.risen(asked());
   if (RunawayLoss::gone(risen)) return run_away("after", risen);
   const auto warn = [&](double from, double to, const char* hint) {
     progress.warning(fmt::format("{}: the loss ended at {:.4g} nats per {}, and it was {:.4g}: {}", pass.name,
@@ -149,11 +149,10 @@ Result<void> train(RunFolder& folder, Progress& progress, Network& network, Mome
                     pass.name));
   else if (risen > RunawayLoss::kRising)
     warn(state.loss.least.nll, state.loss.least.nll + risen, "lower learning_rate, or give larger batches");
-  else if (!earlier && end.nll > state.loss.lowest_nll + RunawayLoss::kRising)
-    warn(state.loss.lowest_nll, end.nll,
-         "what this pass learns takes from what the model knew; give labels or soft targets some weight, or "
-         "let a "
-         "pass with them follow");
+  else if (!earlier && asked().nll > state.loss.lowest_nll + RunawayLoss::kRising)
+    warn(state.loss.lowest_nll, asked().nll,
+         "what this pass learns takes from what the model knew; give labels or soft targets some weight, "
+         "or let a pass with them follow");
   for (auto& [name, tensor] : network.weights) tensor = tensor.detach();
   drop_projections(network);
   if (!state.best.empty()) {
